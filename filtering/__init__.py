@@ -1,0 +1,1 @@
+"""Image-caption corpora: links in, a filtered corpus and image shards out. Tables in, tables out; no Ray, no torch."""

@@ -1,0 +1,41 @@
+"""The Arrow schemas that cross a stage boundary, and the key that follows a row through all of them."""
+
+import hashlib
+
+import pyarrow as pa
+
+LINKS = pa.schema([("key", pa.string()), ("url", pa.string()), ("caption", pa.string())])
+"""What a source is read into: one row per link."""
+
+CORPUS = pa.schema([*LINKS, pa.field("entities", pa.list_(pa.string()))])
+"""A kept row: `entities` are the canonical names that the caption mentions, in order of first mention."""
+
+DROPPED = pa.schema([*CORPUS, pa.field("drop_reason", pa.string())])
+"""A dropped row: the same columns and the name of the first rule that refused it."""
+
+ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64()), ("rank", pa.int32()), ("kept", pa.bool_())])
+"""The entity vocabulary by falling frequency (number of captions that mention the entity)."""
+
+STATUS = pa.schema(
+    [
+        *CORPUS,
+        pa.field("status", pa.string()),
+        pa.field("retryable", pa.bool_()),
+        pa.field("http_status", pa.int32()),
+        pa.field("attempts", pa.int32()),
+        pa.field("bytes", pa.int64()),
+        pa.field("sha256", pa.string()),
+        pa.field("original_width", pa.int32()),
+        pa.field("original_height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+)
+"""What became of a link: `status` is "success" or the reason; `retryable` says whether asking again may help."""
+
+KEY_LENGTH = 24
+
+
+def key_of(url: str, caption: str) -> str:
+    """The stable name of a link: 24 hex digits of the SHA-256 of url and caption (96 bits: no collision at 10^9 rows)."""
+    return hashlib.sha256(f"{url}\0{caption}".encode("utf-8", "surrogatepass")).hexdigest()[:KEY_LENGTH]

@@ -1,0 +1,176 @@
+"""The stage protocol: a rule decides and never drops; work turns one shard into files; a marker written last says "complete".
+
+Work does not know where it runs. `run_local` runs it here; `cluster.data` runs the same work on Ray, byte for byte.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+
+class InputError(ValueError):
+    """The user's mistake: the message is one line that names the file or key and says what to do."""
+
+
+class Rule(Protocol):
+    """Decides which rows stay: table of n rows in, boolean array of n out (true = keep). Pure, and never drops."""
+
+    @property
+    def name(self) -> str: ...
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray: ...
+
+
+def mark(table: pa.Table, rules: Iterable[Rule]) -> pa.Table:
+    """`table` with a `drop_reason` column: the name of the first rule that refuses the row, null where all agree."""
+    reason = pa.nulls(table.num_rows, pa.string())
+    for rule in rules:
+        keep = pc.fill_null(rule(table), False)
+        reason = pc.if_else(pc.or_(keep, pc.is_valid(reason)), reason, pa.scalar(rule.name, pa.string()))
+    return table.append_column("drop_reason", reason)
+
+
+def split(marked: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The one place that parts rows: (kept without `drop_reason`, dropped with it)."""
+    kept = pc.is_null(marked["drop_reason"])
+    return marked.filter(kept).drop_columns(["drop_reason"]), marked.filter(pc.invert(kept))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Marker:
+    """What a finished shard leaves behind: `files` maps each output's relative path to its SHA-256."""
+
+    shard: str
+    fingerprint: str
+    counts: dict[str, int]
+    files: dict[str, str]
+
+
+class ShardWork(Protocol):
+    """Turns the rows of one shard into files, and counts what happened.
+
+    `scratch` is a folder of this shard alone. What the work writes there moves to the same relative path of the stage's
+    output once the work returns. Names that open with a dot stay private: they survive a kill, so that interrupted work can
+    take up where it stopped, and are deleted when the shard is complete.
+    """
+
+    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]: ...
+
+
+MakeWork = Callable[[], ShardWork]
+"""Builds the work once per process, where models are loaded and connections opened. Must be picklable."""
+
+
+class Runner(Protocol):
+    """Runs work over parquet shards and returns their markers in the order of `sources`. `label` names the progress bar."""
+
+    def __call__(
+        self, make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str
+    ) -> list[Marker]: ...
+
+
+def run_local(make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str = "") -> list[Marker]:
+    """The plain `Runner`: one shard after another in this process."""
+    work: ShardWork | None = None
+    markers = []
+    for source in sources:
+        marker = finished(source, out, fingerprint)
+        if marker is None:
+            work = work or make_work()
+            marker = run_shard(work, source, out, fingerprint)
+        markers.append(marker)
+    return markers
+
+
+def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Marker:
+    """Run `work` on one parquet shard, move its files into `out`, then write the marker. Safe to repeat after a kill."""
+    name = source.stem
+    scratch = out / "_work" / name
+    scratch.mkdir(parents=True, exist_ok=True)
+    counts = work(pq.read_table(source), scratch)
+    files = {}
+    for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+        relative = path.relative_to(scratch)
+        if any(part.startswith(".") for part in relative.parts):
+            continue
+        files[relative.as_posix()] = digest_of_file(path)
+        (out / relative).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, out / relative)
+    marker = Marker(
+        shard=name,
+        fingerprint=_shard_fingerprint(source, fingerprint),
+        counts=dict(sorted(counts.items())),
+        files=files,
+    )
+    write_json(_marker_path(out, name), asdict(marker))
+    shutil.rmtree(scratch)
+    return marker
+
+
+def finished(source: Path, out: Path, fingerprint: str) -> Marker | None:
+    """The marker of `source` if its work is complete: same config, same input, and every output still there."""
+    try:
+        marker = Marker(**json.loads(_marker_path(out, source.stem).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+    if marker.fingerprint != _shard_fingerprint(source, fingerprint):
+        return None
+    return marker if all((out / file).exists() for file in marker.files) else None
+
+
+def digest_of_markers(markers: Iterable[Marker]) -> str:
+    """The digest of a stage's output: independent of the number of workers and of the order in which shards finished."""
+    return digest_of(sorted((file, digest) for marker in markers for file, digest in marker.files.items()))
+
+
+def sum_counts(markers: Iterable[Marker]) -> dict[str, int]:
+    """The counts of all shards, added up."""
+    total: dict[str, int] = {}
+    for marker in markers:
+        for reason, count in marker.counts.items():
+            total[reason] = total.get(reason, 0) + count
+    return dict(sorted(total.items()))
+
+
+def digest_of(value: object) -> str:
+    """SHA-256 of a JSON-serialisable value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write JSON under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write parquet under a temporary name, then rename. The same table gives the same bytes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pq.write_table(table, temporary, compression="zstd")
+    os.replace(temporary, path)
+
+
+def _marker_path(out: Path, shard: str) -> Path:
+    return out / "_done" / f"{shard}.done.json"
+
+
+def _shard_fingerprint(source: Path, fingerprint: str) -> str:
+    return digest_of([fingerprint, digest_of_file(source)])
