@@ -1,0 +1,41 @@
+"""The methods. Adding one = one file here and one line in `Methods`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from owseg.methods.clip import Clip
+from owseg.methods.tcl import Tcl
+from owseg.methods.zero_shot import ZeroShot
+
+
+@dataclass(frozen=True, kw_only=True)
+class Methods:
+    """The registry: a field is a method by its name in configs, results and MLflow."""
+
+    clip: Clip = Clip()
+    """Contrastive pretraining of the encoder, where `encoder.pretrained` is "pretrain"."""
+    maskclip: ZeroShot = ZeroShot()
+    """Training-free baseline."""
+    tcl: Tcl = Tcl()
+    """Text-grounded masks."""
+
+
+TrainedConfig = Clip | Tcl
+"""Methods that train: their configs have `phases`, `optim` and `augment`."""
+SegmenterConfig = ZeroShot | Tcl
+"""Methods that segment: rows of the results table."""
+
+
+class Segmenter(Protocol):
+    """What the evaluator asks of a method."""
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Class embeddings [n, E]; background is never among the names."""
+        ...
+
+    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
+        """Scores [B, n, H, W] of normalised windows [B, 3, H, W]; with `background` a plane for it comes first."""
+        ...

@@ -1,0 +1,169 @@
+"""Experiment tracking: MLflow behind a small protocol, and a null twin that keeps nothing.
+
+One parent run per run folder, one child run per stage and method. The folder remembers their ids (`mlflow.json`), so that a
+resumed run goes on in the same MLflow runs. Tracking never stops work: an outage costs records, and is told once.
+"""
+
+import logging
+import os
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from cluster import InputError
+
+REACHABILITY_SECONDS = 8.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where runs are recorded."""
+
+    enabled: bool = True
+    """Record runs in MLflow."""
+    uri: str = ""
+    """MLflow store: http(s)://server:port or sqlite:///file; empty: mlflow.db in the run's folder."""
+    experiment: str = "open-world-segmentation"
+    """MLflow experiment that the runs belong to."""
+
+    def __post_init__(self) -> None:
+        if self.uri and not self.uri.startswith(("http://", "https://", "sqlite:///")):
+            raise InputError(f"uri must be http(s)://server:port, sqlite:///file or empty, not '{self.uri}'")
+        if not self.experiment:
+            raise InputError("experiment must not be empty: name the MLflow experiment")
+
+
+class Run(Protocol):
+    """A record of one piece of work. What a resumed run logs again with the same value is kept once."""
+
+    @property
+    def run_id(self) -> str:
+        """MLflow's id; empty where nothing is recorded."""
+
+    def tags(self, values: Mapping[str, object]) -> None:
+        """Words to find the run by; the last value counts."""
+
+    def params(self, values: Mapping[str, object]) -> None:
+        """Settings of the work; the first value counts."""
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Numbers at a step, named "voc21/mIoU" or "train/loss". Cheap: written in batches."""
+
+    def flush(self) -> None:
+        """Write the metrics that still wait (before a checkpoint, say)."""
+
+    def dataset(
+        self, name: str, *, source: str, digest: str, context: str, profile: Mapping[str, object] | None = None
+    ) -> None:
+        """The data that the work read: `context` is "training" or "evaluation", `profile` its counts."""
+
+    def table(self, rows: Sequence[Mapping[str, object]], file: str) -> None:
+        """Rows with the same keys, shown as a table; `file` is "per_class.json", say. Replaces an older one."""
+
+    def document(self, value: Mapping[str, object], file: str) -> None:
+        """A nested dict as `file` (.yaml or .json)."""
+
+    def artifact(self, path: Path, folder: str = "") -> None:
+        """A file or a folder with all that is in it."""
+
+
+class Tracker(Run, Protocol):
+    """The parent run."""
+
+    @property
+    def uri(self) -> str:
+        """The MLflow store; empty where nothing is recorded."""
+
+    @property
+    def experiment(self) -> str: ...
+
+    def child(self, name: str, *, stage: str) -> AbstractContextManager[Run]:
+        """The run of one stage or method, which ends FINISHED, or FAILED when an exception leaves the block."""
+
+
+class NullTracker:
+    """The plain twin: a Run and a Tracker that keep nothing."""
+
+    run_id = uri = experiment = ""
+
+    def tags(self, values: Mapping[str, object]) -> None: ...
+    def params(self, values: Mapping[str, object]) -> None: ...
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
+    def flush(self) -> None: ...
+    def dataset(
+        self, name: str, *, source: str, digest: str, context: str, profile: Mapping[str, object] | None = None
+    ) -> None: ...
+    def table(self, rows: Sequence[Mapping[str, object]], file: str) -> None: ...
+    def document(self, value: Mapping[str, object], file: str) -> None: ...
+    def artifact(self, path: Path, folder: str = "") -> None: ...
+
+    @contextmanager
+    def child(self, name: str, *, stage: str) -> Iterator[Run]:
+        yield self
+
+
+@contextmanager
+def open_tracker(
+    config: TrackingConfig, run_dir: Path, *, name: str, settings: Mapping[str, object], digest: str
+) -> Iterator[Tracker]:
+    """The parent run of `run_dir`, begun or taken up again, with `settings` (the resolved config) and their digest logged.
+
+    Raises InputError where the store cannot be reached; a later outage is only told.
+    """
+    if not config.enabled:
+        yield NullTracker()
+        return
+    uri = config.uri or f"sqlite:///{run_dir.resolve() / 'mlflow.db'}"
+    _prepare(uri)
+    from cluster.mlflow_runs import MlflowTracker  # imports MLflow, which takes seconds
+
+    tracker = MlflowTracker.open(uri, config.experiment, run_dir, name)
+    with tracker.running():
+        tracker.tags({"config_digest": digest, **_code_version()})
+        tracker.document(settings, "config.yaml")
+        yield tracker
+
+
+def _prepare(uri: str) -> None:
+    """Set MLflow's environment, and find out whether its server answers before any work is done."""
+    for key, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+        "MLFLOW_LOGGING_LEVEL": "WARNING",
+    }.items():
+        os.environ.setdefault(key, value)
+    logging.getLogger("alembic").setLevel(logging.WARNING)
+    if not uri.startswith("http"):
+        return
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACHABILITY_SECONDS):
+            pass
+    except urllib.error.HTTPError:
+        pass  # something answers; the client finds out what
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        raise InputError(
+            f"tracking.uri: no MLflow server answers at {uri} ({reason}); start one, correct it, or set tracking.enabled=false"
+        ) from None
+
+
+def _code_version() -> dict[str, str]:
+    """The commit of this clone; nothing in an installed copy or a submitted job's folder."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return {}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"mlflow.source.git.commit": git("rev-parse", "HEAD"), "git.clean": str(not changed).lower()}
+    except (OSError, subprocess.CalledProcessError):
+        return {}

@@ -1,0 +1,225 @@
+"""Links to image shards: fetch, check, resize, and write WebDataset tars as img2dataset lays them out.
+
+Beside `00000.tar` (key.jpg, key.json, key.txt per image) lie `00000.parquet`, with the status of every link, and
+`00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
+"""
+
+import asyncio
+import hashlib
+import json
+import re
+import shutil
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from filtering.fetch import FetchConfig, Fetcher, Outcome
+from filtering.image import ImageConfig, Resize, Resized
+from filtering.journal import Journal
+from filtering.schema import CORPUS, STATUS
+from filtering.stage import (
+    InputError,
+    Runner,
+    digest_of,
+    digest_of_markers,
+    run_local,
+    sum_counts,
+    write_json,
+    write_table,
+)
+from filtering.tar import write_tar
+
+_FORMAT = 1  # raise it when the same links and config give other files than before
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadConfig:
+    """Links to image shards."""
+
+    fetch: FetchConfig = field(default_factory=FetchConfig)
+    """How links are asked for."""
+    image: ImageConfig = field(default_factory=ImageConfig)
+    """Which images are kept, and at what size."""
+    shard_size: int = 1000
+    """Links per shard; a tar holds those of them that could be had."""
+
+    def __post_init__(self) -> None:
+        if self.shard_size < 1:
+            raise InputError(f"shard_size: {self.shard_size} is below 1")
+
+
+def content_digest(config: DownloadConfig) -> str:
+    """The digest of what decides the content of a shard. How patiently and by which route links are asked for does not."""
+    return digest_of([_FORMAT, asdict(config.image), config.shard_size, config.fetch.respect_opt_out, config.fetch.max_bytes])
+
+
+class DownloadShard:
+    """The `ShardWork` of the download: rows of schema CORPUS in; tar, statuses and stats named after the scratch folder out.
+
+    Each finished link goes to a private journal first, so that after a kill no image is fetched again. A link whose failure may
+    pass is asked again.
+    """
+
+    def __init__(self, config: DownloadConfig) -> None:
+        self._config = config
+        self._resize = Resize(config.image)
+
+    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
+        with Journal(scratch / f".journal-{content_digest(self._config)[:16]}") as journal:
+            finished = {key for key, record in journal.records.items() if not record["retryable"]}
+            links = {row["key"]: row["url"] or "" for row in table.select(["key", "url"]).to_pylist()}
+            asyncio.run(self._obtain({key: url for key, url in links.items() if key not in finished}, journal))
+            rows = [{**row, **journal.records[row["key"]]} for row in table.sort_by("key").to_pylist()]
+            write_tar(scratch / f"{scratch.name}.tar", _samples(rows, journal))
+        write_table(scratch / f"{scratch.name}.parquet", pa.Table.from_pylist(rows, schema=STATUS))
+        write_json(scratch / f"{scratch.name}_stats.json", _stats(rows))
+        return {
+            "links": len(rows),
+            "bytes": sum(row["bytes"] for row in rows),
+            "retryable": sum(row["retryable"] for row in rows),
+            **{f"status/{status}": count for status, count in Counter(row["status"] for row in rows).items()},
+        }
+
+    async def _obtain(self, links: Mapping[str, str], journal: Journal) -> None:
+        """Fetch all links at once, as far as the fetcher lets them; resize in one thread meanwhile."""
+        with ThreadPoolExecutor(1, "resize") as thread:
+            async with Fetcher(self._config.fetch) as fetcher, asyncio.TaskGroup() as tasks:
+
+                async def obtain(key: str, url: str) -> None:
+                    async with fetcher.fetch(url) as outcome:
+                        record, jpeg = await asyncio.get_running_loop().run_in_executor(thread, self._finish, outcome)
+                        journal.append(key, record, jpeg)
+
+                for key, url in links.items():
+                    tasks.create_task(obtain(key, url))
+
+    def _finish(self, outcome: Outcome) -> tuple[dict[str, Any], bytes]:
+        """The columns that STATUS adds to CORPUS, and the JPEG to keep."""
+        obtained = outcome.status == "success"
+        resized = self._resize(outcome.body) if obtained else Resized(status=outcome.status)
+        record = {
+            "status": resized.status,
+            "retryable": outcome.retryable,
+            "http_status": outcome.http_status,
+            "attempts": outcome.attempts,
+            "bytes": len(outcome.body),
+            "sha256": hashlib.sha256(outcome.body).hexdigest() if obtained else None,
+            "original_width": resized.original_width,
+            "original_height": resized.original_height,
+            "width": resized.width,
+            "height": resized.height,
+        }
+        return record, resized.jpeg
+
+
+def download_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local) -> dict[str, Any]:
+    """Download the links of `corpus/kept/*.parquet` into shards in `out`, and write `sizes.json` when all are complete.
+
+    Returns {"links", "success", "retryable", "bytes" (of the originals), "shards", "by_status": {status: links}, "digest"}. The
+    digest is that of the tars: the statuses beside them also tell how many attempts a link took, which is the web's mood.
+
+    Raises InputError if there are no links, or if not one image was obtained. In that case no shard counts as done, so that the
+    next run asks for every link again.
+    """
+    sources = _cut(corpus, out, config.shard_size)
+    _remove_others(out, {source.stem for source in sources})
+    markers = run(
+        partial(DownloadShard, config), sources, out, fingerprint=f"download {content_digest(config)}", label="download"
+    )
+    counts = sum_counts(markers)
+    by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
+    if not by_status.get("success"):
+        shutil.rmtree(out / "_done")
+        raise InputError(_nothing_obtained(by_status))
+    write_json(out / "sizes.json", {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
+    tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
+    return {
+        "links": counts["links"],
+        "success": by_status["success"],
+        "retryable": counts["retryable"],
+        "bytes": counts["bytes"],
+        "shards": len(markers),
+        "by_status": by_status,
+        "digest": digest_of_markers(tars),
+    }
+
+
+_SAMPLE_COLUMNS = (
+    *("key", "url", "caption", "entities", "status", "sha256"),
+    *("width", "height", "original_width", "original_height"),
+)
+
+
+def _samples(rows: Sequence[Mapping[str, Any]], journal: Journal) -> Iterator[tuple[str, bytes]]:
+    """The files of a tar in order: key.jpg, key.json, key.txt of every image obtained, one image in memory at a time."""
+    for row in rows:
+        if row["status"] == "success":
+            key = row["key"]
+            yield f"{key}.jpg", journal.body(key)
+            yield f"{key}.json", json.dumps({name: row[name] for name in _SAMPLE_COLUMNS}, indent=4).encode()
+            yield f"{key}.txt", (row["caption"] or "").encode()
+
+
+def _stats(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """img2dataset's counts of a shard, without its clock times: they would differ from run to run."""
+    successes = sum(row["status"] == "success" for row in rows)
+    bodies = sum(row["sha256"] is not None for row in rows)
+    return {
+        "count": len(rows),
+        "successes": successes,
+        "failed_to_download": len(rows) - bodies,
+        "failed_to_resize": bodies - successes,
+        "status_dict": dict(Counter(row["status"] for row in rows).most_common()),
+    }
+
+
+def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
+    """Write the links of the corpus, sorted by key, as shards of `shard_size` rows: however many files it came in."""
+    files = sorted((corpus / "kept").glob("*.parquet"))
+    if not files:
+        raise InputError(f"{corpus / 'kept'}: no parquet files there; run the filter first")
+    for file in files:
+        if missing := [name for name in CORPUS.names if name not in pq.read_schema(file).names]:
+            raise InputError(f"{file}: column {missing[0]!r} is missing; it is not a corpus that the filter wrote")
+    links = pa.concat_tables([pq.read_table(file, columns=CORPUS.names).cast(CORPUS) for file in files]).sort_by("key")
+    if not links.num_rows:
+        raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
+    repeated = links["key"].slice(1).filter(pc.equal(links["key"].slice(1), links["key"].slice(0, links.num_rows - 1)))
+    if len(repeated):
+        raise InputError(f"{corpus / 'kept'}: key {repeated[0].as_py()!r} occurs twice; run the filter again")
+    folder = out / "_links"
+    shutil.rmtree(folder, ignore_errors=True)
+    shards = [folder / f"{i:05d}.parquet" for i in range(-(-links.num_rows // shard_size))]
+    for i, shard in enumerate(shards):
+        write_table(shard, links.slice(i * shard_size, shard_size))
+    return shards
+
+
+def _remove_others(out: Path, shards: set[str]) -> None:
+    """Remove what a larger corpus left behind: whoever reads the folder must not find its tars among ours."""
+    for path in [*out.glob("[0-9]*"), *out.glob("_done/[0-9]*")]:
+        if (shard := re.match(r"\d+", path.name)) and shard[0] not in shards:
+            path.unlink()
+
+
+_HINTS = {
+    "dns": "no name could be looked up: is there a network?",
+    "connect": "no server could be reached: is there a network, and does connect_to point at a server that runs?",
+    "timeout": "no server answered in time: is there a network? Otherwise raise timeout",
+    "opt_out": "every server asks not to use its images for training",
+}
+
+
+def _nothing_obtained(by_status: Mapping[str, int]) -> str:
+    links = sum(by_status.values())
+    reason, count = max(by_status.items(), key=lambda item: item[1])
+    hint = _HINTS.get(reason, "open one of the links in a browser to see why")
+    return f"nothing could be fetched: {count} of {links} links failed with {reason!r} ({hint}); a new run asks again for all"

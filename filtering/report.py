@@ -1,0 +1,111 @@
+"""What a corpus build did, for people: `report.json` and `report.png` beside the tables."""
+
+import heapq
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from filtering.stage import write_json
+
+SAMPLES = 10
+NEXT_IN_LINE = 20
+SHOWN = 40
+
+INK, KEPT, LOST, NEXT = "#1f2933", "#2f7d6d", "#d8dee4", "#c9b27c"
+
+
+def write(out: Path, summary: dict[str, Any]) -> None:
+    """Write the report of the corpus in `out`; `summary` is what `build_corpus` returns. Same corpus, same report."""
+    entities = pq.read_table(out / "entities.parquet").to_pylist()
+    kept = [row for row in entities if row["kept"]]
+    following = [row for row in entities if not row["kept"]][:NEXT_IN_LINE]
+    content = {
+        **summary,
+        "funnel": funnel(summary),
+        "top_entities": [{"entity": row["entity"], "count": row["count"]} for row in kept],
+        "next_in_line": [{"entity": row["entity"], "count": row["count"]} for row in following],
+        "samples": {
+            "kept": samples(out / "kept"),
+            "dropped": {reason: samples(out / "dropped", reason) for reason in summary["dropped"]},
+        },
+    }
+    write_json(out / "report.json", content)
+    draw(out / "report.png", content)
+
+
+def funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """For every reason, in the order in which rules were asked: rows dropped and rows left after it."""
+    steps = []
+    left = summary["links"]
+    for reason, dropped in summary["dropped"].items():
+        left -= dropped
+        steps.append({"rule": reason, "dropped": dropped, "left": left})
+    return steps
+
+
+def samples(folder: Path, reason: str | None = None) -> list[dict[str, Any]]:
+    """The rows with the smallest keys: as good as drawn by lot, since keys are hashes, and always the same ones."""
+    rows = heapq.nsmallest(SAMPLES, _rows(folder, reason), key=lambda row: str(row["key"]))
+    return [{name: row[name] for name in ("url", "caption", "entities")} for row in rows]
+
+
+def _rows(folder: Path, reason: str | None) -> Iterator[dict[str, Any]]:
+    """Of every shard (sorted by key) the first rows that were dropped for `reason`; with None, of a folder of kept rows."""
+    for path in sorted(folder.glob("*.parquet")):
+        table = pq.read_table(path, filters=None if reason is None else [("drop_reason", "=", reason)])
+        yield from table.slice(0, SAMPLES).to_pylist()
+
+
+def draw(path: Path, content: dict[str, Any]) -> None:
+    """The funnel and the entity frequencies as one picture."""
+    bars = len(content["top_entities"][:SHOWN]) + len(content["next_in_line"][:10])
+    figure = Figure(figsize=(13, max(5.0, 0.9 + 0.2 * bars)), dpi=110, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, width_ratios=(1, 1.25))
+    _draw_funnel(left, content)
+    _draw_entities(right, content)
+    figure.savefig(path, metadata={"Software": None})
+
+
+def _draw_funnel(axes: Axes, content: dict[str, Any]) -> None:
+    steps = [{"rule": "links", "dropped": 0, "left": content["links"]}, *content["funnel"]]
+    links = content["links"]
+    for row, step in enumerate(steps):
+        last = row == len(steps) - 1
+        axes.barh(row, step["left"], color=KEPT, alpha=1 if last else 0.75, height=0.66)
+        axes.barh(row, step["dropped"], left=step["left"], color=LOST, height=0.66)
+        lost = f"  −{step['dropped']:,}" if step["dropped"] else ""
+        axes.text(links * 1.015, row, f"{step['left']:,}{lost}", va="center", fontsize=9, color=INK)
+    axes.set_yticks(range(len(steps)), [step["rule"].replace("_", " ") for step in steps])
+    axes.set_xlim(0, links * 1.3)
+    share = content["kept"] / links
+    _finish(axes, f"{links:,} links → {content['kept']:,} kept ({share:.0%})")
+
+
+def _draw_entities(axes: Axes, content: dict[str, Any]) -> None:
+    kept, following = content["top_entities"][:SHOWN], content["next_in_line"][:10]
+    rows = [*kept, *following]
+    colors = [KEPT] * len(kept) + [NEXT] * len(following)
+    axes.barh(range(len(rows)), [row["count"] for row in rows], color=colors, height=0.72)
+    top = max(row["count"] for row in rows)
+    for at, row in enumerate(rows):
+        axes.text(row["count"] + top * 0.008, at, f"{row['count']:,}", va="center", fontsize=7.5, color=INK)
+    axes.set_yticks(range(len(rows)), [row["entity"] for row in rows], fontsize=8.5)
+    shown = f"first {len(kept)} of " if len(kept) < content["entities"] else ""
+    tail = ", next in line below" if following else ""
+    _finish(axes, f"captions per entity: {shown}{content['entities']} kept{tail}")
+
+
+def _finish(axes: Axes, title: str) -> None:
+    axes.invert_yaxis()
+    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
+    axes.set_xticks([])
+    axes.margins(y=0.01)
+    axes.tick_params(length=0, colors=INK)
+    for side in axes.spines.values():
+        side.set_visible(False)

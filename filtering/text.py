@@ -1,0 +1,51 @@
+"""Caption text: cleaning what the web delivers, and the views of it that rules and the tagger look at."""
+
+import html
+import re
+import unicodedata
+
+PERSON_TOKEN = "<PERSON>"
+"""CC12M writes this in place of people's names."""
+
+_STAND_IN = "Alex"  # a name that is no thing: the tagger reads "<PERSON>" as a proper noun
+_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_SMALL_WORDS = frozenset(
+    {"a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "of", "on", "or", "the", "to", "with"}
+)
+_SHOUTED = re.compile(r"\b[A-Z]{4,}\b")
+
+
+def clean(caption: str) -> str:
+    """One line of text: HTML entities resolved, Unicode composed, control characters gone, white space single.
+
+    >>> clean("Salt &amp; Pepper\\u200b\\n cellar")
+    'Salt & Pepper cellar'
+    """
+    if "&" in caption:
+        caption = html.unescape(html.unescape(caption))  # feeds often escape twice: "&amp;quot;"
+    return " ".join(_CONTROL.sub("", unicodedata.normalize("NFC", caption)).split())
+
+
+def words(caption: str) -> list[str]:
+    """The words of a caption in lower case, without punctuation; CC12M's person token is none of them."""
+    return _WORD.findall(caption.replace(PERSON_TOKEN, " ").lower())
+
+
+def normalised(caption: str) -> str:
+    """What two captions have in common when they differ in case, punctuation or spacing alone."""
+    return " ".join(_WORD.findall(caption.casefold())) or caption
+
+
+def for_tagging(caption: str) -> str:
+    """The caption as a tagger should read it: names for `<PERSON>`, and lower case where capitals say nothing.
+
+    In Title Case and ALL CAPS every noun would look like a proper name. A caption counts as such when most of its words
+    (small ones and the first aside) open with a capital; single shouted words are lowered wherever they stand.
+    """
+    text = caption.replace(PERSON_TOKEN, _STAND_IN).replace("_", " ")
+    content = [word for word in _WORD.findall(text) if word[0].isalpha() and word.lower() not in _SMALL_WORDS]
+    judged = content[1:] or content
+    if sum(word[0].isupper() for word in judged) > 0.6 * len(judged):
+        text = text.lower().replace(_STAND_IN.lower(), _STAND_IN)
+    return _SHOUTED.sub(lambda match: match[0].lower(), text)

@@ -1,0 +1,54 @@
+"""CLIP (Radford et al., 2103.00020): contrastive pretraining of both towers on the corpus.
+
+In real use open_clip's published weights take its place; a corpus that has none of its own, such as the miniature world's,
+trains it first.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from owseg.data import AugmentConfig, Batch
+from owseg.encoders import Encoder
+from owseg.engine import Phase
+from owseg.losses import info_nce
+from owseg.optim import OptimConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """Contrastive pretraining of the run's CLIP."""
+
+    name: Literal["clip"] = "clip"
+    """Method name."""
+    phases: tuple[Phase, ...] = (Phase(steps=50000, train=("clip.",)),)
+    """Training phases."""
+    optim: OptimConfig = OptimConfig(lr=5e-4, min_lr=0.0, lr_batch=0, warmup=2000, weight_decay=0.2, betas=(0.9, 0.98))
+    """Optimiser and schedule."""
+    augment: AugmentConfig = AugmentConfig(min_area=0.5, rand_augment="", erase=0.0)
+    """Training augmentation."""
+
+    def build(self, encoder: Encoder) -> "ClipMethod":
+        """The method around an encoder whose weights it will train."""
+        return ClipMethod(encoder)
+
+
+class ClipMethod(nn.Module):
+    """Both towers of CLIP, trained to match images with their captions."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        super().__init__()
+        self.clip = encoder.clip
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """{"contrastive": symmetric InfoNCE over the global batch, with CLIP's learned temperature}."""
+        image = self.clip.encode_image(batch.image)
+        text = self.clip.encode_text(batch.tokens)
+        return {"contrastive": info_nce(image, text, self.clip.logit_scale)}
+
+    def export(self) -> dict[str, Tensor]:
+        """State dict in open_clip's names, loadable as `encoder.pretrained`."""
+        with torch.no_grad():
+            return {name: tensor.detach().cpu().contiguous() for name, tensor in self.clip.state_dict().items()}

@@ -1,0 +1,87 @@
+"""The folder of a run: one config, one process at a time."""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+from pipelines.config import ConfigError, flatten, to_dict
+from pipelines.settings import Config
+
+WHERE_NOT_WHAT = ("run_dir", "session", "tracking")
+"""Sections that say where work is done and recorded. They may change from one start of a run to the next."""
+
+CONFIG_FILE = "config.yaml"
+
+
+@contextmanager
+def open_run_dir(config: Config, config_file: Path | None) -> Iterator[Config]:
+    """Hold the run's folder: yields `config` with its absolute `run_dir`. Raises ConfigError where it cannot be used."""
+    folder = _folder(config, config_file)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise ConfigError(
+            f"run_dir: {folder} cannot be written ({error.strerror}); choose another with run_dir=FOLDER"
+        ) from None
+    try:
+        _take(lock, folder)
+        config = replace(config, run_dir=str(folder))
+        prepare_run_dir(config)
+        yield config
+    finally:
+        os.close(lock)
+
+
+def prepare_run_dir(config: Config) -> None:
+    """Write the resolved config into the run's folder, or refuse the folder if another run's config is there."""
+    file = Path(config.run_dir) / CONFIG_FILE
+    if not file.exists():
+        _write(file, config)
+        return
+    try:
+        there = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        there = None
+    before, now = (dict(_what(tree)) for tree in (there, to_dict(config)))
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key, "absent") != now.get(key, "absent"):
+            raise ConfigError(
+                f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before.get(key, 'absent')} and is now "
+                f"{now.get(key, 'absent')}; choose another with run_dir=FOLDER or delete that one"
+            )
+    _write(file, config)
+
+
+def _folder(config: Config, config_file: Path | None) -> Path:
+    return Path(config.run_dir or Path("runs") / (config_file.stem if config_file else "default")).expanduser().resolve()
+
+
+def _take(lock: int, folder: Path) -> None:
+    """Lock the folder until this process ends, however it ends."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        holder = os.pread(lock, 200, 0).decode(errors="replace").strip() or "another process"
+        raise ConfigError(
+            f"run_dir: {folder} is in use by {holder}; wait for it or choose another with run_dir=FOLDER"
+        ) from None
+    os.truncate(lock, 0)
+    os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+
+
+def _what(tree: object) -> Iterator[tuple[str, object]]:
+    tree = tree if isinstance(tree, dict) else {}
+    return flatten({key: value for key, value in tree.items() if key not in WHERE_NOT_WHAT})
+
+
+def _write(file: Path, config: Config) -> None:
+    temporary = file.with_name(f".{file.name}.tmp")
+    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    os.replace(temporary, file)

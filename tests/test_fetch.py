@@ -1,0 +1,220 @@
+"""The HTTP client against a real server: every way in which the web says no, and how often it was asked."""
+
+import asyncio
+from collections.abc import Iterator
+from email.utils import formatdate
+from time import time
+from urllib.parse import quote
+
+import pytest
+from download_web import HOST, Web, picture
+
+from filtering.fetch import FetchConfig, Fetcher, Outcome, opts_out
+from filtering.stage import InputError
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as web:
+        yield web
+
+
+def fetch(web: Web, *paths: str, **settings: object) -> list[Outcome]:
+    """The outcomes of all `paths` of the server, asked for together."""
+    return fetch_urls(web, *(f"http://{HOST}{path}" for path in paths), **settings)
+
+
+def fetch_urls(web: Web, *urls: str, **settings: object) -> list[Outcome]:
+    settings = {"timeout": 20.0, "backoff": 0.01, "connect_to": web.connect_to, **settings}
+
+    async def one(fetcher: Fetcher, url: str) -> Outcome:
+        async with fetcher.fetch(url) as outcome:
+            return outcome
+
+    async def all_of_them() -> list[Outcome]:
+        async with Fetcher(FetchConfig(**settings)) as fetcher:  # type: ignore[arg-type]
+            return await asyncio.gather(*(one(fetcher, url) for url in urls))
+
+    return asyncio.run(all_of_them())
+
+
+def test_an_image_comes_over_the_mapped_address_under_its_own_name(web: Web) -> None:
+    urls = (f"http://{HOST}/image?seed=3", f"http://a.b.{HOST}/image", f"http://{HOST}:81/image")
+    outcomes = fetch_urls(web, *urls, user_agent="probe/1")
+    assert [outcome.status for outcome in outcomes] == ["success"] * 3
+    assert outcomes[0].body == picture(3)
+    assert (outcomes[0].http_status, outcomes[0].attempts, outcomes[0].retryable) == (200, 1, False)
+    assert web.hosts == {HOST, f"a.b.{HOST}", f"{HOST}:81"}
+    assert web.user_agents == {"probe/1"}
+
+
+@pytest.mark.parametrize("code", [204, 304, 400, 401, 403, 404, 410, 451])
+def test_a_final_no_is_asked_once(web: Web, code: int) -> None:
+    (outcome,) = fetch(web, f"/status/{code}")
+    assert (outcome.status, outcome.http_status, outcome.retryable, outcome.attempts) == (f"http_{code}", code, False, 1)
+    assert web.requests.total() == 1
+
+
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503])
+def test_a_passing_no_is_asked_as_often_as_configured(web: Web, code: int) -> None:
+    (outcome,) = fetch(web, f"/status/{code}", attempts=3)
+    assert (outcome.status, outcome.http_status, outcome.retryable, outcome.attempts) == (f"http_{code}", code, True, 3)
+    assert web.requests.total() == 3
+
+
+def test_a_server_that_heals_gives_its_image(web: Web) -> None:
+    (outcome,) = fetch(web, "/heal?times=2", attempts=3)
+    assert (outcome.status, outcome.attempts, outcome.body) == ("success", 3, picture())
+    assert web.requests.total() == 3
+
+
+def test_attempts_back_off(web: Web) -> None:
+    fetch(web, "/status/500", attempts=3, backoff=0.2)
+    first, second, third = web.times["/status/500"]
+    assert second - first >= 0.1  # half of 0.2: the most that jitter takes off
+    assert third - second >= 0.2
+
+
+def test_retry_after_is_obeyed(web: Web) -> None:
+    (outcome,) = fetch(web, "/later?after=1")
+    assert (outcome.status, outcome.attempts) == ("success", 2)
+    first, second = web.times["/later?after=1"]
+    assert second - first >= 1
+
+
+def test_retry_after_may_be_a_date(web: Web) -> None:
+    (outcome,) = fetch(web, f"/later?after={quote(formatdate(time() - 5, usegmt=True))}")
+    assert outcome.status == "success"
+
+
+@pytest.mark.parametrize("after", ["3600", quote(formatdate(time() + 3600, usegmt=True))])
+def test_a_server_that_wants_to_be_left_alone_is(web: Web, after: str) -> None:
+    (outcome,) = fetch(web, f"/later?after={after}")
+    assert (outcome.status, outcome.retryable, outcome.attempts) == ("http_429", True, 1)
+
+
+@pytest.mark.parametrize("path", ["/drip", "/silent", f"/redirect?to=http://{HOST}/drip"])
+def test_the_deadline_is_total(web: Web, path: str) -> None:
+    (outcome,) = fetch(web, path, timeout=0.5)
+    assert (outcome.status, outcome.retryable, outcome.attempts) == ("timeout", True, 1)
+
+
+def test_the_deadline_covers_all_attempts(web: Web) -> None:
+    (outcome,) = fetch(web, "/slow_500", attempts=100, backoff=0.0, timeout=1.0)
+    assert 1 <= outcome.attempts <= 4
+    assert outcome.status in ("http_500", "timeout")
+
+
+def test_waiting_for_a_turn_does_not_count_against_the_deadline(web: Web) -> None:
+    paths = [f"/image?wait=0.3&seed={i}" for i in range(8)]
+    assert {outcome.status for outcome in fetch(web, *paths, timeout=2.0, per_host=1)} == {"success"}
+    assert web.most_at_once == 1
+
+
+def test_concurrency_is_bounded(web: Web) -> None:
+    hosts = [f"http://host{i}.{HOST}/image?wait=0.05" for i in range(12)]
+    fetch_urls(web, *hosts, concurrency=3)
+    assert web.requests.total() == 12
+    assert 1 < web.most_at_once <= 3
+
+
+@pytest.mark.parametrize("path", ["/endless", "/sized", "/bomb"])
+def test_the_byte_cap_caps(web: Web, path: str) -> None:
+    (outcome,) = fetch(web, path, max_bytes=10**6)
+    assert (outcome.status, outcome.retryable, outcome.attempts, outcome.body) == ("too_large", False, 1, b"")
+
+
+def test_the_byte_cap_is_exact(web: Web) -> None:
+    size = len(picture())
+    assert fetch(web, "/image", max_bytes=size)[0].status == "success"
+    assert fetch(web, "/image", "/zipped", max_bytes=size - 1)[1].status == "too_large"
+    assert fetch(web, "/zipped", max_bytes=size)[0].body == picture()
+
+
+def test_a_cut_connection_is_asked_again(web: Web) -> None:
+    (outcome,) = fetch(web, "/short", attempts=2)
+    assert (outcome.status, outcome.retryable, outcome.attempts) == ("incomplete", True, 2)
+    assert web.requests.total() == 2
+
+
+def test_redirects(web: Web) -> None:
+    assert fetch(web, "/loop/5", max_redirects=5)[0].body == picture()
+    assert fetch(web, "/loop/6", max_redirects=5)[0].status == "too_many_redirects"
+    assert fetch(web, "/loop/1", max_redirects=0)[0].status == "too_many_redirects"
+    assert fetch(web, f"/redirect?to=http://other.{HOST}/image")[0].status == "success"
+    for target in ("file:///etc/hostname", "ftp://x/y", "data:text/plain,hello"):
+        assert fetch(web, f"/redirect?to={target}")[0].status == "bad_scheme"
+
+
+@pytest.mark.parametrize("url", ["file:///etc/hostname", "ftp://x/y.jpg", "data:image/png;base64,AAAA", "javascript:void(0)"])
+def test_other_schemes_are_not_opened(web: Web, url: str) -> None:
+    assert fetch_urls(web, url) == [Outcome(status="bad_scheme")]
+
+
+BAD_URLS = ["", "//h/x", "http://", "http:///x", "http://[::1/x", "http://h:99999/x", f"http://{'a' * 70}.test/"]
+
+
+@pytest.mark.parametrize("url", BAD_URLS)
+def test_bad_urls(web: Web, url: str) -> None:
+    (outcome,) = fetch_urls(web, url)
+    assert (outcome.status, outcome.retryable) == ("bad_url", False)
+    assert web.requests.total() == 0
+
+
+def test_dead_names_and_dead_servers_may_come_back(web: Web) -> None:
+    dead_name, dead_server = fetch_urls(web, "http://nobody.invalid/x.jpg", "http://127.0.0.1:9/x.jpg", attempts=2)
+    assert (dead_name.status, dead_name.retryable, dead_name.attempts) == ("dns", True, 2)
+    assert (dead_server.status, dead_server.retryable, dead_server.attempts) == ("connect", True, 2)
+
+
+def test_plain_http_on_a_tls_address_is_a_tls_failure(web: Web) -> None:
+    (outcome,) = fetch_urls(web, f"https://{HOST}/image")
+    assert (outcome.status, outcome.retryable, outcome.attempts) == ("tls", False, 1)
+
+
+def test_opt_out_is_respected_unless_told_otherwise(web: Web) -> None:
+    assert fetch(web, "/robots?tag=noai")[0] == Outcome(status="opt_out", http_status=200, attempts=1)
+    assert fetch(web, "/robots?tag=all&tag=NoIndex")[0].status == "opt_out"
+    assert fetch(web, "/robots?tag=otherbot:%20noai")[0].status == "success"
+    assert fetch(web, "/robots?tag=noai", respect_opt_out=False)[0].status == "success"
+
+
+@pytest.mark.parametrize(
+    ("tag", "forbidden"),
+    [
+        ("noai", True),
+        ("NoImageAI", True),
+        ("nofollow, noimageindex", True),
+        ("none", True),
+        ("all", False),
+        ("nofollow, nosnippet", False),
+        ("noindexing", False),
+        ("mybot: noai", True),
+        ("MyBot: nofollow, noai", True),
+        ("otherbot: noai, noindex", False),
+        ("otherbot: noai, mybot: noindex", True),
+        ("*: noindex", True),
+        ("unavailable_after: 25 Jun 2030 15:00:00 PST", False),
+        ("unavailable_after: 25 Jun 2030 15:00:00 PST, noai", True),
+        ("max-image-preview: none", False),
+        ("", False),
+    ],
+)
+def test_robots_directives(tag: str, forbidden: bool) -> None:
+    assert opts_out(tag, "Mozilla/5.0 (compatible; mybot/1.0)") is forbidden
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"timeout": 0}, "timeout"),
+        ({"per_host": 0}, "per_host"),
+        ({"backoff": -1}, "backoff"),
+        ({"connect_to": {"h": "nowhere"}}, "connect_to"),
+        ({"connect_to": {"h": "x:0"}}, "connect_to"),
+        ({"connect_to": {"10.0.0.1": "x:80"}}, "connect_to"),
+    ],
+)
+def test_bad_settings_are_named(settings: dict[str, object], named: str) -> None:
+    with pytest.raises(InputError, match=f"^{named}: "):
+        FetchConfig(**settings)  # type: ignore[arg-type]
