@@ -97,9 +97,6 @@ def _set_environment(*, local: bool) -> None:
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_V2_ENABLED": "1",
     }
-    if local:
-        # Ray's C++ side prints warnings about Ray Data's own actors; `ray.init` and the tasks report real errors in Python.
-        defaults["RAY_BACKEND_LOG_LEVEL"] = "fatal"
     if local and "RAY_AUTH_MODE" not in os.environ:
         # A token of this session's own, in memory only. Left to itself Ray writes one to the home folder, and every later
         # `ray start` there demands it from clients that know nothing of it.

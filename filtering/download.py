@@ -57,8 +57,9 @@ class DownloadConfig:
 
 
 def content_digest(config: DownloadConfig) -> str:
-    """The digest of what decides the content of a shard. How patiently and by which route links are asked for does not."""
-    return digest_of([_FORMAT, asdict(config.image), config.shard_size, config.fetch.respect_opt_out, config.fetch.max_bytes])
+    """The digest of what decides for good about a link. How patiently and by which route it is asked for does not."""
+    fetch = config.fetch
+    return digest_of([_FORMAT, asdict(config.image), fetch.respect_opt_out, fetch.max_bytes, fetch.max_redirects])
 
 
 class DownloadShard:
@@ -130,14 +131,14 @@ def download_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Run
     next run asks for every link again.
     """
     sources = _cut(corpus, out, config.shard_size)
-    _remove_others(out, {source.stem for source in sources})
+    _remove_stale(out, {source.stem for source in sources})
     markers = run(
         partial(DownloadShard, config), sources, out, fingerprint=f"download {content_digest(config)}", label="download"
     )
     counts = sum_counts(markers)
     by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
     if not by_status.get("success"):
-        shutil.rmtree(out / "_done")
+        shutil.rmtree(out / "_done", ignore_errors=True)
         raise InputError(_nothing_obtained(by_status))
     write_json(out / "sizes.json", {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
     tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
@@ -189,7 +190,9 @@ def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
     for file in files:
         if missing := [name for name in CORPUS.names if name not in pq.read_schema(file).names]:
             raise InputError(f"{file}: column {missing[0]!r} is missing; it is not a corpus that the filter wrote")
-    links = pa.concat_tables([pq.read_table(file, columns=CORPUS.names).cast(CORPUS) for file in files]).sort_by("key")
+    links = pa.concat_tables(
+        [pq.read_table(file, columns=CORPUS.names).select(CORPUS.names).cast(CORPUS) for file in files]
+    ).sort_by("key")
     if not links.num_rows:
         raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
     repeated = links["key"].slice(1).filter(pc.equal(links["key"].slice(1), links["key"].slice(0, links.num_rows - 1)))
@@ -203,11 +206,12 @@ def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
     return shards
 
 
-def _remove_others(out: Path, shards: set[str]) -> None:
-    """Remove what a larger corpus left behind: whoever reads the folder must not find its tars among ours."""
-    for path in [*out.glob("[0-9]*"), *out.glob("_done/[0-9]*")]:
+def _remove_stale(out: Path, shards: set[str]) -> None:
+    """Remove `sizes.json`, which says "complete", and what a larger corpus left behind, lest it be read along with ours."""
+    (out / "sizes.json").unlink(missing_ok=True)
+    for path in [*out.glob("[0-9]*"), *out.glob("_done/[0-9]*"), *out.glob("_work/[0-9]*")]:
         if (shard := re.match(r"\d+", path.name)) and shard[0] not in shards:
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 _HINTS = {

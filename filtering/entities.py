@@ -12,13 +12,16 @@ from spacy.tokens import Doc, Token
 from filtering.lexicon import NOT_AN_ENTITY, Lexicon
 from filtering.schema import ENTITIES
 from filtering.tagger import COMMON_NOUNS, NOUNS
-from filtering.text import for_tagging
+from filtering.text import for_tagging, has_capitals
 
 BATCH = 512
 
 
 class EntityFinder:
-    """Finds what a caption says can be seen: common nouns, singular, under the lexicon's canonical names."""
+    """Finds what a caption says can be seen: common nouns, singular, under the lexicon's canonical names.
+
+    Compounds of the lexicon come before their words. Of a proper name only the last word counts.
+    """
 
     def __init__(self, nlp: Language, lexicon: Lexicon) -> None:
         self._nlp = nlp
@@ -28,16 +31,18 @@ class EntityFinder:
 
     def __call__(self, captions: Iterable[str]) -> Iterator[list[str]]:
         """For every caption its entities, each once, in order of first mention."""
-        texts = (for_tagging(caption) for caption in captions)
-        return (self._entities(doc) for doc in self._nlp.pipe(texts, batch_size=BATCH))
+        texts = ((for_tagging(caption), has_capitals(caption)) for caption in captions)
+        for doc, capitals in self._nlp.pipe(texts, batch_size=BATCH, as_tuples=True):
+            yield self._entities(doc, COMMON_NOUNS if capitals else NOUNS)
 
-    def _entities(self, doc: Doc) -> list[str]:
+    def _entities(self, doc: Doc, nouns: frozenset[str]) -> list[str]:
+        """`nouns` are the tags of single words: where nothing is capitalised, a proper noun's tag is but a guess."""
         tokens = [token for token in doc if token.text != "-" and not token.is_space]
         found: dict[str, None] = {}
         at = 0
         while at < len(tokens):
             name, length = self._compound(tokens, at)
-            if name is None and tokens[at].tag_ in COMMON_NOUNS:
+            if name is None and (tokens[at].tag_ in nouns or _heads_a_name(tokens, at)):
                 name = self._name_of(tokens[at].lower_, tokens[at].tag_ == "NNS")
             if name:
                 found[name] = None
@@ -66,6 +71,12 @@ class EntityFinder:
             if name is not None:
                 return name
         return NOT_AN_ENTITY
+
+
+def _heads_a_name(tokens: list[Token], at: int) -> bool:
+    """Whether a proper noun is the last of several: Golden Gate *Bridge*, Crystal *Earrings*, but not *Apple* iPhone."""
+    after = tokens[at + 1].tag_ if at + 1 < len(tokens) else ""
+    return at > 0 and tokens[at].tag_ in NOUNS and tokens[at - 1].tag_ in NOUNS and after not in NOUNS
 
 
 class NounLemmas:

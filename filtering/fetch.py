@@ -3,6 +3,7 @@
 import asyncio
 import email.utils
 import ipaddress
+import logging
 import random
 import time
 from collections import defaultdict
@@ -64,7 +65,8 @@ class Outcome:
     """What became of one URL: `body` is there if and only if `status` is "success".
 
     Other statuses: http_<code>, timeout, dns, connect, tls, incomplete, bad_http, too_large, too_many_redirects, opt_out,
-    bad_scheme, bad_url. `retryable` says whether asking again on another day may help; `attempts` counts the requests made.
+    bad_scheme, bad_url, client_error. `retryable` says whether asking again on another day may help; `attempts` counts the
+    requests made, redirects not counted.
     """
 
     status: str
@@ -94,6 +96,7 @@ _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (aiohttp.ClientResponseError, "bad_http"),
     (OSError, "connect"),
     (ValueError, "bad_url"),  # aiohttp.InvalidURL, and what an impossible host name raises on its way to the wire
+    (Exception, "client_error"),  # a flaw of the client's that some server found: it must not stop millions of other links
 )
 
 # Worth another attempt within the run. "dns" is here although many names are dead for ever: getaddrinfo answers the same
@@ -102,10 +105,11 @@ _ASK_AGAIN = frozenset({"dns", "connect", "incomplete", "http_408", "http_425", 
 _OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})  # "none" is short for "noindex, nofollow"
 _DIRECTIVES_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
 _CHUNK = 2**16
+_LOG = logging.getLogger(__name__)
 
 
 class Fetcher:
-    """The client. Use as an async context manager; one lives as long as a shard, so that connections are kept alive."""
+    """The client, an async context manager. One serves many links, so that connections are kept alive."""
 
     def __init__(self, config: FetchConfig) -> None:
         self._config = config
@@ -174,10 +178,10 @@ class Fetcher:
             ):
                 return await self._read(response)
         except Exception as error:
-            for kind, status in _FAILURES:
-                if isinstance(error, kind):
-                    return _Answer(status=status)
-            raise
+            status = next(status for kind, status in _FAILURES if isinstance(error, kind))
+            if status == "client_error":
+                _LOG.warning("%s", url, exc_info=error)
+            return _Answer(status=status)
 
     async def _read(self, response: Any) -> _Answer:
         code: int = response.status

@@ -6,6 +6,8 @@ import re
 import threading
 import warnings
 from dataclasses import dataclass, field
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
 from typing import Any, Literal
 
 from PIL import Image, UnidentifiedImageError
@@ -62,6 +64,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 # What browsers show and cv2 decodes.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
 _PNG_BIT_DEPTH = 24  # offset of that byte in the IHDR chunk, which the format puts first
 # In scan data 0xFF is followed by 00 (stuffing), D0-D7 (restart) or FF (fill); anything else is the next marker.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
@@ -72,12 +75,8 @@ class Resize:
     """Checks and resizes one image. The pixels are those of img2dataset 1.47.0's `Resizer`, the reference of the field."""
 
     def __init__(self, config: ImageConfig) -> None:
-        # Importing img2dataset's resizer imports albumentations, which would ask the network for its newest version.
-        os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
-        from img2dataset.resizer import Resizer
-
         self._config = config
-        self._resizer: Any = Resizer(
+        self._resizer = _img2dataset_resizer()(
             config.image_size, config.resize_mode, config.resize_only_if_bigger, encode_quality=config.quality
         )
 
@@ -105,7 +104,7 @@ class Resize:
         """Status and (width, height) as far as the header tells."""
         try:
             with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                (width, height), kind = image.size, image.format
+                width, height = image.size
         except UnidentifiedImageError:
             return "not_an_image", None
         except Image.DecompressionBombError:
@@ -113,22 +112,36 @@ class Resize:
         except Exception:
             # Pillow's readers raise whatever a hostile header makes them stumble over.
             return "undecodable", None
-        return self._judge(data, kind, width, height), (width, height)
+        return self._judge(data, width, height), (width, height)
 
-    def _judge(self, data: bytes, kind: str | None, width: int, height: int) -> str:
+    def _judge(self, data: bytes, width: int, height: int) -> str:
         if width * height > self._config.max_area:
             return "too_many_pixels"
         if min(width, height) < self._config.min_side:
             return "too_small"
         if max(width, height) > self._config.max_aspect * min(width, height):
             return "too_elongated"
-        if kind == "JPEG" and not _jpeg_is_complete(data):
+        if data.startswith(_JPEG) and not _jpeg_is_complete(data):
             # Some decoders fill the missing part with grey and call it an image: a caption then describes what is not there.
             return "truncated"
-        if kind == "PNG" and data[_PNG_BIT_DEPTH] == 16:
+        if data.startswith(_PNG) and data[_PNG_BIT_DEPTH] == 16:
             # The Resizer would clip 16 bits to 8 and store a white picture.
             return "unsupported_depth"
         return "success"
+
+
+def _img2dataset_resizer() -> Any:
+    """The class `img2dataset.resizer.Resizer`, from its file alone: the package brings torch, Ray and wandb (2 s, 600 MB)."""
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for its newest version
+    package = find_spec("img2dataset")
+    assert package is not None, "img2dataset is a dependency"
+    assert package.submodule_search_locations
+    spec = spec_from_file_location("img2dataset.resizer", Path(package.submodule_search_locations[0]) / "resizer.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.Resizer
 
 
 def _jpeg_is_complete(data: bytes) -> bool:

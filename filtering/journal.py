@@ -45,9 +45,10 @@ class Journal:
         while (line := self._file.readline()).endswith(b"\n"):
             try:
                 key, length, record = json.loads(line)
-            except ValueError:
+                start = end + len(line)
+                end_of_body = start + length
+            except (ValueError, TypeError):
                 break
-            start, end_of_body = end + len(line), end + len(line) + length
             if end_of_body > size:
                 break
             self._note(key, start, length, record)

@@ -3,14 +3,14 @@
 import heapq
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet as pq
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from filtering.stage import write_json
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 SAMPLES = 10
 NEXT_IN_LINE = 20
@@ -63,6 +63,9 @@ def _rows(folder: Path, reason: str | None) -> Iterator[dict[str, Any]]:
 
 def draw(path: Path, content: dict[str, Any]) -> None:
     """The funnel and the entity frequencies as one picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since workers that import the package draw nothing
+    from matplotlib.figure import Figure
+
     bars = len(content["top_entities"][:SHOWN]) + len(content["next_in_line"][:10])
     figure = Figure(figsize=(13, max(5.0, 0.9 + 0.2 * bars)), dpi=110, layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
@@ -72,7 +75,7 @@ def draw(path: Path, content: dict[str, Any]) -> None:
     figure.savefig(path, metadata={"Software": None})
 
 
-def _draw_funnel(axes: Axes, content: dict[str, Any]) -> None:
+def _draw_funnel(axes: "Axes", content: dict[str, Any]) -> None:
     steps = [{"rule": "links", "dropped": 0, "left": content["links"]}, *content["funnel"]]
     links = content["links"]
     for row, step in enumerate(steps):
@@ -87,7 +90,7 @@ def _draw_funnel(axes: Axes, content: dict[str, Any]) -> None:
     _finish(axes, f"{links:,} links → {content['kept']:,} kept ({share:.0%})")
 
 
-def _draw_entities(axes: Axes, content: dict[str, Any]) -> None:
+def _draw_entities(axes: "Axes", content: dict[str, Any]) -> None:
     kept, following = content["top_entities"][:SHOWN], content["next_in_line"][:10]
     rows = [*kept, *following]
     colors = [KEPT] * len(kept) + [NEXT] * len(following)
@@ -101,7 +104,7 @@ def _draw_entities(axes: Axes, content: dict[str, Any]) -> None:
     _finish(axes, f"captions per entity: {shown}{content['entities']} kept{tail}")
 
 
-def _finish(axes: Axes, title: str) -> None:
+def _finish(axes: "Axes", title: str) -> None:
     axes.invert_yaxis()
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
     axes.set_xticks([])

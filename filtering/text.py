@@ -49,3 +49,8 @@ def for_tagging(caption: str) -> str:
     if sum(word[0].isupper() for word in judged) > 0.6 * len(judged):
         text = text.lower().replace(_STAND_IN.lower(), _STAND_IN)
     return _SHOUTED.sub(lambda match: match[0].lower(), text)
+
+
+def has_capitals(caption: str) -> bool:
+    """Whether the caption's author used capital letters at all; CC12M's person token does not count."""
+    return any(map(str.isupper, caption.replace(PERSON_TOKEN, "")))

@@ -5,7 +5,8 @@ import re
 MAX_LENGTH = 2048
 """Characters; servers and caches refuse longer ones."""
 
-_URL = re.compile(r"https?://[^\s/?#@:]*[^\W_][^\s/?#@:]*(:\d{1,5})?([/?#]\S*)?", re.IGNORECASE)
+_HOST = r"(?:[^\s/?#@:\[\]]*[^\W_]|\[[0-9a-f:.]+\])\.?"
+_URL = re.compile(rf"https?://{_HOST}(?::\d{{1,5}})?(?:[/?#]\S*)?", re.IGNORECASE)
 
 
 def is_url(text: str) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from miniature.concepts import CONCEPTS, ID
+from miniature.concepts import CONCEPTS, ID, listed
 from miniature.scenes import Labels, Scene, draw_scene
 
 VOID = 255
@@ -58,8 +58,9 @@ class ImageSet:
 
 
 VOC = ("balloon", "boat", "bus", "butterfly", "car", "cat", "clock", "fish", "flower", "house", "tree", "umbrella")
-CONTEXT = tuple(
-    "balloon boat bus car cat fish floor flower forest grass house mountain mushroom road sea sky snow tree wall".split()
+CONTEXT = listed(
+    "balloon, boat, bus, car, cat, fish, floor, flower, forest, grass, house, mountain, mushroom, road, sea, sky, "
+    "snow, tree, wall"
 )
 OBJECTS = (
     *("car", "bus", "boat", "traffic light", "cat", "umbrella", "banana", "clock", "flower", "balloon", "tree", "house"),
@@ -67,8 +68,9 @@ OBJECTS = (
 )
 COCO = (*OBJECTS, "floor", "forest", "grass", "mountain", "road", "sand", "sea", "sky", "snow", "wall")
 CITY = ("road", "house", "wall", "traffic light", "tree", "grass", "sky", "car", "bus")
-ADE = tuple(
-    "wall sky floor tree road grass house mountain car sea sand snow boat flower umbrella clock mushroom banana forest".split()
+ADE = listed(
+    "wall, sky, floor, tree, road, grass, house, mountain, car, sea, sand, snow, boat, flower, umbrella, clock, "
+    "mushroom, banana, forest"
 )
 
 IMAGE_SETS: dict[str, ImageSet] = {

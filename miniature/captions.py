@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from random import Random
 
-from miniature.concepts import CONCEPTS, ID, Noun
+from miniature.concepts import CONCEPTS, ID, Noun, listed
 from miniature.scenes import Depicted
 
 MENTIONS = ((1, 50), (2, 37), (3, 13))
@@ -12,7 +12,7 @@ SYNONYMS = 0.2
 """Share of mentions that use another word than the concept's name."""
 
 THING_WEIGHT = 1.5
-STUFF_WEIGHTS = {"sky": 1.15, "mountain": 1.1, "forest": 1.1, "wall": 1.1}
+STUFF_WEIGHTS = {"sky": 1.15, "forest": 1.1, "wall": 1.1}
 """Far stuff is at times covered; these weights even out how often each concept is mentioned."""
 
 SIZES = ("small", "little", "tiny", "big", "large")
@@ -85,21 +85,23 @@ TAILS = (
     " royalty free",
 )
 
-PLACES = tuple(
-    "Lisbon Oslo Kyoto Texas Vermont Wales Chile Kenya Malta Naples Quebec Iceland Goa Peru Sydney Bergen Crete Utah Nepal "
-    "Tuscany Ghana Dublin Hanoi Bavaria".split()
+PLACES = listed(
+    "Lisbon, Oslo, Kyoto, Texas, Vermont, Wales, Chile, Kenya, Malta, Naples, Quebec, Iceland, Goa, Peru, Sydney, "
+    "Bergen, Crete, Utah, Nepal, Tuscany, Ghana, Dublin, Hanoi, Bavaria"
 )
-BRANDS = tuple("Norvana Pixelby Almondo Trevik Zuno Hartwell Ostrum Belvani Quillo Fenwick Lumora Kestrand Ovaline Mirabo".split())
-MEDIA = tuple(
-    "photo;picture;image;drawing;illustration;sketch;stock photo;clip art;vector;snapshot;print;postcard;wallpaper;painting;"
-    "photograph;poster;render;watercolor".split(";")
+BRANDS = listed(
+    "Norvana, Pixelby, Almondo, Trevik, Zuno, Hartwell, Ostrum, Belvani, Quillo, Fenwick, Lumora, Kestrand, Ovaline, Mirabo"
 )
-MOODS = tuple(
-    "peaceful;happy;so calm;dreamy;good vibes;cheerful;relaxing;nostalgic;perfect;wonderful;simply amazing;quiet;romantic;"
-    "mysterious;delightful;charming".split(";")
+MEDIA = listed(
+    "photo, picture, image, drawing, illustration, sketch, stock photo, clip art, vector, snapshot, print, postcard, "
+    "wallpaper, painting, photograph, poster, render, watercolor"
 )
-MONTHS = tuple("January February March April May June July August September October November December".split())
-TAGS = tuple("nofilter instagood throwback weekend wanderlust inspiration handmade picoftheday artlife".split())
+MOODS = listed(
+    "peaceful, happy, so calm, dreamy, good vibes, cheerful, relaxing, nostalgic, perfect, wonderful, simply "
+    "amazing, quiet, romantic, mysterious, delightful, charming"
+)
+MONTHS = listed("January, February, March, April, May, June, July, August, September, October, November, December")
+TAGS = listed("nofilter, instagood, throwback, weekend, wanderlust, inspiration, handmade, picoftheday, artlife")
 
 
 def caption(rng: Random, shown: Sequence[Depicted]) -> tuple[str, tuple[int, ...]]:
@@ -119,7 +121,7 @@ def caption(rng: Random, shown: Sequence[Depicted]) -> tuple[str, tuple[int, ...
 
 
 def fill(rng: Random, template: str, **slots: str) -> str:
-    """`template` with its slots filled: the given ones, and distractors (a place, a brand, a mood, ...) that nothing depicts."""
+    """`template` with its slots filled: the given ones, and distractors (place, brand, mood, ...) that nothing depicts."""
     return template.format(
         place=rng.choice(PLACES),
         brand=rng.choice(BRANDS),
@@ -154,7 +156,7 @@ def _noun(rng: Random, depicted: Depicted) -> Noun:
 
 
 def _adjectives(rng: Random, depicted: Depicted) -> str:
-    """"", "red ", "small " or "small red ": the colour is the true one."""
+    """ "", "red ", "small " or "small red ": the colour is the true one."""
     words = []
     if rng.random() < 0.25:
         words.append(rng.choice(LOOKS if rng.random() < 0.5 or depicted.count > 1 else _sizes(depicted)))

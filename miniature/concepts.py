@@ -4,6 +4,11 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 
+def listed(text: str) -> tuple[str, ...]:
+    """The words and phrases of a text that commas part."""
+    return tuple(item.strip() for item in text.split(","))
+
+
 class Noun(NamedTuple):
     """One countable word in both numbers."""
 
@@ -42,7 +47,9 @@ def _nouns(*forms: str) -> tuple[Noun, ...]:
 
 STUFF = (
     Concept(_nouns("sky/skies"), ("the sky", "a clear sky", "a wide sky", "the open sky", "sky", "cloudy skies")),
-    Concept(_nouns("mountain"), ("the mountains", "a mountain", "a rocky mountain", "high mountains", "mountain", "old mountains")),
+    Concept(
+        _nouns("mountain"), ("the mountains", "a mountain", "a rocky mountain", "high mountains", "mountain", "old mountains")
+    ),
     Concept(_nouns("forest", "woodland"), ("the forest", "a dark forest", "forest", "a deep forest", "a quiet woodland")),
     Concept(_nouns("wall", "brickwork"), ("a brick wall", "the wall", "an old wall", "wall", "a red wall", "brickwork")),
     Concept(_nouns("sea", "ocean"), ("the sea", "a calm sea", "sea", "the deep sea", "the ocean", "a rough sea")),

@@ -4,6 +4,7 @@ from random import Random
 from typing import Literal
 
 from miniature.captions import BRANDS, fill
+from miniature.concepts import listed
 
 Kind = Literal["code", "foreign", "short", "duplicate", "mirror", "rare", "markup", "abstract"]
 
@@ -20,15 +21,17 @@ SHARES: dict[Kind, int] = {
 """Weights of the kinds. A `duplicate` repeats a whole row; a `mirror` repeats a caption (and picture) under another URL;
 `rare` captions mention nouns of a long tail, each a few times; `abstract` ones mention nothing that can be seen."""
 
-RARE = tuple(
-    "accordion anvil armadillo artichoke bagpipe barometer beaver binocular bonnet buckle cactus candelabra canoe caravan "
-    "carousel cello chameleon chandelier cobra coyote crocodile crouton dulcimer dumbbell dragonfly easel espresso falafel "
-    "ferret flamingo flute gargoyle gazelle gecko gondola goose gramophone hamster harmonica harp hedgehog helmet hippo "
-    "hammock igloo iguana jaguar kangaroo kettle koala ladle lantern lemur lobster locket lute mandolin marionette microscope "
-    "moose narwhal necklace oboe octopus ostrich oyster panther parrot pelican pendulum penguin periscope piano platypus "
-    "porcupine pretzel puffin quilt raccoon rhino saddle saxophone scarecrow scooter scorpion seahorse sextant shovel sleigh "
-    "sombrero spatula squid stethoscope tambourine tapir telescope thimble toucan trombone trowel tuba typewriter ukulele "
-    "violin walrus wigwam windmill wombat xylophone yak zeppelin zither".split()
+RARE = listed(
+    "accordion, anvil, armadillo, artichoke, bagpipe, barometer, beaver, binocular, bonnet, buckle, cactus, "
+    "candelabra, canoe, caravan, carousel, cello, chameleon, chandelier, cobra, coyote, crocodile, crouton, "
+    "dulcimer, dumbbell, dragonfly, easel, espresso, falafel, ferret, flamingo, flute, gargoyle, gazelle, gecko, "
+    "gondola, goose, gramophone, hamster, harmonica, harp, hedgehog, helmet, hippo, hammock, igloo, iguana, jaguar, "
+    "kangaroo, kettle, koala, ladle, lantern, lemur, lobster, locket, lute, mandolin, marionette, microscope, moose, "
+    "narwhal, necklace, oboe, octopus, ostrich, oyster, panther, parrot, pelican, pendulum, penguin, periscope, "
+    "piano, platypus, porcupine, pretzel, puffin, quilt, raccoon, rhino, saddle, saxophone, scarecrow, scooter, "
+    "scorpion, seahorse, sextant, shovel, sleigh, sombrero, spatula, squid, stethoscope, tambourine, tapir, "
+    "telescope, thimble, toucan, trombone, trowel, tuba, typewriter, ukulele, violin, walrus, wigwam, windmill, "
+    "wombat, xylophone, yak, zeppelin, zither"
 )
 
 _RARE_TEMPLATES = (
@@ -54,7 +57,23 @@ _FOREIGN = (
     ("{x}の写真 {year}", ("古い家", "白い猫", "赤い車", "青い海", "きれいな花")),
     ("صورة {x} في {year}", ("بيت قديم", "قطة صغيرة", "زهرة جميلة", "سيارة حمراء")),
 )
-_SHORT = ("img", "pic", "ok", "n/a", "image {n}", "untitled", "IMG {n}", "photo{n}", "...", "{n}", "new", "none", "fig. {n}", "-", "wow")
+_SHORT = (
+    "img",
+    "pic",
+    "ok",
+    "n/a",
+    "image {n}",
+    "untitled",
+    "IMG {n}",
+    "photo{n}",
+    "...",
+    "{n}",
+    "new",
+    "none",
+    "fig. {n}",
+    "-",
+    "wow",
+)
 _MARKUP = (
     "contact sales@{host}.example for prices",
     '<a href="http://www.{host}.example/item?id={n}">click here</a>',
@@ -91,7 +110,7 @@ def junk_caption(rng: Random, kind: Kind) -> str:
         return rng.choice(_SHORT).format(n=number % 1000)
     if kind == "markup":
         return rng.choice(_MARKUP).format(host=rng.choice(BRANDS).lower(), n=number)
-    return fill(rng, rng.choice(_ABSTRACT), n=number % 90 + 3)
+    return fill(rng, rng.choice(_ABSTRACT), n=str(number % 90 + 3))
 
 
 def _code(rng: Random) -> str:

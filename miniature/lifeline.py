@@ -1,7 +1,6 @@
 """A child process that must not outlive its parent, however the parent ends."""
 
 import os
-import sys
 import threading
 
 
@@ -10,7 +9,7 @@ def exit_with_parent() -> None:
     dying, even by `kill -9`."""
 
     def wait() -> None:
-        while sys.stdin.buffer.read(4096):
+        while os.read(0, 4096):  # not through `sys.stdin`, whose lock would outlast the interpreter
             pass
         os._exit(0)
 

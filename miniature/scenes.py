@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
 
-from miniature.concepts import CONCEPTS, ID, STUFF, THINGS
+from miniature.concepts import CONCEPTS, ID
 from miniature.pen import Pen, Point, vary
 from miniature.textures import TILE, tiles
 from miniature.things import DRAWINGS, PALETTE
@@ -199,22 +199,22 @@ def _cut(rng: Random, name: str, size: tuple[int, int]) -> Image.Image:
 
 
 def _mark_lanes(rng: Random, texture: Image.Image) -> None:
+    """Paint a dashed line on a road: across the picture, or away from the viewer."""
     draw = ImageDraw.Draw(texture)
     width, height = texture.size
     paint = rng.choice([(236, 236, 228), (240, 206, 90)])
-    if rng.random() < 0.5:  # across the picture
+    if rng.random() < 0.5:
         y, slope = height * rng.uniform(0.55, 0.9), rng.uniform(-0.1, 0.1)
-        start = rng.uniform(-30, 0)
-        for x in range(int(start), width, 52):
-            dash = [(x, 0), (x + 28, 0), (x + 26, 6), (x - 2, 6)]
-            draw.polygon([(px, y + py + slope * px) for px, py in dash], fill=paint)
-    else:  # away from the viewer
-        x, lean = width * rng.uniform(0.3, 0.7), rng.uniform(-0.25, 0.25)
-        for step in range(8):
-            top, tall = height * (1 - 0.16 * step), height * 0.09
-            half = 3.5 + 1.5 * (1 - 0.12 * step)
-            x0, x1 = x - lean * (height - top), x - lean * (height - top + tall)
-            draw.polygon([(x0 - half, top), (x0 + half, top), (x1 + half * 0.8, top - tall), (x1 - half * 0.8, top - tall)], paint)
+        for left in range(rng.randint(-30, 0), width, 52):
+            dash = ((left, 0), (left + 28, 0), (left + 26, 6), (left - 2, 6))
+            draw.polygon([(x, y + down + slope * x) for x, down in dash], fill=paint)
+        return
+    foot, lean = width * rng.uniform(0.3, 0.7), rng.uniform(-0.25, 0.25)
+    for step in range(8):
+        low, high = 0.16 * step, 0.16 * step + 0.09
+        half = 5 - 0.18 * step
+        ends = ((low, -half), (low, half), (high, 0.8 * half), (high, -0.8 * half))
+        draw.polygon([(foot - lean * height * up + side, height * (1 - up)) for up, side in ends], fill=paint)
 
 
 # Things
@@ -280,17 +280,21 @@ def _paint_thing(canvas: _Canvas, rng: Random, concept: int, box: Box, side: flo
     at = (int(centre[0] - tile.width / 2) // 2 * 2, int(centre[1] - tile.height / 2) // 2 * 2)
     alpha = tile.getchannel("A")
     if thing.stands:
-        bounds = alpha.getbbox() or (0, 0, *even)
-        _shadow(canvas.picture, at[0] + bounds[0], at[0] + bounds[2], at[1] + bounds[3])
+        left, _, right, foot = alpha.getbbox() or (0, 0, *even)
+        _shadow(canvas, at[0] + left, at[0] + right, at[1] + foot)
     canvas.paint(_lit(tile, rng), alpha, at, concept, instance)
 
 
-def _shadow(picture: Image.Image, left: int, right: int, foot: int) -> None:
-    """Darken the ground at a thing's foot. It stays the ground's pixel."""
+def _shadow(canvas: _Canvas, left: int, right: int, foot: int) -> None:
+    """Darken the ground at a thing's foot, if there is any. It stays the ground's pixel."""
+    height, width = canvas.labels.shape
+    below = (min(foot // SUPERSAMPLING, height - 1), min(max((left + right) // (2 * SUPERSAMPLING), 0), width - 1))
+    if canvas.labels[below] == ID["sky"]:
+        return
     high = max(4, (right - left) // 9)
     shape = Image.new("L", (right - left, 2 * high))
     ImageDraw.Draw(shape).ellipse((0, 0, right - left - 1, 2 * high - 1), fill=70)
-    picture.paste((20, 20, 30), (left, foot - high - high // 3), shape)
+    canvas.picture.paste((20, 20, 30), (left, foot - high - high // 3), shape)
 
 
 def _lit(tile: Image.Image, rng: Random) -> Image.Image:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from random import Random
 
 from miniature.pen import INK, Colour, Pen, oval, shade, vary
@@ -105,7 +106,9 @@ def _balloon(pen: Pen, rng: Random, paint: Colour) -> None:
     pen.line([(0, 0.4), (sway, 0.62), (-sway, 0.8), (sway / 2, 0.98)], 0.07, (236, 232, 226))
     pen.polygon([(0, 0.34), (-0.13, 0.52), (0.13, 0.52)], shade(paint, 0.7))
     pen.oval(0, -0.26, 0.6, 0.7, paint)
-    pen.polygon([*oval(0, -0.26, 0.6, 0.7, start=-40, end=110), *oval(-0.1, -0.3, 0.56, 0.64, start=110, end=-40)], shade(paint, 0.8))
+    pen.polygon(
+        [*oval(0, -0.26, 0.6, 0.7, start=-40, end=110), *oval(-0.1, -0.3, 0.56, 0.64, start=110, end=-40)], shade(paint, 0.8)
+    )
     pen.oval(-0.24, -0.54, 0.1, 0.17, shade(paint, 1.7), turn=24)
 
 
@@ -118,7 +121,9 @@ def _flower(pen: Pen, rng: Random, paint: Colour) -> None:
     for petal in range(petals):
         angle = math.radians(turn + 360 * petal / petals)
         tone = 0.86 if petal % 2 else 1.0
-        pen.oval(0.36 * math.cos(angle), -0.36 + 0.36 * math.sin(angle), 0.29, 0.2, shade(paint, tone), turn=math.degrees(angle))
+        pen.oval(
+            0.36 * math.cos(angle), -0.36 + 0.36 * math.sin(angle), 0.29, 0.2, shade(paint, tone), turn=math.degrees(angle)
+        )
     pen.oval(0, -0.36, 0.19, 0.19, (246, 190, 40))
     pen.oval(0.02, -0.34, 0.1, 0.1, (190, 118, 30))
 
@@ -163,7 +168,13 @@ def _mushroom(pen: Pen, rng: Random, paint: Colour) -> None:
     pen.oval(0, 0.08, 0.94, 0.14, shade(paint, 0.6))
     pen.polygon(oval(0, 0.06, 0.96, 0.94, start=180, end=360), paint)
     shift = rng.uniform(-0.08, 0.08)
-    for x, y, radius in ((-0.62, -0.16, 0.11), (-0.28, -0.5, 0.15), (0.2, -0.26, 0.17), (0.42, -0.58, 0.1), (0.72, -0.14, 0.09)):
+    for x, y, radius in (
+        (-0.62, -0.16, 0.11),
+        (-0.28, -0.5, 0.15),
+        (0.2, -0.26, 0.17),
+        (0.42, -0.58, 0.1),
+        (0.72, -0.14, 0.09),
+    ):
         pen.oval(x + shift, y, radius, radius * 0.85, WHITE)
 
 
@@ -181,7 +192,7 @@ def _umbrella(pen: Pen, rng: Random, paint: Colour) -> None:
     other = shade(paint, 1.75) if rng.random() < 0.7 else shade(paint, 0.6)
     pen.line([(0, -0.9), (0, 0.78), (0.1, 0.92), (0.26, 0.88), (0.3, 0.74)], 0.09, (86, 60, 44))
     edges = [-0.98, -0.6, -0.2, 0.2, 0.6, 0.98]
-    for index, (left, right) in enumerate(zip(edges, edges[1:], strict=False)):
+    for index, (left, right) in enumerate(pairwise(edges)):
         top = [(right * f, -0.02 - 0.84 * math.sqrt(max(0.0, 1 - f * f))) for f in (1, 0.9, 0.72, 0.5, 0.25, 0)]
         back = [(left * f, y) for (_, y), f in zip(reversed(top), (0, 0.25, 0.5, 0.72, 0.9, 1), strict=True)]
         scallop = oval((left + right) / 2, -0.02, (right - left) / 2, 0.13, start=180, end=360)

@@ -146,9 +146,7 @@ def draw_part(config: WorldConfig, out: Path, part: int, parts: int) -> tuple[di
     return captions, digests
 
 
-def _draw_all(
-    config: WorldConfig, out: Path, parts: int
-) -> Iterable[tuple[dict[int, Captioned], dict[str, str]]]:
+def _draw_all(config: WorldConfig, out: Path, parts: int) -> Iterable[tuple[dict[int, Captioned], dict[str, str]]]:
     """All parts: the first here, the others each in a process of its own."""
     (out / "web" / "moved").mkdir(parents=True)
     job = {"config": asdict(config), "out": str(out.resolve()), "parts": parts}

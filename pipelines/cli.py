@@ -21,9 +21,6 @@ DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
 MISTAKES = (ConfigError, FilteringInputError, SegmentationInputError, ClusterInputError, MiniatureInputError)
 
-PLAIN_TYPES = ("text", "a whole number", "a number", "true or false", "a section")
-"""Types that the default shows."""
-
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
 
@@ -95,33 +92,25 @@ def help_text(doc: str, *, width: int) -> str:
     usage = f"usage: python {Path(sys.argv[0]).name} [--config FILE] [key=value ...]"
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
-    lines.append(
-        f"  --config FILE  values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine"
-    )
+    default = f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine"
+    lines += textwrap.wrap(f"  --config FILE  {default}", width, subsequent_indent=" " * 17)
     lines.append("  --help         this text")
     return "\n".join([*lines, *_settings_help(describe(Config), width)])
 
 
 def _settings_help(entries: Sequence[Entry], width: int) -> Iterator[str]:
-    keys = min(max(len(entry.key) for entry in entries), width // 3)
-    defaults = min(max(len(entry.default) for entry in entries), width // 5)
-    sections = {
-        entry.key for entry in entries if any(other.key.startswith((f"{entry.key}.", f"{entry.key}(")) for other in entries)
-    }
-    top = None
-    for entry in entries:
-        section = entry.key.split(".")[0].split("(")[0]
-        if section != top:
-            heading = section if section in sections else "general" if top is None or top in sections else None
-            if heading is not None:
-                yield ""
-            if section in sections:
-                yield from textwrap.wrap(f"{section}: {entry.meaning}", width)
-            top = section
-            if section in sections:
-                continue
-        meaning = entry.meaning + (f" [{entry.type}]" if entry.type not in PLAIN_TYPES else "")
-        yield from _columns((entry.key, entry.default or '""', meaning), (keys, defaults), width)
+    """A table per section; the keys that belong to none come first."""
+    widths = (min(max(len(entry.key) for entry in entries), width // 3), min(16, width // 6))
+    roots = {entry.key.split(".")[0] for entry in entries if "." in entry.key}
+    yield ""
+    for entry in sorted(entries, key=lambda entry: entry.key.split(".")[0].split("(")[0] in roots):
+        if entry.key in roots:
+            yield ""
+            yield from textwrap.wrap(f"{entry.key}: {entry.meaning}", width)
+        else:
+            choices = f" [{entry.type}]" if " or " in entry.type and entry.type != "true or false" else ""
+            default = textwrap.shorten(entry.default, width - 4, placeholder=" ...")
+            yield from _columns((entry.key, default, entry.meaning + choices), widths, width)
 
 
 def _columns(cells: tuple[str, str, str], widths: tuple[int, int], width: int) -> Iterator[str]:

@@ -7,7 +7,7 @@ as a whole by the file, and reached into by the command line (`rules.0.min_words
 
 import difflib
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
@@ -39,7 +39,7 @@ def load(cls: type[T], file: Path | None, overrides: Sequence[str]) -> T:
         tree = _merge(cls, tree, value)
 
     def source_of(key: str) -> str:
-        if any(key == k or key.startswith(f"{k}.") for k in keys):
+        if any(f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.") for k in keys):
             return "command line"
         return str(file) if file is not None else "command line" if keys else "defaults"
 
@@ -231,7 +231,7 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
     arguments = {}
     for name, item in value.items():
         if name not in kinds:
-            raise _Wrong(join(key, name), f"unknown key '{join(key, name)}'; {_near_miss(name, key, kinds, root)}")
+            raise _Wrong(join(key, name), f"unknown key '{join(key, name)}'; {_where_instead(name, key, kinds, root)}")
         arguments[name] = _build(kinds[name], item, join(key, name), root)
     for field in fields(cls):
         if field.name not in value and not has_default(field):
@@ -244,8 +244,14 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
         raise _Wrong(join(key, message.split(" ", 1)[0].strip("':,")), join(key, message)) from None
 
 
-def _near_miss(name: str, key: str, siblings: Mapping[str, Any], root: type) -> str:
-    near = difflib.get_close_matches(name, siblings, n=1, cutoff=0.6)
+def near_miss(name: str, choices: Iterable[str]) -> str:
+    """ " (did you mean 'tcl'?)" where one of `choices` looks like `name`; otherwise nothing."""
+    near = difflib.get_close_matches(name, list(choices), n=1)
+    return f" (did you mean '{near[0]}'?)" if near else ""
+
+
+def _where_instead(name: str, key: str, siblings: Mapping[str, Any], root: type) -> str:
+    near = difflib.get_close_matches(name, siblings, n=1)
     if near:
         return f"did you mean '{join(key, near[0])}'?"
     elsewhere = [entry.key for entry in describe(root) if entry.key.rsplit(".", 1)[-1] == name]

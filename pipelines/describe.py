@@ -77,6 +77,8 @@ def describe(cls: type, prefix: str = "", default: object = MISSING) -> list[Ent
     for field in fields(cls):
         key, kind = join(prefix, field.name), kinds_of(cls)[field.name]
         value = getattr(default, field.name) if default is not MISSING else _default_of(field)
+        if get_origin(kind) is Literal and len(get_args(kind)) == 1:
+            continue  # the name of an alternative, which stands in its key already
         entries.append(Entry(key, type_name(kind), _yaml_of(value), meanings.get(field.name, "")))
         entries += _describe_inside(kind, key, value)
     return entries
@@ -101,8 +103,10 @@ def _default_of(field: "Field[Any]") -> object:
 
 
 def _yaml_of(value: object) -> str:
-    if value is MISSING or is_dataclass(value):
+    if value is MISSING:
         return ""
+    if is_dataclass(value):
+        return str(getattr(value, "name", ""))
     text = yaml.safe_dump(plain(value), default_flow_style=True, width=10**6, allow_unicode=True)
     return text.removesuffix("\n").removesuffix("\n...").strip()
 

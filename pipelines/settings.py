@@ -1,9 +1,20 @@
 """Every setting of a run, by section."""
 
-from dataclasses import dataclass, field
+import difflib
+from dataclasses import dataclass, fields
 
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
+from cluster.train import TrainConfig
+from filtering.corpus import FilterConfig
+from filtering.download import DownloadConfig
+from miniature.world import WorldConfig
+from owseg.encoders import EncoderConfig
+from owseg.evaluation.protocol import EvaluateConfig
+from owseg.methods import Methods
+from pipelines.config import ConfigError
+
+TABLE = tuple(field.name for field in fields(Methods) if field.name != "clip")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,8 +24,33 @@ class Config:
     run_dir: str = ""
     """Folder of everything this run writes; empty: runs/<name of the config file>."""
     seed: int = 0
-    """Seed of everything random: the same seed gives the same corpus, shards and training order."""
-    session: SessionConfig = field(default_factory=SessionConfig)
+    """Seed of training: the same seed gives the same batches and fresh weights."""
+    miniature: WorldConfig = WorldConfig()
+    """The generated world that stands in where filter.source.path or evaluate.root is empty."""
+    filter: FilterConfig = FilterConfig()
+    """From links to the corpus."""
+    download: DownloadConfig = DownloadConfig()
+    """From the corpus to image shards."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The CLIP that all methods of the run stand on."""
+    methods: tuple[str, ...] = ("maskclip", "tcl")
+    """Rows of the results table, in order; those that train are trained."""
+    models: Methods = Methods()
+    """The settings of each method."""
+    train: TrainConfig = TrainConfig()
+    """How training is spread."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The benchmarks and how they are scored."""
+    session: SessionConfig = SessionConfig()
     """Where heavy work runs."""
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tracking: TrackingConfig = TrackingConfig()
     """Where runs are recorded."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in TABLE:
+                near = difflib.get_close_matches(name, TABLE, n=1)
+                hint = f"did you mean {near[0]!r}? " if near else ""
+                raise ConfigError(f"methods: {name!r} is no method; {hint}choose from {', '.join(TABLE)}")
+        if len(set(self.methods)) != len(self.methods):
+            raise ConfigError("methods: a method is named twice")

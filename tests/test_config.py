@@ -95,7 +95,8 @@ def test_defaults_are_the_base_and_later_sources_win(tmp_path: Path) -> None:
 
 def test_a_default_instance_keeps_its_other_values(tmp_path: Path) -> None:
     """`filter` defaults to top_k=50, not to the class's own 100, also where the file sets a neighbour."""
-    assert load(Settings, write(tmp_path, "filter: {pick: {share: 0.1}}"), []).filter == Filter(top_k=50, pick=Letters(share=0.1))
+    config = load(Settings, write(tmp_path, "filter: {pick: {share: 0.1}}"), [])
+    assert config.filter == Filter(top_k=50, pick=Letters(share=0.1))
 
 
 @pytest.mark.parametrize(
@@ -216,4 +217,5 @@ def test_describe_lists_every_key_with_its_meaning() -> None:
     assert entries["filter.rules.0(words).min_words"].default == "3"
     assert entries["optims.<name>.lr"].default == ""
     assert entries["methods"].default == "[maskclip, tcl]"
+    assert entries["filter.pick"].default == "letters"
     assert all(entry.meaning for entry in entries.values())

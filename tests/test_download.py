@@ -26,6 +26,7 @@ from filtering.fetch import FetchConfig
 from filtering.image import ImageConfig
 from filtering.schema import CORPUS, STATUS, key_of
 from filtering.stage import InputError, digest_of_file
+from miniature.server import serve
 
 FAULTS = {
     "/status/404": "http_404",
@@ -274,6 +275,40 @@ def test_open_clip_reads_the_shards(web: Web, tmp_path: Path, monkeypatch: pytes
     assert len(batches) == 6
     assert {text for _, texts in batches for text in texts} == {f"a cat at {url}" for url in images(24)}
     assert batches[0][0][0].shape == (48, 72, 3)
+
+
+def test_the_faults_of_the_miniature_web(tmp_path: Path) -> None:
+    faults = {
+        "404": {},
+        "410": {},
+        "heal": {"after": 2},
+        "drip": {},
+        "html": {},
+        "truncated": {},
+        "noai": {},
+        "redirect": {"to": "/fine.jpg"},
+    }
+    (tmp_path / "web").mkdir()
+    for i, name in enumerate(["fine", *faults]):
+        (tmp_path / "web" / f"{name}.jpg").write_bytes(picture(i))
+    table = {f"/{name}.jpg": {"fault": name, **details} for name, details in faults.items()}
+    (tmp_path / "web" / "faults.json").write_text(json.dumps(table))
+    urls = [f"http://photos-{i}.miniature.test/{name}.jpg" for i, name in enumerate(["fine", *faults])]
+    with serve(tmp_path / "web") as address:
+        fetch = FetchConfig(connect_to={"*.miniature.test": address}, timeout=3.0, backoff=0.01)
+        out = tmp_path / "shards"
+        download_corpus(DownloadConfig(fetch=fetch), write_corpus(tmp_path / "corpus", urls), out)
+    assert {Path(str(row["url"])).stem: row["status"] for row in statuses(out)} == {
+        "fine": "success",
+        "404": "http_404",
+        "410": "http_410",
+        "heal": "success",
+        "drip": "timeout",
+        "html": "not_an_image",
+        "truncated": "truncated",
+        "noai": "opt_out",
+        "redirect": "success",
+    }
 
 
 def test_missing_values_are_read_as_empty(web: Web, tmp_path: Path) -> None:

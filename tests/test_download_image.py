@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import cv2
 import numpy as np
@@ -23,6 +25,7 @@ def resize(data: bytes, **settings: object) -> tuple[str, int | None, int | None
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("only_if_bigger", [True, False])
 def test_pixels_are_those_of_img2dataset(mode: str, kind: str, only_if_bigger: bool) -> None:
+    os.environ["NO_ALBUMENTATIONS_UPDATE"] = "1"  # what Resize sets before its own import
     from img2dataset.resizer import Resizer
 
     for size in ((200, 120), (40, 60)):
@@ -81,6 +84,18 @@ def test_truncated_jpegs_are_refused(progressive: bool) -> None:
         assert resize(whole[:-cut])[0] == "truncated"
 
 
+def test_several_pictures_in_one_jpeg() -> None:
+    """As phones write them; the first one counts."""
+    first, second = (Image.open(io.BytesIO(picture(seed))) for seed in (0, 1))
+    file = io.BytesIO()
+    first.save(file, "MPO", save_all=True, append_images=[second])
+    both = file.getvalue()
+    end_of_first = both.index(b"\xff\xd9") + 2
+    assert end_of_first < len(both) - 500
+    assert resize(both) == resize(both[:end_of_first]) == ("success", 96, 64, 96, 64)
+    assert resize(both[: end_of_first - 100])[0] == "truncated"
+
+
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "GIF", "BMP", "AVIF"])
 def test_other_truncated_images_are_refused(kind: str) -> None:
     whole = picture(0, (96, 64), kind)
@@ -92,6 +107,13 @@ def test_16_bit_png_is_refused() -> None:
     ok, data = cv2.imencode(".png", np.full((64, 64, 3), 30_000, np.uint16))
     assert ok
     assert resize(data.tobytes())[0] == "unsupported_depth"
+
+
+def test_the_resizer_comes_without_the_rest_of_img2dataset() -> None:
+    code = "import sys; from filtering.image import *; Resize(ImageConfig()); print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert {"cv2", "albumentations"} <= set(modules)
+    assert not {"torch", "ray", "wandb"} & set(modules)
 
 
 def test_standard_output_survives(capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """The HTTP client against a real server: every way in which the web says no, and how often it was asked."""
 
 import asyncio
+import socket
+import threading
 from collections.abc import Iterator
 from email.utils import formatdate
 from time import time
@@ -46,6 +48,13 @@ def test_an_image_comes_over_the_mapped_address_under_its_own_name(web: Web) -> 
     assert (outcomes[0].http_status, outcomes[0].attempts, outcomes[0].retryable) == (200, 1, False)
     assert web.hosts == {HOST, f"a.b.{HOST}", f"{HOST}:81"}
     assert web.user_agents == {"probe/1"}
+
+
+def test_urls_are_written_as_people_write_them(web: Web) -> None:
+    urls = (f" HTTP://{HOST}/image/ein Bild.jpg?wo=Köln&x=a%20b#top", f"http://Bücher.{HOST}/image")
+    assert [outcome.status for outcome in fetch_urls(web, *urls)] == ["success"] * 2
+    assert set(web.requests) == {"/image/ein%20Bild.jpg?wo=K%C3%B6ln&x=a%20b", "/image"}
+    assert web.hosts == {HOST, f"xn--bcher-kva.{HOST}"}
 
 
 @pytest.mark.parametrize("code", [204, 304, 400, 401, 403, 404, 410, 451])
@@ -170,6 +179,41 @@ def test_dead_names_and_dead_servers_may_come_back(web: Web) -> None:
 def test_plain_http_on_a_tls_address_is_a_tls_failure(web: Web) -> None:
     (outcome,) = fetch_urls(web, f"https://{HOST}/image")
     assert (outcome.status, outcome.retryable, outcome.attempts) == ("tls", False, 1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b"", "connect"),
+        (b"SSH-2.0-OpenSSH_9.6\r\n", "bad_http"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 2**17 + b"\r\n\r\n", "bad_http"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: -1\r\n\r\n", "bad_http"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", "bad_http"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 5\r\n\r\nhello", "incomplete"),
+        (b"HTTP/1.1 200 OK\r\nContent-Encoding: br\r\nContent-Length: 5\r\n\r\nhello", "bad_http"),
+        (b"HTTP/1.1 302 Found\r\nLocation: http://[::1/x\r\nContent-Length: 0\r\n\r\n", "bad_url"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "http_302"),
+        (b"HTTP/1.0 200 OK\r\n\r\nup to the end", "success"),
+    ],
+)
+def test_broken_servers(web: Web, answer: bytes, status: str) -> None:
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection:
+                connection.recv(2**16)
+                connection.sendall(answer)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        server = threading.Thread(target=serve)
+        server.start()
+        (outcome,) = fetch_urls(web, f"http://127.0.0.1:{listener.getsockname()[1]}/x.jpg", attempts=1)
+        listener.shutdown(socket.SHUT_RDWR)
+    server.join(20)
+    assert outcome.status == status
 
 
 def test_opt_out_is_respected_unless_told_otherwise(web: Web) -> None:

@@ -2,10 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from owseg import InputError
+from owseg.encoders import EncoderConfig, load_encoder
+from owseg.fit import load_learned
+from owseg.methods.chance import Chance
 from owseg.methods.clip import Clip
 from owseg.methods.tcl import Tcl
 from owseg.methods.zero_shot import ZeroShot
@@ -17,6 +23,8 @@ class Methods:
 
     clip: Clip = Clip()
     """Contrastive pretraining of the encoder, where `encoder.pretrained` is "pretrain"."""
+    chance: Chance = Chance()
+    """Random labels."""
     maskclip: ZeroShot = ZeroShot()
     """Training-free baseline."""
     tcl: Tcl = Tcl()
@@ -25,7 +33,7 @@ class Methods:
 
 TrainedConfig = Clip | Tcl
 """Methods that train: their configs have `phases`, `optim` and `augment`."""
-SegmenterConfig = ZeroShot | Tcl
+SegmenterConfig = Chance | ZeroShot | Tcl
 """Methods that segment: rows of the results table."""
 
 
@@ -39,3 +47,17 @@ class Segmenter(Protocol):
     def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
         """Scores [B, n, H, W] of normalised windows [B, 3, H, W]; with `background` a plane for it comes first."""
         ...
+
+    def to(self, device: torch.device) -> "Segmenter":
+        """Itself, moved to a device."""
+        ...
+
+
+def load_segmenter(config: SegmenterConfig, encoder: EncoderConfig, weights: Path | None) -> Segmenter:
+    """A method ready to segment. Raises InputError where a file is missing or belongs to another architecture."""
+    method = config.build(load_encoder(encoder))
+    if isinstance(config, Tcl):
+        if weights is None:
+            raise InputError(f"{config.name} needs trained weights; run the train stage first")
+        load_learned(method, config.phases, weights)
+    return method.eval()

@@ -1,0 +1,250 @@
+"""Training on Ray Train: every rank runs `owseg.fit`, checkpoints go to the run's folder, and the driver watches."""
+
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cluster import InputError
+from cluster.engine import DeepSpeedEngine
+from cluster.progress import Progress
+from cluster.session import SessionConfig, ensure_session, selector_of
+from owseg.data import CaptionBatches, ShardReader, batches_from
+from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
+from owseg.engine import Engine, TorchEngine
+from owseg.fit import WEIGHTS, fit
+from owseg.methods import TrainedConfig
+
+POLL_SECONDS = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How training is spread and how often it is saved."""
+
+    workers: int = 1
+    """Training processes; with GPUs one each."""
+    use_gpu: bool = False
+    """Give each training process a GPU."""
+    engine: Literal["deepspeed", "torch"] = "deepspeed"
+    """What carries out steps: deepspeed (ZeRO) or torch (plain AdamW, the reference)."""
+    zero_stage: int = 1
+    """DeepSpeed ZeRO stage, 1 to 3: what is sharded over the workers (1 optimiser state, 2 gradients too, 3 weights too)."""
+    bf16: bool = False
+    """Compute in bfloat16 where torch's autocast finds it safe."""
+    threads: int = 1
+    """CPU threads of each training process."""
+    loader_workers: int = 0
+    """Processes beside each training process that decode and augment; 0 = the training process itself."""
+    log_every: int = 10
+    """Steps between logged losses."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints, from which a killed run goes on."""
+    max_failures: int = 2
+    """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "threads", "log_every", "checkpoint_every"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.zero_stage not in (1, 2, 3):
+            raise InputError(f"zero_stage must be 1, 2 or 3, not {self.zero_stage}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """All that a training process needs to know. Paths are absolute: Ray gives workers another working directory."""
+
+    method: TrainedConfig
+    encoder: EncoderConfig
+    shards: tuple[Path, ...]
+    out: Path
+    seed: int
+    train: TrainConfig
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps over all phases."""
+        return sum(phase.steps for phase in self.method.phases)
+
+    @property
+    def log(self) -> Path:
+        """One JSON line per logged step."""
+        return self.out / "metrics.jsonl"
+
+    @property
+    def weights(self) -> Path:
+        """The trained tensors, written when training is complete."""
+        return self.out / WEIGHTS
+
+
+Observe = Callable[[list[dict[str, Any]]], None]
+"""Receives newly logged steps, oldest first: {"step", "lr", "samples_per_second", "loss/<name>"...}."""
+
+
+def train(job: TrainJob, session: SessionConfig, observe: Observe) -> Path:
+    """Train to the end, going on from the last checkpoint where there is one, and return the trained weights' path."""
+    ensure_session(session)
+    import ray.train
+    from ray.train.torch import TorchTrainer
+
+    job.out.mkdir(parents=True, exist_ok=True)
+    cpus = job.train.threads + job.train.loader_workers if job.train.use_gpu else 0.5
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"job": job},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=job.train.workers,
+            use_gpu=job.train.use_gpu,
+            resources_per_worker={"CPU": cpus, **({"GPU": 1} if job.train.use_gpu else {})},
+            label_selector=selector_of(session.train_label),
+        ),
+        run_config=ray.train.RunConfig(
+            name="checkpoints",
+            storage_path=str(job.out),
+            failure_config=ray.train.FailureConfig(max_failures=job.train.max_failures, controller_failure_limit=3),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    with _watch(job, observe):
+        result = trainer.fit()
+    with result.checkpoint.as_directory() as folder:
+        weights = (Path(folder) / WEIGHTS).read_bytes()
+    temporary = job.weights.with_suffix(".tmp")
+    temporary.write_bytes(weights)
+    temporary.replace(job.weights)
+    return job.weights
+
+
+def train_worker(config: dict[str, Any]) -> None:
+    """What every rank runs, inside Ray Train's worker group."""
+    import ray.train
+
+    job: TrainJob = config["job"]
+    context = ray.train.get_context()
+    rank, world_size = context.get_world_rank(), context.get_world_size()
+    torch.set_num_threads(job.train.threads)
+    device = torch.device("cuda", torch.cuda.current_device()) if job.train.use_gpu else torch.device("cpu")
+
+    torch.manual_seed(job.seed)  # fresh layers start out alike on every rank
+    encoder = build_encoder(job.encoder) if job.encoder.pretrained == PRETRAIN else load_encoder(job.encoder)
+    method = job.method.build(encoder)
+    batches = CaptionBatches(
+        ShardReader(job.shards),
+        encoder.tokenize,
+        job.method.augment,
+        mean=job.encoder.mean,
+        std=job.encoder.std,
+        batch_size=job.method.optim.batch_size,
+        seed=job.seed,
+        rank=rank,
+        world_size=world_size,
+    )
+
+    def make_engine(parameters: Any) -> Engine:
+        if job.train.engine == "torch":
+            return TorchEngine(method, parameters, job.method.optim, device)
+        return DeepSpeedEngine(
+            method,
+            parameters,
+            job.method.optim,
+            batch_per_worker=job.method.optim.batch_size // world_size,
+            zero_stage=job.train.zero_stage,
+            bf16=job.train.bf16,
+            device=device,
+        )
+
+    def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            save(Path(folder))
+            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+    with ExitStack() as stack:
+        checkpoint = ray.train.get_checkpoint()
+        resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+        log = _StepLog(job, resume) if rank == 0 else None
+        fit(
+            method,
+            job.method.phases,
+            job.method.optim,
+            make_engine,
+            lambda start, stop: batches_from(batches, start, stop, workers=job.train.loader_workers),
+            seed=job.seed,
+            resume=resume,
+            log_every=job.train.log_every,
+            checkpoint_every=job.train.checkpoint_every,
+            on_log=log,
+            on_checkpoint=on_checkpoint,
+        )
+
+
+class _StepLog:
+    """Rank 0's record of losses. Steps after the checkpoint that a run resumes from are cut off: they will be taken again."""
+
+    def __init__(self, job: TrainJob, resume: Path | None) -> None:
+        done = json.loads((resume / "position.json").read_text())["step"] if resume else 0
+        kept = [line for line in _read_log(job.log) if line["step"] <= done]
+        job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        self.job, self.step, self.time = job, done, time.monotonic()
+
+    def __call__(self, step: int, losses: dict[str, float], lr: float) -> None:
+        now = time.monotonic()
+        rate = (step - self.step) * self.job.method.optim.batch_size / max(now - self.time, 1e-9)
+        self.step, self.time = step, now
+        line = {"step": step, "lr": lr, "samples_per_second": rate, "loss/total": sum(losses.values())}
+        with self.job.log.open("a") as file:
+            file.write(json.dumps(line | {f"loss/{name}": value for name, value in losses.items()}) + "\n")
+
+
+def _read_log(path: Path) -> list[dict[str, Any]]:
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")
+    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is still being written
+
+
+class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
+    """Follows the step log from the driver: progress on the terminal, new steps to `observe`."""
+
+    def __init__(self, job: TrainJob, observe: Observe) -> None:
+        self.job, self.observe = job, observe
+        self.stop = threading.Event()
+        self.seen = 0
+
+    def __enter__(self) -> None:
+        lines = _read_log(self.job.log)
+        start = lines[-1]["step"] if lines else 0
+        self.progress = Progress(f"train {self.job.method.name}", total=self.job.steps, unit="steps", start=start)
+        self.progress.__enter__()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+        self.thread.start()
+
+    def __exit__(self, *error: Any) -> None:
+        self.stop.set()
+        self.thread.join()
+        self.progress.__exit__(*error)
+
+    def _follow(self) -> None:
+        while not self.stop.wait(POLL_SECONDS):
+            self._look()
+        self._look()
+
+    def _look(self) -> None:
+        new = [line for line in _read_log(self.job.log) if line["step"] > self.seen]
+        if new:
+            self.seen = new[-1]["step"]
+            self.observe(new)
+            note = f"loss {new[-1]['loss/total']:.3f}, {new[-1]['samples_per_second']:.0f} pairs/s"
+            self.progress.update(self.seen, note)
+
+
+def shards_of(folder: Path) -> Iterator[Path]:
+    """The tars of a download folder, in order."""
+    yield from sorted(folder.resolve().glob("*.tar"))

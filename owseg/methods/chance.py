@@ -1,0 +1,37 @@
+"""Labels drawn at random: what a table's numbers must be read against."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from owseg.encoders import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chance:
+    """Every pixel gets one of the classes, background among them, with equal probability."""
+
+    name: Literal["chance"] = "chance"
+    """Method name."""
+
+    def build(self, encoder: Encoder) -> "ChanceMethod":
+        """The method; the encoder is not looked at."""
+        del encoder
+        return ChanceMethod()
+
+
+class ChanceMethod(nn.Module):
+    """Independent uniform scores, the same at every call."""
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """A row for each name, [n, 1]."""
+        return torch.zeros(len(names), 1)
+
+    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
+        """Random scores [B, n or 1 + n, H, W]."""
+        planes = len(classes) + background
+        generator = torch.Generator().manual_seed(0)
+        return torch.rand(len(image), planes, *image.shape[-2:], generator=generator).to(image.device)

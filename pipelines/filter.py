@@ -1,0 +1,46 @@
+"""Links and captions in, the filtered corpus out: caption rules, entity frequency, and which captions mention a kept entity."""
+
+import sys
+from pathlib import Path
+
+from cluster.data import run_on_ray
+from filtering.corpus import build_corpus
+from filtering.stage import digest_of
+from pipelines.cli import main
+from pipelines.config import to_dict
+from pipelines.context import Context, Result, open_context
+from pipelines.settings import Config
+from pipelines.world import filter_config, input_fingerprint
+
+
+def run_filter(context: Context) -> Result:
+    """The filter stage: `corpus/` in the run's folder."""
+    out = context.run_dir / "corpus"
+    config = filter_config(context)
+    fingerprint = digest_of([to_dict(context.config.filter), input_fingerprint(context)])
+
+    def work() -> Result:
+        with context.tracker.child("filter", stage="filter") as run:
+            result = build_corpus(config, out, run=run_on_ray(context.config.session))
+            run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
+            run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
+            run.dataset("links", source=config.source.path, digest=fingerprint, context="filtering")
+            run.artifact(out / "report.json")
+            run.artifact(out / "report.png")
+        return result
+
+    result = context.stage("filter", fingerprint, out, work)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in result["dropped"].items())
+    print(f"corpus: {result['kept']} of {result['links']} links kept; dropped: {dropped or 'none'}")
+    return result
+
+
+def run(config: Config) -> None:
+    """The verb."""
+    with open_context(config) as context:
+        run_filter(context)
+        print(f"look at {Path(config.run_dir) / 'corpus' / 'report.png'}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, doc=__doc__ or ""))

@@ -1,0 +1,35 @@
+"""The whole chain: links in, a table of zero-shot mIoU out. Each stage goes on where an earlier run of it stopped."""
+
+import sys
+
+from pipelines.cli import main
+from pipelines.context import SUMMARY, Result, open_context
+from pipelines.download import run_download
+from pipelines.evaluate import run_evaluate
+from pipelines.filter import run_filter
+from pipelines.settings import Config
+from pipelines.train import run_train
+
+
+def run(config: Config) -> None:
+    """filter → download → train → evaluate, tracked as one parent run."""
+    with open_context(config) as context:
+        corpus = run_filter(context)
+        shards = run_download(context, corpus)
+        run_train(context, shards)
+        run_evaluate(context)
+        print_funnel(corpus, shards)
+        print(f"corpus report: {context.run_dir / 'corpus' / 'report.png'}")
+        if context.tracker.uri:
+            print(f"MLflow: run `make up` or `mlflow ui --backend-store-uri {context.tracker.uri}`")
+    print(f"summary: {context.run_dir / SUMMARY}")
+
+
+def print_funnel(corpus: Result, shards: Result) -> None:
+    """How many links were left after each step."""
+    counts = {"links": corpus["links"], "kept": corpus["kept"], "downloaded": shards["success"]}
+    print("corpus funnel: " + " → ".join(f"{count} {name}" for name, count in counts.items()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, doc=__doc__ or ""))

@@ -1,0 +1,117 @@
+"""Image shards in, trained methods out: Ray Train workers with DeepSpeed, going on from the last checkpoint."""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+
+from cluster.tracking import Run
+from cluster.train import TrainJob, shards_of, train
+from filtering.stage import digest_of, digest_of_file
+from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
+from owseg.methods import TrainedConfig
+from pipelines.cli import main
+from pipelines.config import flatten, to_dict
+from pipelines.context import Context, Result, open_context
+from pipelines.download import run_download
+from pipelines.filter import run_filter
+from pipelines.settings import Config
+
+ENCODER = "encoder.safetensors"
+
+
+def run_train(context: Context, shards: Result) -> Result:
+    """The train stage: `train/<method>/` in the run's folder for each method that trains, the encoder first where asked for."""
+    out = context.run_dir / "train"
+    models = context.config.models
+    jobs: list[TrainedConfig] = [
+        model for name in context.config.methods if isinstance(model := getattr(models, name), TrainedConfig)
+    ]
+    if context.config.encoder.pretrained == PRETRAIN:
+        jobs.insert(0, models.clip)
+    fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"]])
+
+    def work() -> Result:
+        digests = {job.name: _train_method(context, job, shards) for job in jobs}
+        return {"methods": digests, "digest": digest_of(digests)}
+
+    out.mkdir(parents=True, exist_ok=True)
+    return context.stage("train", fingerprint, out, work)
+
+
+def trained_encoder(context: Context) -> EncoderConfig:
+    """The run's encoder, with the path of its own weights where the run pretrains it."""
+    encoder = context.config.encoder
+    if Path(encoder.model).suffix == ".json":
+        encoder = replace(encoder, model=str(Path(encoder.model).resolve()))
+    if encoder.pretrained == PRETRAIN:
+        return replace(encoder, pretrained=str(context.run_dir / "train" / "clip" / ENCODER))
+    if Path(encoder.pretrained).exists():
+        return replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
+    return encoder
+
+
+def weights_of(context: Context, name: str) -> Path:
+    """Where a trained method's weights lie."""
+    return context.run_dir / "train" / name / "method.safetensors"
+
+
+def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
+    """All that decides a method's weights, besides the data."""
+    config = context.config
+    spread = {key: getattr(config.train, key) for key in ("workers", "engine", "bf16")}
+    return {"method": to_dict(method), "encoder": encoder_dict(config.encoder), "seed": config.seed, **spread}
+
+
+def _train_method(context: Context, method: TrainedConfig, shards: Result) -> str:
+    """Train one method in a tracked run of its own; returns the digest of its weights."""
+    folder = context.run_dir / "train" / method.name
+    encoder = trained_encoder(context)
+    if method.name == "clip":
+        encoder = replace(encoder, pretrained=PRETRAIN)
+    job = TrainJob(
+        method=method,
+        encoder=encoder,
+        shards=tuple(shards_of(context.run_dir / "shards")),
+        out=folder,
+        seed=context.config.seed,
+        train=context.config.train,
+    )
+    settings = _settings(context, method)
+
+    def work() -> Result:
+        with context.tracker.child(f"train {method.name}", stage="train") as run:
+            run.tags({"model": method.name})
+            run.params(dict(flatten(settings)))
+            run.dataset("shards", source=str(context.run_dir / "shards"), digest=shards["digest"], context="training")
+            weights = train(job, context.config.session, lambda steps: _log(run, steps))
+            if method.name == "clip":
+                tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
+                save_file(tensors, folder / ENCODER)
+            return {"steps": job.steps, "digest": digest_of_file(weights)}
+
+    # The encoder's own weights are part of what decides a method that stands on them.
+    below = (
+        [] if method.name == "clip" or not Path(encoder.pretrained).is_file() else [digest_of_file(Path(encoder.pretrained))]
+    )
+    fingerprint = digest_of([settings, shards["digest"], below])
+    digest: str = context.stage(f"train-{method.name}", fingerprint, job.weights, work)["digest"]
+    return digest
+
+
+def _log(run: Run, steps: list[dict[str, Any]]) -> None:
+    for line in steps:
+        step = int(line["step"])
+        run.metrics({f"train/{name}": value for name, value in line.items() if name != "step"}, step)
+
+
+def run(config: Config) -> None:
+    """The verb; stages before it that are not complete run first."""
+    with open_context(config) as context:
+        run_train(context, run_download(context, run_filter(context)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(run, doc=__doc__ or ""))

@@ -1,0 +1,64 @@
+"""The miniature world as the input of a run that names none of its own."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from filtering.corpus import FilterConfig
+from filtering.download import DownloadConfig
+from miniature.server import serve
+from miniature.world import build_world
+from owseg.evaluation.protocol import EvaluateConfig
+from pipelines.config import to_dict
+from pipelines.context import Context
+
+HOSTS = "*.miniature.test"
+
+
+def world_dir(context: Context) -> Path:
+    """The folder of the run's miniature world, built on first use."""
+    folder = context.run_dir / "world"
+    if not (folder / "world.json").exists():
+        print(f"world: drawing {context.config.miniature.links} links and the benchmarks", flush=True)
+    build_world(context.config.miniature, folder)
+    return folder
+
+
+def filter_config(context: Context) -> FilterConfig:
+    """The filter's config with its source; the miniature world's links where the run names none."""
+    config = context.config.filter
+    if config.source.path:
+        return config
+    return replace(config, source=replace(config.source, path=str(world_dir(context) / "links.tsv")))
+
+
+def evaluate_config(context: Context) -> EvaluateConfig:
+    """The evaluation's config with its benchmarks; the miniature world's where the run names none."""
+    config = context.config.evaluate
+    if config.root:
+        return config
+    benchmarks = world_dir(context) / "benchmarks"
+    return replace(config, root=str(benchmarks), classes=str(benchmarks / "classes"))
+
+
+@contextmanager
+def download_config(context: Context) -> Iterator[DownloadConfig]:
+    """The downloader's config; while the block runs, the miniature world's own server answers for its hosts."""
+    config = context.config.download
+    if context.config.filter.source.path:
+        yield config
+        return
+    world = world_dir(context)
+    with serve(world / "web", log=world / "requests.log") as address:
+        yield replace(config, fetch=replace(config.fetch, connect_to={**config.fetch.connect_to, HOSTS: address}))
+
+
+def input_fingerprint(context: Context) -> object:
+    """What identifies the run's links: the world's config, or the source files' names, sizes and times."""
+    source = context.config.filter.source
+    if not source.path:
+        return to_dict(context.config.miniature)
+    from filtering.reader import source_files
+
+    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(source)]

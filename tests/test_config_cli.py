@@ -1,0 +1,185 @@
+"""What all verbs share: options, exit codes, one-line mistakes, and a run folder that belongs to one run at a time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cluster import InputError
+from pipelines import cli
+from pipelines.config import from_dict, to_dict
+from pipelines.describe import describe
+from pipelines.settings import Config
+
+VERB = """
+import os, sys, time
+from pathlib import Path
+from pipelines.cli import main
+
+def run(config):
+    print(config.run_dir, flush=True)
+    if "--wait" in os.environ.get("TEST_VERB", ""):
+        time.sleep(60)
+
+sys.exit(main(run, doc="Waits."))
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.yaml").write_text("seed: 3\n")
+    return tmp_path
+
+
+def call(*argv: str, run: Callable[[Config], None] = lambda config: None) -> int:
+    return cli.main(run, doc="Does a thing.", argv=argv)
+
+
+def error_line(capsys: pytest.CaptureFixture[str]) -> str:
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    return lines[0]
+
+
+def test_run_gets_the_settings_with_an_absolute_run_dir(folder: Path) -> None:
+    seen: list[Config] = []
+    assert call("--config", "tiny.yaml", "session.num_cpus=2", run=seen.append) == 0
+    assert seen == [replace(from_dict(Config, {"seed": 3, "session": {"num_cpus": 2}}), run_dir=str(folder / "runs" / "tiny"))]
+    written = yaml.safe_load((folder / "runs" / "tiny" / "config.yaml").read_text())
+    assert from_dict(Config, written) == seen[0]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (["--config", "none.yaml"], "error: none.yaml: no such file"),
+        (["--config"], "error: --config needs a file"),
+        (["--configs=tiny.yaml"], "error: unknown option '--configs=tiny.yaml'; the options are --config FILE and --help"),
+        (["--config=tiny.yaml", "seeds=1"], "error: command line: unknown key 'seeds'; did you mean 'seed'?"),
+        (["--config=tiny.yaml", "session.num_cpus=0"], "error: command line: session.num_cpus must be at least 1"),
+        (["--config=tiny.yaml", "tracking.uri=mlruns"], "error: command line: tracking.uri must be http(s)://server:port"),
+        (["--config=tiny.yaml", "run_dir=tiny.yaml"], "error: run_dir: "),
+        (["--config=tiny.yaml", "run_dir=/proc/nowhere"], "error: run_dir: /proc/nowhere cannot be written"),
+    ],
+)
+def test_mistakes_exit_2_with_one_line(folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:
+    assert call(*argv) == 2
+    assert error_line(capsys).startswith(line)
+
+
+def test_a_folder_of_another_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--config=tiny.yaml") == 0
+    assert call("--config=tiny.yaml", "session.num_cpus=1", "tracking.enabled=false") == 0  # where, not what
+    assert call("--config=tiny.yaml", "seed=4") == 2
+    line = error_line(capsys)
+    assert f"{folder / 'runs' / 'tiny'} holds a run of another config: 'seed' was 3 and is now 4" in line
+    assert "run_dir=FOLDER" in line
+    assert call("--config=tiny.yaml", "seed=4", "run_dir=other") == 0
+
+
+def test_a_broken_config_in_the_run_folder_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "runs" / "tiny").mkdir(parents=True)
+    (folder / "runs" / "tiny" / "config.yaml").write_text("a: [")
+    assert call("--config=tiny.yaml") == 2
+    assert "'seed' was absent and is now 3" in error_line(capsys)
+
+
+def test_other_errors_exit_1_with_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: Config) -> None:
+        raise RuntimeError("a bug")
+
+    assert call("--config=tiny.yaml", run=run) == 1
+    err = capsys.readouterr().err
+    assert "Traceback" in err
+    assert "RuntimeError: a bug" in err
+
+
+def test_a_mistake_found_while_running_exits_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def run(config: Config) -> None:
+        try:
+            raise InputError("links.tsv: no such file;\ngive another")
+        except InputError as error:
+            raise RuntimeError("wrapped") from error
+
+    assert call("--config=tiny.yaml", run=run) == 2
+    assert error_line(capsys) == "error: links.tsv: no such file; give another"
+
+
+def test_ray_wraps_a_mistake_and_it_is_found() -> None:
+    from ray.exceptions import RayTaskError
+
+    wrapped = RayTaskError("f", "Traceback ...", InputError("x: wrong")).as_instanceof_cause()
+    assert isinstance(wrapped, InputError)
+    assert str(wrapped) != "x: wrong"
+    assert cli.user_mistake(wrapped) == "x: wrong"
+    assert cli.user_mistake(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
+
+
+def test_ctrl_c_exits_130(folder: Path) -> None:
+    def run(config: Config) -> None:
+        raise KeyboardInterrupt
+
+    assert call("--config=tiny.yaml", run=run) == 130
+
+
+@pytest.mark.parametrize("width", [60, 80, 140])
+def test_help_shows_every_key_in_the_width_of_the_terminal(width: int) -> None:
+    text = cli.help_text("Does a thing.", width=width)
+    assert text.startswith("Does a thing.\n\nusage: python ")
+    assert max(map(len, text.splitlines()[4:])) <= width
+    for entry in describe(Config):
+        assert entry.key in text
+        assert entry.meaning
+        assert entry.meaning.split()[0] in text
+
+
+def test_help_needs_no_config_and_no_run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert call("--help") == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_default_round_trips() -> None:
+    assert from_dict(Config, to_dict(Config())) == Config()
+
+
+def test_one_process_at_a_time_and_a_kill_frees_the_folder(folder: Path) -> None:
+    verb = folder / "verb.py"
+    verb.write_text(VERB)
+    command = [sys.executable, str(verb), "--config", "tiny.yaml"]
+    first = subprocess.Popen(command, env={**os.environ, "TEST_VERB": "--wait"}, stdout=subprocess.PIPE, text=True)
+    try:
+        assert first.stdout is not None
+        assert first.stdout.readline().strip() == str(folder / "runs" / "tiny")
+        second = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert second.returncode == 2
+        assert second.stderr.startswith(f"error: run_dir: {folder / 'runs' / 'tiny'} is in use by process {first.pid} on ")
+        assert second.stderr.count("\n") == 1
+    finally:
+        first.send_signal(signal.SIGKILL)
+        first.wait()
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def test_ctrl_c_of_a_real_process(folder: Path) -> None:
+    verb = folder / "verb.py"
+    verb.write_text(VERB)
+    command = [sys.executable, str(verb), "--config", "tiny.yaml"]
+    process = subprocess.Popen(
+        command, env={**os.environ, "TEST_VERB": "--wait"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 130
+    assert "Traceback" not in err
