@@ -101,7 +101,10 @@ def build_corpus(config: FilterConfig, out: Path, *, run: Runner = run_local) ->
     entities = vocabulary(add_tallies(build, tagged), config.top_k, config.min_count)
     kept = kept_entities(entities)
     if not kept:
-        raise InputError(f"min_count: fewer than {config.min_count} captions mention the same entity; lower it or add links")
+        raise InputError(
+            f"filter.min_count: of the captions that passed the rules no {config.min_count} mention the same entity; "
+            f"lower it, or see {build / 'tagged'} for the reasons"
+        )
     sources = [build / "tagged" / f"{marker.shard}.parquet" for marker in tagged]
     markers = run(partial(SplitWork, kept), sources, out, fingerprint=digest_of([VERSION, sorted(kept)]), label="split")
     _remove_strangers(out, markers)
@@ -241,9 +244,8 @@ def _lists(rows: Sequence[Sequence[str]]) -> pa.Array:
 
 
 def _remove_strangers(out: Path, markers: Iterable[Marker]) -> None:
-    """Delete shards that an earlier config with more of them left behind."""
-    ours = {file for marker in markers for file in marker.files}
-    for folder in ("kept", "dropped"):
-        for path in (out / folder).glob("*.parquet"):
-            if f"{folder}/{path.name}" not in ours:
-                path.unlink()
+    """Delete shards that an earlier config with more of them left behind, and what a killed run was about to rename."""
+    ours = {out / file for marker in markers for file in marker.files}
+    for path in [*out.glob("kept/*.parquet"), *out.glob("dropped/*.parquet"), *out.rglob(".*.tmp")]:
+        if path not in ours:
+            path.unlink()

@@ -12,9 +12,10 @@ from spacy.tokens import Doc, Token
 from filtering.lexicon import NOT_AN_ENTITY, Lexicon
 from filtering.schema import ENTITIES
 from filtering.tagger import COMMON_NOUNS, NOUNS
-from filtering.text import for_tagging, has_capitals
+from filtering.text import for_tagging
 
 BATCH = 512
+BEFORE_A_NOUN = frozenset({"DT", "JJ", "PRP$"})
 
 
 class EntityFinder:
@@ -31,18 +32,16 @@ class EntityFinder:
 
     def __call__(self, captions: Iterable[str]) -> Iterator[list[str]]:
         """For every caption its entities, each once, in order of first mention."""
-        texts = ((for_tagging(caption), has_capitals(caption)) for caption in captions)
-        for doc, capitals in self._nlp.pipe(texts, batch_size=BATCH, as_tuples=True):
-            yield self._entities(doc, COMMON_NOUNS if capitals else NOUNS)
+        for doc, lowered in self._nlp.pipe(map(for_tagging, captions), batch_size=BATCH, as_tuples=True):
+            yield self._entities(doc, lowered)
 
-    def _entities(self, doc: Doc, nouns: frozenset[str]) -> list[str]:
-        """`nouns` are the tags of single words: where nothing is capitalised, a proper noun's tag is but a guess."""
+    def _entities(self, doc: Doc, lowered: bool) -> list[str]:
         tokens = [token for token in doc if token.text != "-" and not token.is_space]
         found: dict[str, None] = {}
         at = 0
         while at < len(tokens):
             name, length = self._compound(tokens, at)
-            if name is None and (tokens[at].tag_ in nouns or _heads_a_name(tokens, at)):
+            if name is None and _is_thing(tokens[at], lowered):
                 name = self._name_of(tokens[at].lower_, tokens[at].tag_ == "NNS")
             if name:
                 found[name] = None
@@ -73,10 +72,18 @@ class EntityFinder:
         return NOT_AN_ENTITY
 
 
-def _heads_a_name(tokens: list[Token], at: int) -> bool:
-    """Whether a proper noun is the last of several: Golden Gate *Bridge*, Crystal *Earrings*, but not *Apple* iPhone."""
-    after = tokens[at + 1].tag_ if at + 1 < len(tokens) else ""
-    return at > 0 and tokens[at].tag_ in NOUNS and tokens[at - 1].tag_ in NOUNS and after not in NOUNS
+def _is_thing(token: Token, lowered: bool) -> bool:
+    """Whether a single word may name a thing: a common noun, or what only seems to be a proper one.
+
+    Written in lower case by the author (not `lowered` by us) it is none, whatever the tagger says; and the last word after
+    an article, an adjective or other names tells what is named: the Brooklyn *Bridge*, but not *Apple* iPhone.
+    """
+    if token.tag_ not in NOUNS:
+        return False
+    if token.tag_ in COMMON_NOUNS or (token.text.islower() and not lowered):
+        return True
+    before, after = (token.doc[at].tag_ if 0 <= at < len(token.doc) else "" for at in (token.i - 1, token.i + 1))
+    return before in NOUNS | BEFORE_A_NOUN and after not in NOUNS
 
 
 class NounLemmas:

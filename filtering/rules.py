@@ -89,7 +89,7 @@ class FewLetters:
 
     name: Literal["few_letters"] = "few_letters"
     """Refuses captions in which letters are rare."""
-    min_share: float = 0.6
+    min_share: float = 0.5
     """Smallest share of letters among the characters that are not white space (0 to 1)."""
 
     def __post_init__(self) -> None:
@@ -154,9 +154,9 @@ class Boilerplate:
     name: Literal["boilerplate"] = "boilerplate"
     """Refuses captions that contain a stock phrase of web pages."""
     phrases: tuple[str, ...] = (
-        "all rights reserved", "click for", "click here", "click on", "click to", "cookie policy",         "free shipping", "image may contain", "image not available", "image not found", "image result for",
-        "no image available", "no photo available", "photo not available", "placeholder image", "read more", "sign up",
-        "terms of use",
+        "all rights reserved", "click for", "click here", "click on", "click to", "cookie policy", "free shipping",
+        "image may contain", "image not available", "image not found", "image result for", "no image available",
+        "no photo available", "photo not available", "placeholder image", "read more", "sign up", "terms of use",
     )  # fmt: skip
     """The phrases, in any case."""
 

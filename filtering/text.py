@@ -37,20 +37,17 @@ def normalised(caption: str) -> str:
     return " ".join(_WORD.findall(caption.casefold())) or caption
 
 
-def for_tagging(caption: str) -> str:
-    """The caption as a tagger should read it: names for `<PERSON>`, and lower case where capitals say nothing.
+def for_tagging(caption: str) -> tuple[str, bool]:
+    """The caption as a tagger should read it, and whether it was put in lower case because its capitals say nothing.
 
     In Title Case and ALL CAPS every noun would look like a proper name. A caption counts as such when most of its words
-    (small ones and the first aside) open with a capital; single shouted words are lowered wherever they stand.
+    (small ones and a capitalised first one aside) open with a capital. Single shouted words are lowered wherever they
+    stand. CC12M's person token becomes a name.
     """
     text = caption.replace(PERSON_TOKEN, _STAND_IN).replace("_", " ")
     content = [word for word in _WORD.findall(text) if word[0].isalpha() and word.lower() not in _SMALL_WORDS]
-    judged = content[1:] or content
-    if sum(word[0].isupper() for word in judged) > 0.6 * len(judged):
+    judged = content[1:] if len(content) > 1 and content[0][0].isupper() else content
+    lowered = sum(word[0].isupper() for word in judged) > 0.75 * len(judged)
+    if lowered:
         text = text.lower().replace(_STAND_IN.lower(), _STAND_IN)
-    return _SHOUTED.sub(lambda match: match[0].lower(), text)
-
-
-def has_capitals(caption: str) -> bool:
-    """Whether the caption's author used capital letters at all; CC12M's person token does not count."""
-    return any(map(str.isupper, caption.replace(PERSON_TOKEN, "")))
+    return _SHOUTED.sub(lambda match: match[0].lower(), text), lowered

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import sys
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,14 +15,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m miniature", description="Generate a miniature world.")
     parser.add_argument("out", type=Path, help="the folder to write")
     for field in fields(WorldConfig):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
     options = vars(parser.parse_args())
     out: Path = options.pop("out")
     try:
         build_world(WorldConfig(**options), out)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        parser.exit(2, f"error: {error}\n")
     print(json.dumps(json.loads((out / MARKER).read_text())["counts"], indent=1))
     print(contact_sheet(out))
 

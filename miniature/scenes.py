@@ -30,9 +30,10 @@ class Depicted:
     concept: int
     share: float
     """Visible share of the picture, 0..1."""
-    count: int = 1
-    colour: str | None = None
-    """The colour's name, for things of one colour."""
+    count: int
+    """How many of it can be seen; 1 for stuff."""
+    colour: str | None
+    """The colour's name; None for stuff."""
 
 
 @dataclass(frozen=True)
@@ -89,11 +90,11 @@ def draw_scene(
     bands = rng.choices((1, 2, 3), weights=(22, 50, 28))[0]
     _paint_stuff(canvas, rng, _pick(rng, stuff_pool, stuff_must, bands))
     kinds = rng.choices((1, 2, 3, 4), weights=(22, 38, 28, 12))[0]
-    painted = _paint_things(canvas, rng, _pick(rng, thing_pool, thing_must, max(kinds, 3 - bands)))
+    colours = _paint_things(canvas, rng, _pick(rng, thing_pool, thing_must, max(kinds, 3 - bands)))
     image = canvas.picture.reduce(SUPERSAMPLING).point(_tint(rng, 0.12, 0.05))
     shares = np.bincount(canvas.labels.ravel(), minlength=len(CONCEPTS)) / canvas.labels.size
     shown = tuple(
-        Depicted(concept, float(share), *painted.get(concept, (1, None)))
+        Depicted(concept, float(share), len(np.unique(canvas.instances[canvas.labels == concept])), colours.get(concept))
         for concept, share in enumerate(shares)
         if share >= VISIBLE
     )
@@ -222,8 +223,8 @@ def _mark_lanes(rng: Random, texture: Image.Image) -> None:
 Box = tuple[float, float, float, float]
 
 
-def _paint_things(canvas: _Canvas, rng: Random, concepts: list[int]) -> dict[int, tuple[int, str | None]]:
-    """Draws each concept once or, at times, a few times. Returns concept → (how many, colour)."""
+def _paint_things(canvas: _Canvas, rng: Random, concepts: list[int]) -> dict[int, str]:
+    """Draw each concept once or, at times, a few times. Returns concept → colour."""
     rng.shuffle(concepts)
     several = rng.random() < 0.3
     counts = [rng.choice((2, 2, 3)) if several and index == 0 else 1 for index in range(len(concepts))]
@@ -235,11 +236,9 @@ def _paint_things(canvas: _Canvas, rng: Random, concepts: list[int]) -> dict[int
             side = min(canvas.size) * extent * rng.uniform(0.82, 1.16) * DRAWINGS[CONCEPTS[concept].name].scale
             box = _place(rng, canvas.size, side, [other for _, other, *_ in placed])
             placed.append((box[3], box, concept, side, colour))
-    painted: dict[int, tuple[int, str | None]] = {}
     for instance, (_, box, concept, side, colour) in enumerate(sorted(placed), start=1):
         _paint_thing(canvas, rng, concept, box, side, colour, instance)
-        painted[concept] = (painted.get(concept, (0, None))[0] + 1, colour)
-    return painted
+    return {concept: colour for _, _, concept, _, colour in placed}
 
 
 def _place(rng: Random, size: tuple[int, int], side: float, others: Sequence[Box]) -> Box:

@@ -29,7 +29,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, TextIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from miniature import InputError
 from miniature.lifeline import exit_with_parent
@@ -72,7 +72,7 @@ class ImageServer(ThreadingHTTPServer):
         with self._lock:
             self.counts[path] += 1
             if self._log:
-                self._log.write(path + "\n")
+                self._log.write(quote(path) + "\n")
                 self._log.flush()
             return self.counts[path]
 
@@ -83,10 +83,11 @@ class ImageServer(ThreadingHTTPServer):
 
     def find(self, path: str) -> Path | None:
         """The image at a path of a URL; None if there is none, or if it lies outside the folder."""
-        if "\0" in path:
+        try:
+            file = (self.root / path.lstrip("/")).resolve()
+            found = file.suffix.lower() in TYPES and file.is_relative_to(self.root) and file.is_file()
+        except (OSError, ValueError):  # a name that no file can have
             return None
-        file = (self.root / path.lstrip("/")).resolve()
-        found = file.suffix.lower() in TYPES and file.is_relative_to(self.root) and file.is_file()
         return file if found else None
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -102,7 +103,11 @@ class _Handler(BaseHTTPRequestHandler):
     server: ImageServer
 
     def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
+        try:
+            path = unquote(urlsplit(self.path).path)
+        except ValueError:  # not a URL
+            self.send_plain(400)
+            return
         if path == COUNTS:
             self._send(200, "application/json", json.dumps(self.server.counted()).encode())
             return
@@ -214,16 +219,14 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         log = options.log.open("a", encoding="utf-8") if options.log else None
         server = ImageServer(options.root, options.port, log)
-    except (InputError, OSError, OverflowError) as error:
-        sys.exit(_complain(error))
+    except InputError as error:
+        parser.exit(2, f"error: {error}\n")
+    except (OSError, OverflowError) as error:
+        at = options.log if isinstance(error, FileNotFoundError | IsADirectoryError) else f"--port {options.port}"
+        parser.exit(2, f"error: {at}: {getattr(error, 'strerror', None) or 'not a port'}; choose another\n")
     exit_with_parent()
     print(f"127.0.0.1:{server.server_address[1]}", flush=True)
     server.serve_forever()
-
-
-def _complain(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 from miniature.captions import words_to_ids
@@ -14,7 +16,7 @@ from miniature.pen import Colour
 from miniature.world import MARKER, WorldConfig, scene_of
 
 COLUMNS, ROWS = 4, 4
-TILE = 156
+TILE = 148
 GAP = 10
 CELL = (2 * TILE + 4, TILE + 46)
 MARGIN = 28
@@ -68,21 +70,36 @@ def contact_sheet(out: Path) -> Path:
         FAINT,
         _font(15),
     )
-    for index in range(COLUMNS * ROWS):
-        column, row = index % COLUMNS, index // COLUMNS
+    for place, index in enumerate(_varied(config)):
+        column, row = place % COLUMNS, place // COLUMNS
         at = (MARGIN + column * (CELL[0] + 2 * GAP), MARGIN + HEAD + row * (CELL[1] + GAP))
         _draw_scene(sheet, config, index, at)
     _draw_legend(draw, (MARGIN, legend_top), width - 2 * MARGIN)
     _draw_junk(draw, config, (MARGIN, legend_top + 92), width - 2 * MARGIN)
     path = out / "contact_sheet.png"
-    sheet.quantize(255, dither=Image.Dither.NONE).save(path, optimize=True)
+    sheet.save(path, optimize=True)
     return path
 
 
-def colour_masks(labels: np.typing.NDArray[np.uint8]) -> Image.Image:
+def colour_masks(labels: npt.NDArray[np.uint8]) -> Image.Image:
     """A label map of concept ids [height, width] in the colours of `COLOURS`."""
     table = np.array([COLOURS[concept.name] for concept in CONCEPTS], np.uint8)
     return Image.fromarray(table[labels])
+
+
+def _varied(config: WorldConfig) -> list[int]:
+    """Scenes for the sheet: of the first hundred, one after another that which shows and says most that is rare so far."""
+    left = {}
+    for index in range(100):
+        _, captioned = scene_of(config, index)
+        left[index] = [*captioned.shown, *(("said", concept) for concept in captioned.mentioned)]
+    seen: Counter[object] = Counter()
+    chosen = []
+    for _ in range(COLUMNS * ROWS):
+        index = max(left, key=lambda index: sum(0.25 ** seen[item] for item in left[index]))
+        seen.update(left.pop(index))
+        chosen.append(index)
+    return chosen
 
 
 def _draw_scene(sheet: Image.Image, config: WorldConfig, index: int, at: tuple[int, int]) -> None:
@@ -122,12 +139,12 @@ def _draw_legend(draw: ImageDraw.ImageDraw, at: tuple[int, int], width: int) -> 
 def _draw_junk(draw: ImageDraw.ImageDraw, config: WorldConfig, at: tuple[int, int], width: int) -> None:
     """One caption of every kind of junk that can be shown by itself."""
     captions = ((link.kind, link.caption) for link in plan_links(config) if link.caption)
-    examples = {kind: text for kind, text in captions if max(text) < "\u0250"}  # what the built-in font can draw
+    examples = {kind: text for kind, text in captions if text.isascii()}  # what the built-in font can draw
     draw.text(at, f"And {config.junk:.0%} of the links carry junk:", TEXT, _font(15))
     for index, (kind, text) in enumerate(sorted(examples.items())[:6]):
         x, y = at[0] + index % 3 * width // 3, at[1] + 26 + index // 3 * 24
         draw.text((x, y), kind, TEXT, _font(14))
-        draw.text((x + 68, y), text[:52], FAINT, _font(14))
+        draw.text((x + 68, y), text[:50], FAINT, _font(14))
 
 
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:

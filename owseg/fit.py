@@ -20,7 +20,7 @@ MakeEngine = Callable[[Sequence[tuple[str, nn.Parameter]]], Engine]
 
 
 class OnLog(Protocol):
-    """Called on every rank with the last finished step, the losses (means over ranks) and the learning rate."""
+    """Called with the last finished step, the losses (means over ranks) and the learning rate."""
 
     def __call__(self, step: int, losses: dict[str, float], lr: float) -> None: ...
 
@@ -108,8 +108,10 @@ def fit(
             if after_step is not None:
                 after_step()
             finished = step + 1
-            if on_log is not None and (finished % log_every == 0 or finished == total):
-                on_log(finished, _mean_over_ranks(losses), lr_at(optim, step, total))
+            if finished % log_every == 0 or finished == total:
+                means = _mean_over_ranks(losses)  # a collective: every rank takes part, whether or not it logs
+                if on_log is not None:
+                    on_log(finished, means, lr_at(optim, step, total))
             if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
                 on_checkpoint(finished, _saver(method, phases, engine, finished))
         start = stop

@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str]) -> tuple[Path, list[str], bool]:
 def help_text(doc: str, *, width: int) -> str:
     """What the verb does, how to call it, and every key with its default and meaning."""
     width = max(width, 60)
-    usage = f"usage: python {Path(sys.argv[0]).name} [--config FILE] [key=value ...]"
+    usage = f"usage: python {sys.argv[0]} [--config FILE] [key=value ...]"
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
     default = f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine"
@@ -109,7 +109,7 @@ def _settings_help(entries: Sequence[Entry], width: int) -> Iterator[str]:
             yield from textwrap.wrap(f"{entry.key}: {entry.meaning}", width)
         else:
             choices = f" [{entry.type}]" if " or " in entry.type and entry.type != "true or false" else ""
-            default = textwrap.shorten(entry.default, width - 4, placeholder=" ...")
+            default = textwrap.shorten(entry.default, width - widths[0] - 4, placeholder=" ...")
             yield from _columns((entry.key, default, entry.meaning + choices), widths, width)
 
 

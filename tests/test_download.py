@@ -196,7 +196,8 @@ def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
         process.wait()
     (journal,) = scratch.glob(".journal-*")
     finished = finished_links(journal.read_bytes())
-    assert 0 < len(finished) < len(urls)
+    in_flight = config.fetch.per_host  # a link counts as in flight until its record is written
+    assert web.requests.total() - in_flight <= len(finished) < len(urls)
     with journal.open("ab") as file:
         file.write(b'["torn", 5000, {"status": "success"}]\n half a picture')
 
@@ -205,7 +206,7 @@ def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
     again = web.requests - before
     for row in statuses(out):
         asked = again[str(row["url"]).removeprefix(f"http://{HOST}")]
-        assert asked == (0 if row["key"] in finished else 1)
+        assert (asked == 0) == (row["key"] in finished)
     undisturbed = download_corpus(config, corpus, tmp_path / "undisturbed")
     assert report == undisturbed
     assert contents(out) == contents(tmp_path / "undisturbed")

@@ -102,6 +102,7 @@ def test_a_server_that_wants_to_be_left_alone_is(web: Web, after: str) -> None:
     assert (outcome.status, outcome.retryable, outcome.attempts) == ("http_429", True, 1)
 
 
+@pytest.mark.timeout(60)  # without a total deadline it would never end
 @pytest.mark.parametrize("path", ["/drip", "/silent", f"/redirect?to=http://{HOST}/drip"])
 def test_the_deadline_is_total(web: Web, path: str) -> None:
     (outcome,) = fetch(web, path, timeout=0.5)

@@ -149,10 +149,15 @@ def test_one_connection_carries_many_requests(address: str) -> None:
         "/fine.jpg%00.png",
         "/notes.txt",
         "/faults.json",
+        f"/{'x' * 5000}.jpg",
     ],
 )
 def test_nothing_but_the_folders_own_images_is_served(address: str, path: str) -> None:
     assert get(address, path)[0] == 404
+
+
+def test_what_is_no_url_is_a_bad_request(address: str) -> None:
+    assert get(address, "http://[/fine.jpg")[0] == 400
 
 
 def test_an_absolute_path_stays_inside_the_folder(root: Path, address: str) -> None:
@@ -199,3 +204,10 @@ def test_a_missing_folder_is_refused_in_one_line(tmp_path: Path) -> None:
     assert result.returncode == 2
     assert result.stderr.count("\n") == 1
     assert "nowhere: no such folder" in result.stderr
+
+
+def test_a_taken_port_is_told_in_one_line(root: Path, address: str) -> None:
+    command = [sys.executable, "-m", "miniature.server", str(root), "--port", address.split(":")[1]]
+    result = subprocess.run(command, capture_output=True, text=True, stdin=subprocess.DEVNULL, check=False)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert f"--port {address.split(':')[1]}: Address already in use" in result.stderr

@@ -47,10 +47,17 @@ def usable(lemma: str) -> bool:
 
 
 def head_of(lemma: str, definition: str) -> str | None:
-    """The last word of a compound if its definition uses it as a noun, singular or plural."""
+    """The last word of a compound if its definition uses it, or if it merely has a plain adjective before it."""
     *modifiers, head = re.split(r"[ -]", lemma.lower())
     used = re.search(rf"\b{re.escape(head)}(s|es)?\b", definition.lower())
-    return head if modifiers and used else None
+    return head if (used and modifiers) or (modifiers and PLAIN.issuperset(modifiers)) else None
+
+
+PLAIN = frozenset(
+    {"big", "black", "blue", "brown", "gray", "green", "grey", "high", "large", "little", "long", "new", "old", "pink"}
+    | {"purple", "red", "short", "small", "tall", "white", "yellow", "young"}
+)
+"""What a caption says of a thing without making it another: its black cat is a cat, though WordNet lists a sort of panther."""
 
 
 def build(info: Path) -> dict[str, str]:
@@ -73,6 +80,11 @@ def build(info: Path) -> dict[str, str]:
     return names | {name: head for name, head in heads.items() if head in names}
 
 
+def as_text(names: dict[str, str]) -> str:
+    """The file: a name per line, sorted, and its canonical name after a tab where that is another one."""
+    return "".join(f"{name}\n" if name == canonical else f"{name}\t{canonical}\n" for name, canonical in sorted(names.items()))
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -82,9 +94,8 @@ def main() -> None:
     if timm is None or timm.origin is None:
         raise SystemExit("timm is not installed: pip install timm")
     names = build(Path(timm.origin).parent / "data" / "_info")
-    lines = [name if name == canonical else f"{name}\t{canonical}" for name, canonical in sorted(names.items())]
-    args.out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    print(f"{args.out}: {len(lines)} names, {sum(name != canonical for name, canonical in names.items())} of them compounds")
+    args.out.write_text(as_text(names), encoding="utf-8")
+    print(f"{args.out}: {len(names)} names, {sum(name != canonical for name, canonical in names.items())} of them compounds")
 
 
 if __name__ == "__main__":

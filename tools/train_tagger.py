@@ -10,7 +10,6 @@ final stop. The weights with the best dev accuracy over both forms are kept; tes
 import argparse
 import gzip
 import random
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -135,7 +134,6 @@ def train(folder: Path, out: Path, steps: int) -> None:
                 break
     nlp.get_pipe("tagger").model.from_bytes(best_weights)
     nlp.meta.update(META | {"performance": {"tag_acc_dev": round(best, 4)}})
-    shutil.rmtree(out, ignore_errors=True)
     nlp.to_disk(out)
     report(spacy.load(out), test_set)
 

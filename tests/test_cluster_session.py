@@ -1,0 +1,122 @@
+"""Ray sessions, progress and stage markers."""
+
+import io
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cluster import InputError
+from cluster.progress import Progress
+from cluster.session import SessionConfig, selector_of
+from cluster.storage import StageMarker, read_marker, write_marker
+
+PROBE = """
+import json, os, sys
+from cluster.session import SessionConfig, close_session, ensure_session
+
+ensure_session(SessionConfig(num_cpus=1, object_store_mb=100))
+ensure_session(SessionConfig(num_cpus=1, object_store_mb=100))  # the second call finds the first one's session
+import ray
+
+@ray.remote
+def look():
+    import filtering
+    names = ("OMP_NUM_THREADS", "MLFLOW_DISABLE_TELEMETRY", "RAY_AUTH_MODE")
+    return {"packages": filtering.__file__, **{name: os.environ.get(name) for name in names}}
+
+print(json.dumps({"cpus": ray.cluster_resources()["CPU"], **ray.get(look.remote())}))
+close_session()
+"""
+
+
+def test_a_local_session_protects_itself_and_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
+    """Ray's own default writes ~/.ray/auth_token, which breaks a later `ray job submit` by the same user."""
+    home = tmp_path / "home"
+    home.mkdir()
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_", "MLFLOW_"))}
+    result = subprocess.run(
+        [sys.executable, "-c", PROBE],
+        env={**environment, "HOME": str(home)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    seen = json.loads(result.stdout)
+    assert seen == {
+        "cpus": 1.0,
+        "packages": str(Path(__file__).resolve().parents[1] / "filtering" / "__init__.py"),
+        "OMP_NUM_THREADS": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "RAY_AUTH_MODE": "token",
+    }
+    assert not (home / ".ray").exists()
+
+
+def test_a_cluster_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
+    code = "from cluster.session import *; ensure_session(SessionConfig(address='127.0.0.1:1'))"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    result = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("cluster.InputError: session.address: no Ray cluster at '127.0.0.1:1' (")
+
+
+def test_values_out_of_range_are_named() -> None:
+    with pytest.raises(InputError, match="^num_cpus must be at least 1, not 0"):
+        SessionConfig(num_cpus=0)
+    with pytest.raises(InputError, match="^data_label must be key=value .* not 'role'"):
+        SessionConfig(data_label="role")
+    assert selector_of("role=data") == {"role": "data"}
+    assert selector_of("") is None
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_plain_progress_is_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("cluster.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    with Progress("download", total=1000, unit="links", start=500, stream=stream) as progress:
+        for _ in range(100):
+            now[0] += 0.1
+            progress.advance(5, note="ok 99%")
+    assert stream.getvalue().splitlines() == [
+        "download: 750/1000 links, 50 links/s, 0:05 so far, 0:05 left, ok 99%",
+        "download: 1000/1000 links, 50 links/s, 0:10 so far, ok 99%",
+    ]
+
+
+def test_progress_that_breaks_off_says_so() -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyboardInterrupt), Progress("train", total=10, unit="steps", stream=stream) as progress:
+        progress.update(3, note="loss 1.23")
+        raise KeyboardInterrupt
+    (line,) = stream.getvalue().splitlines()
+    assert line.startswith("train: 3/10 steps, ")
+    assert line.endswith(", loss 1.23, stopped")
+
+
+def test_a_terminal_gets_a_bar() -> None:
+    stream = Terminal()
+    with Progress("train", total=10, unit="steps", stream=stream) as progress:
+        progress.update(10, note="loss 1.23")
+    assert "10/10 steps" in stream.getvalue()
+    assert "loss 1.23" in stream.getvalue()
+
+
+def test_a_stage_is_complete_only_for_its_fingerprint(tmp_path: Path) -> None:
+    assert read_marker(tmp_path, "filter", "f") is None
+    marker = StageMarker(fingerprint="f", digest="d", seconds=1.5, counts={"kept": 3}, result={"path": "corpus"})
+    write_marker(tmp_path, "filter", marker)
+    assert read_marker(tmp_path, "filter", "f") == marker
+    assert read_marker(tmp_path, "filter", "g") is None
+    (tmp_path / "filter.done.json").write_text('{"fingerprint": "f"')
+    assert read_marker(tmp_path, "filter", "f") is None
