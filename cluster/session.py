@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ logger = logging.getLogger(__name__)
 
 NO_PROGRESS_SECONDS = 120
 """Ray Data gives up a plan that can get no CPU after this long (its own default is half an hour)."""
+
+CONNECT_SECONDS = 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,13 +72,21 @@ def ensure_session(config: SessionConfig) -> None:
         )
         return
     try:
+        _probe(_address(config))
         # A submitted job finds its cluster in RAY_ADDRESS; Ray refuses sizes for a cluster that already runs.
         ray.init(address=config.address or None, **common)
-    except (ConnectionError, RuntimeError) as error:
+    except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
-            f"session.address: no Ray cluster at '{_address(config)}' ({reason}); start one or leave it empty"
+            f"session.address: no Ray cluster answers at '{_address(config)}' ({reason}); start one or leave it empty"
         ) from None
+
+
+def _probe(address: str) -> None:
+    """Raise OSError where nobody listens: Ray itself would try for ever."""
+    host, _, port = address.rpartition("//")[2].rpartition(":")
+    if port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def close_session() -> None:

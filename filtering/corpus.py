@@ -181,7 +181,7 @@ class TagWork:
         for rule in self._rules:  # one at a time: a duplicate of a row that was refused is no duplicate
             left, refused = split(mark(left, [rule]))
             parts.append(refused.add_column(len(LINKS), CORPUS.field("entities"), _lists([[]] * refused.num_rows)))
-        found = list(self._find(left["caption"].to_pylist()))
+        found = self._find(left["caption"].to_pylist())
         left = left.append_column(CORPUS.field("entities"), _lists(found))
         parts.append(left.append_column(DROPPED.field("drop_reason"), pa.nulls(left.num_rows, pa.string())))
         write_table(scratch / "tagged" / f"{scratch.name}.parquet", pa.concat_tables(parts).sort_by("key"))

@@ -1,6 +1,6 @@
 """Nouns of a caption → canonical entities; counts over the corpus → the vocabulary of the most frequent ones."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -30,10 +30,11 @@ class EntityFinder:
         self._lemmas = NounLemmas()
         self._name_of = lru_cache(maxsize=1 << 16)(self._look_up)
 
-    def __call__(self, captions: Iterable[str]) -> Iterator[list[str]]:
+    def __call__(self, captions: Iterable[str]) -> list[list[str]]:
         """For every caption its entities, each once, in order of first mention."""
-        for doc, lowered in self._nlp.pipe(map(for_tagging, captions), batch_size=BATCH, as_tuples=True):
-            yield self._entities(doc, lowered)
+        with self._nlp.memory_zone():  # else every word ever seen stays in memory
+            docs = self._nlp.pipe(map(for_tagging, captions), batch_size=BATCH, as_tuples=True)
+            return [self._entities(doc, lowered) for doc, lowered in docs]
 
     def _entities(self, doc: Doc, lowered: bool) -> list[str]:
         tokens = [token for token in doc if token.text != "-" and not token.is_space]

@@ -129,7 +129,7 @@ def _tsv_rows(path: Path, source: SourceConfig) -> Iterator[Row]:
             sample = list(islice(lines, SAMPLE_LINES))
             if not sample:
                 return
-            if sample[0].startswith("PAR1") or "\x00" in sample[0][:4]:
+            if sample[0].startswith("PAR1") or (sample[0].startswith("\ufffd\ufffd") and "\0" in sample[0]):  # parquet, UTF-16
                 raise InputError(f"filter.source.path: {path} is not UTF-8 text with tabs; save it as TSV or parquet")
             if _has_header(sample[0], source):
                 names = [name.strip() for name in sample.pop(0).split("\t")]

@@ -95,9 +95,10 @@ def _draw_funnel(axes: "Axes", content: dict[str, Any]) -> None:
 
 
 def _draw_samples(axes: "Axes", content: dict[str, Any]) -> None:
-    kept = [("kept", row["caption"]) for row in content["samples"]["kept"][:6]]
-    dropped = [(reason, row["caption"]) for reason, rows in content["samples"]["dropped"].items() for row in rows[:1]]
-    lines = [*kept, *dropped]
+    dropped = content["samples"]["dropped"]
+    each = max(1, 15 // max(1, len(dropped)))
+    lines = [("kept", row["caption"]) for row in content["samples"]["kept"]]
+    lines += [(reason, row["caption"]) for reason, rows in dropped.items() for row in rows[:each]]
     for row, (reason, caption) in enumerate(lines):
         color = KEPT if reason == "kept" else "#8a6d1f"
         axes.text(-0.01, row, reason.replace("_", " "), va="center", ha="right", fontsize=8.5, color=color)

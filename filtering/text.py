@@ -7,6 +7,9 @@ import unicodedata
 PERSON_TOKEN = "<PERSON>"
 """CC12M writes this in place of people's names."""
 
+MAX_TAGGED = 10_000
+"""Characters of a caption that the tagger reads, whatever the rules let through."""
+
 _STAND_IN = "Alex"  # a name that is no thing: the tagger reads "<PERSON>" as a proper noun
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
@@ -44,7 +47,7 @@ def for_tagging(caption: str) -> tuple[str, bool]:
     (small ones and a capitalised first one aside) open with a capital. Single shouted words are lowered wherever they
     stand. CC12M's person token becomes a name.
     """
-    text = caption.replace(PERSON_TOKEN, _STAND_IN).replace("_", " ")
+    text = caption[:MAX_TAGGED].replace(PERSON_TOKEN, _STAND_IN).replace("_", " ")
     content = [word for word in _WORD.findall(text) if word[0].isalpha() and word.lower() not in _SMALL_WORDS]
     judged = content[1:] if len(content) > 1 and content[0][0].isupper() else content
     lowered = sum(word[0].isupper() for word in judged) > 0.75 * len(judged)

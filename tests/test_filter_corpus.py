@@ -159,7 +159,7 @@ class Counting:
         return run_local(counting, sources, out, fingerprint=fingerprint, label=label)
 
 
-@pytest.mark.parametrize("limit", [0, 2, 5])
+@pytest.mark.parametrize("limit", [2, 5])
 def test_interrupted_anywhere_it_goes_on_and_ends_the_same(tmp_path: Path, limit: int) -> None:
     write_links(tmp_path / "links.tsv")
     config = config_for(tmp_path / "links.tsv")
@@ -284,11 +284,12 @@ def test_nothing_to_keep_and_wrong_tagger(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "links", "kept", "expected"),
     [
-        (
+        pytest.param(
             "cc3m_validation.tsv",
             15_833,
             (0.6, 0.75),
             {"person", "woman", "man", "tree", "car", "dog", "water", "house", "flower"},
+            marks=pytest.mark.slow,
         ),
         (
             "web_alt_text_10k.parquet",

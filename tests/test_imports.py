@@ -35,7 +35,7 @@ def brought_along(modules: Sequence[str], unwanted: Sequence[str]) -> list[str]:
 @pytest.mark.parametrize(
     ("package", "path", "unwanted"),
     [
-        ("filtering", filtering.__path__, (*INFRASTRUCTURE, "torch")),
+        ("filtering", filtering.__path__, INFRASTRUCTURE),
         ("owseg", owseg.__path__, INFRASTRUCTURE),
         ("miniature", miniature.__path__, (*INFRASTRUCTURE, "torch", "pyarrow", "spacy")),
     ],

@@ -1,0 +1,46 @@
+# The same words on a laptop and in CI. Needs Python 3.11 and nothing else; every target sets up first.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.up-to-date
+RUN_DIR ?= runs/demo
+
+.PHONY: help setup demo test test-all check bench up submit clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## make .venv with the pinned environment (skipped when up to date)
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: setup ## the whole chain on the miniature world, into runs/demo
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/full.py --config configs/demo.yaml run_dir=$(RUN_DIR)
+
+test: setup ## the tests, without those marked slow
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+
+test-all: setup ## all tests
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m ""
+
+check: setup ## style, types and import contracts
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: setup ## side by side with the reference implementations
+	$(BIN)/python benchmarks/engines.py
+
+up: setup ## open MLflow on the demo's runs and print its address
+	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(RUN_DIR))/mlflow.db --port 5000
+
+submit: setup ## start a Ray head here if there is none, and submit the demo to it as a job
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/submit.sh $(abspath $(RUN_DIR))
+
+clean: ## delete what the demo wrote
+	rm -rf runs

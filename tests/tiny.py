@@ -1,0 +1,68 @@
+"""Small random models and shards for tests."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from owseg.data import AugmentConfig
+from owseg.encoders import Encoder, EncoderConfig, build_encoder
+from owseg.engine import Phase
+from owseg.methods.clip import Clip
+from owseg.methods.tcl import GROUNDER, Tcl
+from owseg.optim import OptimConfig
+
+MODEL = {
+    "embed_dim": 32,
+    "vision_cfg": {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 1024, "width": 32, "heads": 2, "layers": 1},
+}
+COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 200), "yellow": (220, 210, 30)}
+AUGMENT = AugmentConfig(size=32, min_area=0.6, rand_augment="", erase=0.0)
+OPTIM = OptimConfig(batch_size=8, lr=1e-3, min_lr=0.0, lr_batch=0, warmup=2)
+
+
+def encoder_config(folder: Path, pretrained: str = "pretrain") -> EncoderConfig:
+    """A config whose model file lies in `folder`."""
+    path = folder / "model.json"
+    path.write_text(json.dumps(MODEL))
+    return EncoderConfig(model=str(path), pretrained=pretrained)
+
+
+def encoder(folder: Path, seed: int = 0) -> Encoder:
+    torch.manual_seed(seed)
+    return build_encoder(encoder_config(folder))
+
+
+def clip_config(steps: int = 6) -> Clip:
+    return Clip(phases=(Phase(steps=steps, train=("clip.",)),), optim=OPTIM, augment=AUGMENT)
+
+
+def tcl_config(first: int = 3, second: int = 3) -> Tcl:
+    phases = (Phase(steps=first, train=GROUNDER), Phase(steps=second, train=(*GROUNDER, "block.")))
+    return Tcl(phases=phases, optim=OPTIM, augment=AUGMENT, templates="simple")
+
+
+def write_shards(folder: Path, samples: int = 40, per_shard: int = 16) -> list[Path]:
+    """WebDataset tars of plain coloured pictures, captioned by their colour."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(0)
+    paths = []
+    for start in range(0, samples, per_shard):
+        path = folder / f"{start // per_shard:05}.tar"
+        with tarfile.open(path, "w") as tar:
+            for index in range(start, min(start + per_shard, samples)):
+                name = list(COLOURS)[index % len(COLOURS)]
+                pixels = np.clip(rng.normal(COLOURS[name], 12, (40, 48, 3)), 0, 255).astype(np.uint8)
+                buffer = io.BytesIO()
+                Image.fromarray(pixels).save(buffer, "JPEG")
+                for suffix, data in ((".jpg", buffer.getvalue()), (".txt", f"a {name} wall".encode()), (".json", b"{}")):
+                    member = tarfile.TarInfo(f"{index:08}{suffix}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
+        paths.append(path)
+    return paths
