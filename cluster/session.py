@@ -65,6 +65,7 @@ def ensure_session(config: SessionConfig) -> None:
     }
     if not _address(config):
         ray.init(
+            address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
             num_cpus=config.num_cpus,
             object_store_memory=config.object_store_mb * 2**20,
             include_dashboard=False,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import yaml
 
+from filtering.stage import digest_of
 from pipelines.config import ConfigError, flatten, to_dict
 from pipelines.settings import Config
 
@@ -59,8 +60,17 @@ def prepare_run_dir(config: Config) -> None:
     _write(file, config)
 
 
+def digest_of_run(config: Config) -> str:
+    """SHA-256 of what the run is: the same wherever it is done and recorded."""
+    return digest_of(dict(_what(to_dict(config))))
+
+
 def _folder(config: Config, config_file: Path | None) -> Path:
-    return Path(config.run_dir or Path("runs") / (config_file.stem if config_file else "default")).expanduser().resolve()
+    folder = Path(config.run_dir or Path("runs") / (config_file.stem if config_file else "default")).expanduser()
+    here = Path.cwd()
+    if "working_dir_files" in here.parts:  # a submitted job runs in a copy of the code, which Ray deletes when it likes
+        here = Path.home()
+    return (here / folder).resolve()
 
 
 def _take(lock: int, folder: Path) -> None:

@@ -13,9 +13,11 @@ import pytest
 import yaml
 
 from cluster import InputError
+from cluster.session import SessionConfig
 from pipelines import cli
 from pipelines.config import from_dict, to_dict
 from pipelines.describe import describe
+from pipelines.run_dir import digest_of_run
 from pipelines.settings import Config
 
 VERB = """
@@ -83,6 +85,24 @@ def test_a_folder_of_another_run_is_refused(folder: Path, capsys: pytest.Capture
     assert f"{folder / 'runs' / 'tiny'} holds a run of another config: 'seed' was 3 and is now 4" in line
     assert "run_dir=FOLDER" in line
     assert call("--config=tiny.yaml", "seed=4", "run_dir=other") == 0
+
+
+def test_the_digest_of_a_run_is_of_what_not_where() -> None:
+    here, there = Config(run_dir="a"), Config(run_dir="b", session=SessionConfig(num_cpus=1))
+    assert digest_of_run(here) == digest_of_run(there)
+    assert digest_of_run(here) != digest_of_run(replace(here, seed=1))
+
+
+def test_a_submitted_job_writes_outside_the_copy_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    copy = tmp_path / "working_dir_files" / "_ray_pkg_0"
+    copy.mkdir(parents=True)
+    (copy / "tiny.yaml").write_text("seed: 3\n")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.chdir(copy)
+    assert call("--config=tiny.yaml") == 0
+    assert (tmp_path / "home" / "runs" / "tiny" / "config.yaml").exists()
+    assert call("--config=tiny.yaml", f"run_dir={tmp_path / 'absolute'}") == 0
+    assert (tmp_path / "absolute" / "config.yaml").exists()
 
 
 def test_a_broken_config_in_the_run_folder_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,235 @@
+"""The evaluator against the definition: readers, protocol arithmetic, and an independent mIoU."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from owseg import InputError
+from owseg.encoders import EncoderConfig
+from owseg.evaluation.datasets import BENCHMARKS, Item, list_items, read_label
+from owseg.evaluation.metrics import class_iou, confusion, mean_iou
+from owseg.evaluation.protocol import EvaluateConfig, normalise, predict, resize, slide, window_starts
+from owseg.evaluation.run import Score, benchmark_of, best_median_worst, report, score_items
+
+CONFIG = EvaluateConfig(short_side=32, window=32, stride=16)
+PLAIN = EncoderConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+class Brightest:
+    """A segmenter whose classes are the colour channels: red, green, blue."""
+
+    def embed_classes(self, names: list[str]) -> torch.Tensor:
+        return torch.eye(3)[: len(names)]
+
+    def segment(self, image: torch.Tensor, classes: torch.Tensor, background: bool) -> torch.Tensor:
+        scores = torch.einsum("bchw,nc->bnhw", image, classes)
+        return torch.nn.functional.pad(scores, (0, 0, 0, 0, 1, 0), value=0.3) if background else scores
+
+
+def write_voc(root: Path, count: int = 6, seed: int = 0) -> None:
+    """VOC2012 in its own layout, with random shapes, void borders and images of odd sizes."""
+    rng = np.random.default_rng(seed)
+    base = root / "VOCdevkit" / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (base / folder).mkdir(parents=True)
+    ids = [f"2007_{i:06}" for i in range(count)]
+    for i, id_ in enumerate(ids):
+        height, width = int(rng.integers(30, 70)), int(rng.integers(30, 70))
+        if i == 0:
+            height, width = 33, 200  # aspect above 4.57
+        label = rng.integers(0, 21, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
+        label[rng.random(label.shape) < 0.05] = 255
+        image = rng.integers(0, 256, (height, width, 3))
+        Image.fromarray(image.astype(np.uint8)).save(base / "JPEGImages" / f"{id_}.jpg")
+        mask = Image.fromarray(label.astype(np.uint8), mode="P")
+        mask.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
+        mask.save(base / "SegmentationClass" / f"{id_}.png")
+    (base / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(ids) + "\n")
+
+
+class RandomLabels:
+    """Scores drawn from the image itself, so that a second computation can repeat them."""
+
+    def embed_classes(self, names: list[str]) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(len(names))
+        return torch.randn(len(names), 3, generator=generator)
+
+    def segment(self, image: torch.Tensor, classes: torch.Tensor, background: bool) -> torch.Tensor:
+        scores = torch.einsum("bchw,nc->bnhw", image, classes)
+        return torch.nn.functional.pad(scores, (0, 0, 0, 0, 1, 0), value=0.1) if background else scores
+
+
+@pytest.mark.parametrize("name", ["voc21", "voc20"])
+def test_miou_equals_an_independent_computation(tmp_path: Path, name: str) -> None:
+    """From the definition, over a whole data set: intersections and unions summed, then divided, then averaged."""
+    write_voc(tmp_path)
+    benchmark = BENCHMARKS[name]
+    config = EvaluateConfig(root=str(tmp_path), short_side=32, window=32, stride=16)
+    segmenter = RandomLabels()
+    items = list_items(benchmark, tmp_path)
+
+    score = score_items(segmenter, benchmark, items, config, PLAIN)
+
+    classes = segmenter.embed_classes(benchmark.names[1:] if benchmark.background else benchmark.names)
+    intersection, union = [0] * len(benchmark.names), [0] * len(benchmark.names)
+    for item in items:
+        image = np.asarray(Image.open(item.image).convert("RGB"))
+        truth = np.asarray(Image.open(item.label)).astype(int)
+        if benchmark.reduce_zero:
+            truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
+        prediction = predict(segmenter, image, classes, benchmark.background, config, PLAIN.mean, PLAIN.std)
+        for c in range(len(benchmark.names)):
+            said, is_ = (prediction == c) & (truth != 255), truth == c
+            intersection[c] += int((said & is_).sum())
+            union[c] += int((said | is_).sum())
+    expected = 100 * np.mean([i / u for i, u in zip(intersection, union, strict=True) if u])
+    assert mean_iou(score.counts) == pytest.approx(expected, abs=1e-9)
+
+
+def test_classes_that_never_occur_are_left_out() -> None:
+    counts = np.zeros((4, 4), dtype=np.int64)
+    counts[0, 0], counts[1, 0], counts[1, 1] = 6, 2, 2
+    iou = class_iou(counts)
+    assert iou[:2] == pytest.approx([6 / 8, 2 / 4])
+    assert np.isnan(iou[2:]).all()
+    assert mean_iou(counts) == pytest.approx(62.5)
+
+
+def test_ignored_pixels_count_nowhere() -> None:
+    label = np.array([[0, 1], [255, 255]], dtype=np.uint8)
+    assert confusion(np.array([[0, 1], [1, 0]]), label, 2).tolist() == [[1, 0], [0, 1]]
+
+
+def test_counts_stay_exact_beyond_single_precision() -> None:
+    counts = np.full((2, 2), 2**24 + 1, dtype=np.int64)
+    total = Score(counts=counts, images={}) + Score(counts=np.ones((2, 2), dtype=np.int64), images={})
+    assert total.counts[0, 0] == 2**24 + 2
+
+
+@pytest.mark.parametrize(
+    ("size", "expected"),
+    [((480, 640), (448, 597)), ((200, 1000), (410, 2048)), ((1024, 2048), (448, 896)), ((100, 100), (448, 448))],
+)
+def test_resize_is_mmcvs_rescale(size: tuple[int, int], expected: tuple[int, int]) -> None:
+    """factor = min(2048 / long, 448 / short), sides rounded half up: beyond an aspect of 4.57 the long side decides."""
+    assert resize(np.zeros((*size, 3), dtype=np.uint8), EvaluateConfig()).shape[:2] == expected
+
+
+@pytest.mark.parametrize(
+    ("length", "starts"), [(448, [0]), (300, [0]), (449, [0, 1]), (597, [0, 149]), (672, [0, 224]), (896, [0, 224, 448])]
+)
+def test_windows_end_at_the_border(length: int, starts: list[int]) -> None:
+    assert list(window_starts(length, 448, 224)) == starts
+
+
+def test_overlapping_windows_are_averaged() -> None:
+    """Against a loop over pixels: each pixel's score is the mean over the windows that hold it."""
+
+    class Position:
+        def segment(self, image: torch.Tensor, classes: torch.Tensor, background: bool) -> torch.Tensor:
+            ramp = torch.arange(image.shape[-1], dtype=torch.float32).expand(len(image), 1, image.shape[-2], -1)
+            return ramp.clone()
+
+        def embed_classes(self, names: list[str]) -> torch.Tensor:
+            return torch.zeros(len(names), 1)
+
+    score = slide(Position(), torch.zeros(3, 32, 70), torch.zeros(1, 1), False, CONFIG)[0]
+    for x in range(70):
+        inside = [x - start for start in window_starts(70, 32, 16) if start <= x < start + 32]
+        assert score[:, x].tolist() == pytest.approx([sum(inside) / len(inside)] * 32)
+
+
+def test_labels_are_read_as_classes(tmp_path: Path) -> None:
+    """With reduced zero: 0 is ignored, k means k - 1, and 255 stays ignored."""
+    path = tmp_path / "label.png"
+    Image.fromarray(np.array([[0, 1, 150, 255]], dtype=np.uint8)).save(path)
+    item = Item("x", path, path)
+    assert read_label(BENCHMARKS["ade20k"], item, (1, 4)).tolist() == [[255, 0, 149, 255]]
+    with pytest.raises(InputError, match="150 is outside"):
+        read_label(BENCHMARKS["voc21"], item, (1, 4))
+    with pytest.raises(InputError, match="same size"):
+        read_label(BENCHMARKS["ade20k"], item, (2, 4))
+
+
+def test_background_wins_where_nothing_is_sure(tmp_path: Path) -> None:
+    dark, red = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)
+    red[..., 0] = 255
+    predictions = [predict(Brightest(), image, torch.eye(3), True, CONFIG, PLAIN.mean, PLAIN.std) for image in (dark, red)]
+    assert predictions[0].max() == 0
+    assert predictions[1].min() == predictions[1].max() == 1
+
+
+def test_normalise_uses_mean_and_deviation() -> None:
+    tensor = normalise(np.full((1, 1, 3), 255, np.uint8), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
+    assert tensor.flatten().tolist() == pytest.approx([1.0, 3.0, 0.5])
+
+
+def test_a_missing_split_and_a_missing_label_are_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"val\.txt"):
+        list_items(BENCHMARKS["voc21"], tmp_path)
+    write_voc(tmp_path)
+    (tmp_path / "VOCdevkit/VOC2012/SegmentationClass/2007_000003.png").unlink()
+    with pytest.raises(InputError, match=r"2007_000003\.png is missing"):
+        list_items(BENCHMARKS["voc21"], tmp_path)
+
+
+def test_a_truncated_image_is_named(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    item = list_items(BENCHMARKS["voc21"], tmp_path)[2]
+    item.image.write_bytes(item.image.read_bytes()[:100])
+    with pytest.raises(InputError, match=item.image.name):
+        score_items(RandomLabels(), BENCHMARKS["voc21"], [item], CONFIG, PLAIN)
+
+
+def test_lists_with_paths_in_front_of_ids_are_read(tmp_path: Path) -> None:
+    write_voc(tmp_path)
+    split = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt"
+    ids = split.read_text().split()
+    split.write_text("".join(f"/JPEGImages/{id_}.jpg /SegmentationClass/{id_}.png\n" for id_ in ids))
+    assert [item.id for item in list_items(BENCHMARKS["voc21"], tmp_path)] == ids
+
+
+def test_the_protocol_has_its_eight_sets() -> None:
+    sizes = {name: len(benchmark.names) for name, benchmark in BENCHMARKS.items()}
+    assert sizes == {
+        "voc21": 21,
+        "voc20": 20,
+        "context60": 60,
+        "context59": 59,
+        "coco_object": 81,
+        "coco_stuff": 171,
+        "cityscapes": 19,
+        "ade20k": 150,
+    }
+    with_background = {name for name, benchmark in BENCHMARKS.items() if benchmark.background}
+    assert with_background == {"voc21", "context60", "coco_object"}
+    assert "bed " in BENCHMARKS["ade20k"].names  # the official list's own trailing space
+
+
+def test_own_class_names_replace_the_official_ones(tmp_path: Path) -> None:
+    (tmp_path / "voc21.txt").write_text("background\nred\ngreen\nblue\n")
+    config = EvaluateConfig(classes=str(tmp_path))
+    assert benchmark_of("voc21", config).names == ("background", "red", "green", "blue")
+    with pytest.raises(InputError, match=r"ade20k\.txt"):
+        benchmark_of("ade20k", config)
+    (tmp_path / "voc21.txt").write_text("red\ngreen\n")
+    with pytest.raises(InputError, match="must be background"):
+        benchmark_of("voc21", config)
+
+
+def test_best_median_and_worst_are_picked_by_score() -> None:
+    images = {"a": 10.0, "b": 90.0, "c": 50.0, "d": float("nan")}
+    assert best_median_worst(Score(counts=np.zeros((1, 1)), images=images)) == {"best": "b", "median": "c", "worst": "a"}
+
+
+def test_a_report_lists_every_class() -> None:
+    counts = np.diag([5] * 21).astype(np.int64)
+    counts[3, 3] = 0
+    told = report(BENCHMARKS["voc21"], Score(counts=counts, images={"a": 1.0}))
+    iou = told["IoU"]
+    assert isinstance(iou, dict)
+    assert iou["background"] == 100.0
+    assert iou["bird"] is None
