@@ -96,12 +96,12 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
     name = source.stem
     scratch = out / "_work" / name
     scratch.mkdir(parents=True, exist_ok=True)
+    for path in _outputs(scratch):  # left by an interrupted run, perhaps of another config
+        path.unlink()
     counts = work(pq.read_table(source), scratch)
     files = {}
-    for path in sorted(p for p in scratch.rglob("*") if p.is_file()):
+    for path in _outputs(scratch):
         relative = path.relative_to(scratch)
-        if any(part.startswith(".") for part in relative.parts):
-            continue
         files[relative.as_posix()] = digest_of_file(path)
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, out / relative)
@@ -114,6 +114,12 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
     write_json(_marker_path(out, name), asdict(marker))
     shutil.rmtree(scratch)
     return marker
+
+
+def _outputs(scratch: Path) -> list[Path]:
+    """The files in a scratch folder that are not private, in a stable order."""
+    files = sorted(path for path in scratch.rglob("*") if path.is_file())
+    return [path for path in files if not any(part.startswith(".") for part in path.relative_to(scratch).parts)]
 
 
 def finished(source: Path, out: Path, fingerprint: str) -> Marker | None:

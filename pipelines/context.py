@@ -11,7 +11,8 @@ from typing import Any
 from cluster.storage import StageMarker, read_marker, write_marker
 from cluster.tracking import Tracker, open_tracker
 from filtering.stage import write_json
-from pipelines.config import digest, to_dict
+from pipelines.config import to_dict
+from pipelines.run_dir import digest_of_run
 from pipelines.settings import Config
 
 SUMMARY = "summary.json"
@@ -65,7 +66,7 @@ class Context:
 def open_context(config: Config) -> Iterator[Context]:
     """The context of a run; when the block ends well, `summary.json` is written with the stages that it ran."""
     settings = to_dict(config)
-    config_digest = digest(config)
+    config_digest = digest_of_run(config)
     run_dir = Path(config.run_dir)
     with open_tracker(config.tracking, run_dir, name=run_dir.name, settings=settings, digest=config_digest) as tracker:
         context = Context(config, tracker)

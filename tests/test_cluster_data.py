@@ -123,6 +123,7 @@ print(digest_of_markers(markers), "ray" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_driver_loses_no_finished_shard(tmp_path: Path) -> None:
     sources = write_sources(tmp_path / "in")
     expected = digest_of_markers(run_local(MakeUpper(tmp_path / "ignored"), sources, tmp_path / "local", fingerprint="f"))

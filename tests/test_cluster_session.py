@@ -4,8 +4,10 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -35,13 +37,18 @@ close_session()
 
 
 def test_a_local_session_protects_itself_and_leaves_nothing_in_the_home_folder(tmp_path: Path) -> None:
-    """Ray's own default writes ~/.ray/auth_token, which breaks a later `ray job submit` by the same user."""
-    home = tmp_path / "home"
+    """Ray's own default writes ~/.ray/auth_token, which breaks a later `ray job submit` by the same user.
+
+    It also joins the cluster that a `ray start` noted down last, though that has been killed since.
+    """
+    home, temporary = tmp_path / "home", Path(tempfile.mkdtemp(prefix="ray"))  # short: Ray puts sockets there
     home.mkdir()
+    (temporary / "ray").mkdir()
+    (temporary / "ray" / "ray_current_cluster").write_text("127.0.0.1:1")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "OMP_", "MLFLOW_"))}
     result = subprocess.run(
         [sys.executable, "-c", PROBE],
-        env={**environment, "HOME": str(home)},
+        env={**environment, "HOME": str(home), "RAY_TMPDIR": str(temporary)},
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -57,6 +64,7 @@ def test_a_local_session_protects_itself_and_leaves_nothing_in_the_home_folder(t
         "RAY_AUTH_MODE": "token",
     }
     assert not (home / ".ray").exists()
+    shutil.rmtree(temporary)
 
 
 def test_a_cluster_that_is_not_there_is_the_users_mistake(tmp_path: Path) -> None:
