@@ -1,9 +1,12 @@
 """One Ray session per process: the cluster that a submitted job runs in, or a local one started when work first needs it."""
 
+import ctypes
 import logging
 import os
 import secrets
+import signal
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,6 +67,7 @@ def ensure_session(config: SessionConfig) -> None:
         "logging_level": logging.WARNING,
     }
     if not _address(config):
+        common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
         ray.init(
             address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
             num_cpus=config.num_cpus,
@@ -88,6 +92,20 @@ def _probe(address: str) -> None:
     host, _, port = address.rpartition("//")[2].rpartition(":")
     if port.isdecimal():
         socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+
+
+def prepare_local_worker() -> None:
+    """Run by Ray at the start of each worker of a local session.
+
+    When the driver is killed, the kernel ends the raylet with it, but Ray's workers notice that only after seconds, in which
+    they would go on writing where the next start already works. So the kernel shall end them too.
+    """
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    # It asks the dashboard, which a local session does without, twice a second, and warns each time.
+    cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
+    logging.getLogger(cleaner).setLevel(logging.ERROR)
 
 
 def close_session() -> None:

@@ -8,10 +8,10 @@ from miniature.scenes import Depicted
 
 MENTIONS = ((1, 50), (2, 37), (3, 13))
 """How many concepts a caption mentions, with weights. It is always fewer than the scene shows."""
-SYNONYMS = 0.2
+SYNONYMS = 0.15
 """Share of mentions that use another word than the concept's name."""
 
-THING_WEIGHT = 1.5
+THING_WEIGHT = 2.2
 STUFF_WEIGHTS = {"sky": 1.15, "forest": 1.1, "wall": 1.1}
 """Far stuff is at times covered; these weights even out how often each concept is mentioned."""
 

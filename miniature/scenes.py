@@ -228,7 +228,7 @@ def _paint_things(canvas: _Canvas, rng: Random, concepts: list[int]) -> dict[int
     rng.shuffle(concepts)
     several = rng.random() < 0.3
     counts = [rng.choice((2, 2, 3)) if several and index == 0 else 1 for index in range(len(concepts))]
-    extent = (0.60, 0.56, 0.49, 0.43, 0.38, 0.35)[min(sum(counts), 6) - 1]
+    extent = (0.66, 0.62, 0.54, 0.47, 0.42, 0.38)[min(sum(counts), 6) - 1]
     placed: list[tuple[float, Box, int, float, str]] = []
     for concept, count in zip(concepts, counts, strict=True):
         colour = rng.choice(DRAWINGS[CONCEPTS[concept].name].colours)

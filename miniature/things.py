@@ -238,24 +238,21 @@ def _traffic_light(pen: Pen, rng: Random, paint: Colour) -> None:
         pen.oval(0, y, 0.21, 0.21, shade(colour, 1.25) if lamp == lit else shade(colour, 0.62))
 
 
-VEHICLES = ("red", "blue", "green", "white")
-BRIGHT = ("red", "blue", "purple", "pink", "green")
-
 DRAWINGS: dict[str, Thing] = {
-    "car": Thing(_car, VEHICLES, scale=1.25),
-    "bus": Thing(_bus, ("yellow", "orange", "yellow"), scale=1.1),
-    "boat": Thing(_boat, ("brown", "red", "blue"), scale=1.05),
-    "house": Thing(_house, ("red", "brown", "orange"), tilt=4),
-    "tree": Thing(_tree, ("green", "green", "green", "orange"), tilt=6),
-    "balloon": Thing(_balloon, BRIGHT, tilt=16, stands=False, scale=1.15),
-    "flower": Thing(_flower, ("pink", "purple", "white", "yellow"), tilt=14, scale=1.15),
+    "car": Thing(_car, ("red", "red", "blue"), scale=1.25),
+    "bus": Thing(_bus, ("yellow", "yellow", "orange"), scale=1.1),
+    "boat": Thing(_boat, ("brown", "brown", "red"), scale=1.05),
+    "house": Thing(_house, ("red", "brown"), tilt=4),
+    "tree": Thing(_tree, ("green",), tilt=6),
+    "balloon": Thing(_balloon, ("pink", "purple", "pink"), tilt=16, stands=False, scale=1.15),
+    "flower": Thing(_flower, ("pink", "white"), tilt=14, scale=1.15),
     "fish": Thing(_fish, ("orange", "orange", "blue"), tilt=24, stands=False, scale=1.2),
-    "cat": Thing(_cat, ("grey", "orange", "black"), tilt=6),
-    "mushroom": Thing(_mushroom, ("red", "red", "brown"), tilt=10),
+    "cat": Thing(_cat, ("grey", "black"), tilt=6),
+    "mushroom": Thing(_mushroom, ("red",), tilt=10),
     "banana": Thing(_banana, ("yellow",), tilt=60, stands=False, scale=1.25),
-    "umbrella": Thing(_umbrella, BRIGHT, tilt=20, stands=False, scale=1.2),
-    "clock": Thing(_clock, ("red", "blue", "brown", "grey"), tilt=10),
-    "butterfly": Thing(_butterfly, ("orange", "blue", "yellow"), tilt=35, stands=False, scale=1.1),
-    "traffic light": Thing(_traffic_light, ("black", "black", "green"), tilt=4, scale=1.15),
+    "umbrella": Thing(_umbrella, ("blue", "blue", "purple"), tilt=20, stands=False, scale=1.2),
+    "clock": Thing(_clock, ("grey", "brown"), tilt=10),
+    "butterfly": Thing(_butterfly, ("blue", "orange", "blue"), tilt=35, stands=False, scale=1.1),
+    "traffic light": Thing(_traffic_light, ("black",), tilt=4, scale=1.15),
 }
 """Thing name to how it is drawn."""

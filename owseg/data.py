@@ -15,7 +15,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from timm.data.transforms_factory import create_transform
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -143,6 +142,8 @@ class CaptionBatches(Dataset[Batch]):
             raise InputError(f"optim.batch_size: {batch_size} is more than the corpus' {len(reader)} samples; lower it")
         self.reader, self.tokenize = reader, tokenize
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
+
         self.transform = create_transform(
             input_size=augment.size,
             is_training=True,

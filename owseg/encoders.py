@@ -3,16 +3,17 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import open_clip
 import torch
 import torch.nn.functional as F
-from open_clip.factory import load_state_dict
 from torch import Tensor
 
 from owseg import InputError
 from owseg.text import CLIP_VOCABULARY, Tokenizer, clip_tokenizer
+
+if TYPE_CHECKING:  # open_clip takes seconds to import, and settings are read without it
+    import open_clip
 
 PRETRAIN = "pretrain"
 
@@ -38,7 +39,7 @@ class EncoderConfig:
 class Encoder(NamedTuple):
     """A CLIP model (`visual` is an open_clip VisionTransformer) and its tokenizer."""
 
-    clip: open_clip.CLIP
+    clip: "open_clip.CLIP"
     tokenize: Tokenizer
 
 
@@ -50,6 +51,8 @@ def model_config(model: str) -> dict[str, Any]:
         except (OSError, ValueError) as error:
             raise InputError(f"encoder.model: cannot read {model}: {error}; give an open_clip model config") from error
     else:
+        import open_clip
+
         config = open_clip.get_model_config(model)
         if config is None:
             raise InputError(f"encoder.model: open_clip knows no {model!r}; see open_clip.list_models()")
@@ -60,6 +63,8 @@ def model_config(model: str) -> dict[str, Any]:
 
 def build_encoder(config: EncoderConfig) -> Encoder:
     """The architecture of `config` with random weights. Only plain ViT towers serve (TCL's own restriction)."""
+    import open_clip
+
     settings = model_config(config.model)
     known = {key: settings[key] for key in ("embed_dim", "vision_cfg", "text_cfg")}
     clip = open_clip.CLIP(**known, quick_gelu=settings.get("quick_gelu", False))
@@ -71,11 +76,14 @@ def build_encoder(config: EncoderConfig) -> Encoder:
 
 def load_encoder(config: EncoderConfig) -> Encoder:
     """The encoder of `config` with its weights, frozen and in eval mode. Raises InputError where weights do not fit."""
+    import open_clip
+    from open_clip.factory import load_state_dict
+
     encoder = build_encoder(config)
     if not Path(config.pretrained).exists():
         if Path(config.pretrained).suffix in {".safetensors", ".pt", ".bin"}:
             raise InputError(f"encoder.pretrained: {config.pretrained} does not exist")
-        weights = open_clip.download_pretrained(_tag(config))
+        weights = open_clip.download_pretrained(weight_tag(config))
         clip = open_clip.create_model(config.model, pretrained=weights)
     else:
         clip = encoder.clip
@@ -89,7 +97,10 @@ def load_encoder(config: EncoderConfig) -> Encoder:
     return Encoder(clip.float().eval().requires_grad_(False), encoder.tokenize)
 
 
-def _tag(config: EncoderConfig) -> dict[str, Any]:
+def weight_tag(config: EncoderConfig) -> dict[str, Any]:
+    """open_clip's entry of the weights that `config.pretrained` names. Raises InputError where the model has none such."""
+    import open_clip
+
     tag: dict[str, Any] = open_clip.get_pretrained_cfg(config.model, config.pretrained)
     if not tag:
         known = ", ".join(open_clip.list_pretrained_tags_by_model(config.model)) or "none"
@@ -152,6 +163,13 @@ def value_only(block: Any, x: Tensor) -> Tensor:
 def to_map(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
     """Patch tokens of [B, 1 + h*w, C] as a map [B, C, h, w] (class token dropped, row-major)."""
     return tokens[:, 1:].transpose(1, 2).reshape(tokens.shape[0], -1, *grid)
+
+
+def pool(visual: Any, tokens: Tensor) -> Tensor:
+    """The image's embedding [B, E] from the last block's tokens [B, 1 + h*w, C], pooled as the tower does."""
+    pooled, _ = visual._pool(tokens)
+    projected: Tensor = pooled @ visual.proj
+    return projected
 
 
 def token_grid(visual: Any, image: Tensor) -> tuple[int, int]:

@@ -5,10 +5,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import open_clip
 import torch
-from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
+if TYPE_CHECKING:  # open_clip takes seconds to import, and settings are read without it
+    import open_clip
 
 CLIP_VOCABULARY = 49408
 
@@ -35,6 +37,8 @@ Tokenizer = Callable[[str | Sequence[str]], torch.Tensor]
 
 def clip_tokenizer(vocabulary: int, context_length: int) -> Tokenizer:
     """CLIP's byte-pair tokenizer; a vocabulary below 49408 keeps its most frequent merges only (small text towers)."""
+    from open_clip.tokenizer import SimpleTokenizer, default_bpe
+
     bpe = default_bpe() if vocabulary == CLIP_VOCABULARY else _first_merges(vocabulary)
     tokenizer: Tokenizer = SimpleTokenizer(bpe_path=bpe, context_length=context_length)
     return tokenizer
@@ -43,6 +47,8 @@ def clip_tokenizer(vocabulary: int, context_length: int) -> Tokenizer:
 @cache
 def _first_merges(vocabulary: int) -> str:
     """A merges file cut to `vocabulary` entries: 2 * 256 bytes, the merges, start and end of text."""
+    from open_clip.tokenizer import default_bpe
+
     header, *merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
     folder = Path(tempfile.mkdtemp(prefix="owseg-bpe-"))
     path = folder / "merges.txt.gz"
@@ -52,7 +58,7 @@ def _first_merges(vocabulary: int) -> str:
 
 @torch.no_grad()
 def embed_prompts(
-    clip: open_clip.CLIP, tokenize: Tokenizer, names: Sequence[str], templates: Sequence[str], *, chunk: int = 1024
+    clip: "open_clip.CLIP", tokenize: Tokenizer, names: Sequence[str], templates: Sequence[str], *, chunk: int = 1024
 ) -> torch.Tensor:
     """Class embeddings [n, E]: the mean of the un-normalised prompt embeddings, then L2-normalised (TCL's order)."""
     device = clip.positional_embedding.device

@@ -37,6 +37,11 @@ class Context:
 
         The result, with "status" (done or skipped), "seconds" and "output", goes into the summary.
         """
+        result = self.stages[name] = self.part(name, fingerprint, output, work)
+        return result
+
+    def part(self, name: str, fingerprint: str, output: Path, work: Callable[[], Result]) -> Result:
+        """The same for a part of a stage, which the summary does not list."""
         began = time.monotonic()
         marker = read_marker(self.run_dir, name, fingerprint)
         if marker is not None and output.exists():
@@ -52,14 +57,12 @@ class Context:
                 StageMarker(fingerprint=fingerprint, digest=result["digest"], seconds=seconds, result=result),
             )
             print(f"{name}: done in {seconds:.0f} s", flush=True)
-        result = {
+        return {
             "status": status,
             "seconds": round(time.monotonic() - began, 3),
             "output": output.relative_to(self.run_dir).as_posix(),
             **result,
         }
-        self.stages[name] = result
-        return result
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocol import EvaluateConfig
 from owseg.evaluation.run import Score, benchmark_of, report
 from owseg.methods import TrainedConfig
+from pipelines.checks import check_benchmarks, check_encoder
 from pipelines.cli import main
 from pipelines.config import to_dict
 from pipelines.context import Context, Result, open_context
@@ -114,6 +115,8 @@ def print_table(miou: dict[str, dict[str, float]], config: EvaluateConfig) -> No
 
 def run(config: Config) -> None:
     """The verb; stages before it that are not complete run first."""
+    check_encoder(config)
+    check_benchmarks(config)
     with open_context(config) as context:
         run_train(context, run_download(context, run_filter(context)))
         run_evaluate(context)

@@ -2,6 +2,7 @@
 
 import sys
 
+from pipelines.checks import check_benchmarks, check_encoder
 from pipelines.cli import main
 from pipelines.context import SUMMARY, Result, open_context
 from pipelines.download import run_download
@@ -13,6 +14,8 @@ from pipelines.train import run_train
 
 def run(config: Config) -> None:
     """filter → download → train → evaluate, tracked as one parent run."""
+    check_encoder(config)
+    check_benchmarks(config)
     with open_context(config) as context:
         corpus = run_filter(context)
         shards = run_download(context, corpus)

@@ -14,8 +14,8 @@ from filtering.stage import digest_of
 from pipelines.config import ConfigError, flatten, to_dict
 from pipelines.settings import Config
 
-WHERE_NOT_WHAT = ("run_dir", "session", "tracking")
-"""Sections that say where work is done and recorded. They may change from one start of a run to the next."""
+WHERE_NOT_WHAT = ("run_dir", "session", "tracking", "download.fetch.connect_to")
+"""Keys that say where work is done, recorded and fetched. They may change from one start of a run to the next."""
 
 CONFIG_FILE = "config.yaml"
 
@@ -41,9 +41,12 @@ def open_run_dir(config: Config, config_file: Path | None) -> Iterator[Config]:
 
 
 def prepare_run_dir(config: Config) -> None:
-    """Write the resolved config into the run's folder, or refuse the folder if another run's config is there."""
+    """Write the resolved config into the run's folder, or refuse the folder if another run's config is there.
+
+    A folder where no stage is complete belongs to no run yet: a mistake in the first config can be mended.
+    """
     file = Path(config.run_dir) / CONFIG_FILE
-    if not file.exists():
+    if not file.exists() or not any(file.parent.glob("*.done.json")):
         _write(file, config)
         return
     try:
@@ -87,8 +90,9 @@ def _take(lock: int, folder: Path) -> None:
 
 
 def _what(tree: object) -> Iterator[tuple[str, object]]:
-    tree = tree if isinstance(tree, dict) else {}
-    return flatten({key: value for key, value in tree.items() if key not in WHERE_NOT_WHAT})
+    for key, value in flatten(tree if isinstance(tree, dict) else {}):
+        if not any(f"{key}.".startswith(f"{where}.") for where in WHERE_NOT_WHAT):
+            yield key, value
 
 
 def _write(file: Path, config: Config) -> None:

@@ -12,6 +12,7 @@ from cluster.train import TrainJob, shards_of, train
 from filtering.stage import digest_of, digest_of_file
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.methods import TrainedConfig
+from pipelines.checks import check_encoder
 from pipelines.cli import main
 from pipelines.config import flatten, to_dict
 from pipelines.context import Context, Result, open_context
@@ -97,7 +98,7 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> st
         [] if method.name == "clip" or not Path(encoder.pretrained).is_file() else [digest_of_file(Path(encoder.pretrained))]
     )
     fingerprint = digest_of([settings, shards["digest"], below])
-    digest: str = context.stage(f"train-{method.name}", fingerprint, job.weights, work)["digest"]
+    digest: str = context.part(f"train-{method.name}", fingerprint, job.weights, work)["digest"]
     return digest
 
 
@@ -109,6 +110,7 @@ def _log(run: Run, steps: list[dict[str, Any]]) -> None:
 
 def run(config: Config) -> None:
     """The verb; stages before it that are not complete run first."""
+    check_encoder(config)
     with open_context(config) as context:
         run_train(context, run_download(context, run_filter(context)))
 

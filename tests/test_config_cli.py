@@ -14,6 +14,7 @@ import yaml
 
 from cluster import InputError
 from cluster.session import SessionConfig
+from cluster.storage import StageMarker, write_marker
 from pipelines import cli
 from pipelines.config import from_dict, to_dict
 from pipelines.describe import describe
@@ -78,7 +79,9 @@ def test_mistakes_exit_2_with_one_line(folder: Path, capsys: pytest.CaptureFixtu
 
 
 def test_a_folder_of_another_run_is_refused(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("--config=tiny.yaml") == 0
+    assert call("--config=tiny.yaml", "seed=5") == 0
+    assert call("--config=tiny.yaml") == 0  # no stage is complete yet: nothing is lost
+    write_marker(folder / "runs" / "tiny", "filter", StageMarker(fingerprint="", digest="", seconds=0.0))
     assert call("--config=tiny.yaml", "session.num_cpus=1", "tracking.enabled=false") == 0  # where, not what
     assert call("--config=tiny.yaml", "seed=4") == 2
     line = error_line(capsys)
@@ -108,6 +111,7 @@ def test_a_submitted_job_writes_outside_the_copy_of_the_code(tmp_path: Path, mon
 def test_a_broken_config_in_the_run_folder_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (folder / "runs" / "tiny").mkdir(parents=True)
     (folder / "runs" / "tiny" / "config.yaml").write_text("a: [")
+    write_marker(folder / "runs" / "tiny", "filter", StageMarker(fingerprint="", digest="", seconds=0.0))
     assert call("--config=tiny.yaml") == 2
     assert "' was absent and is now " in error_line(capsys)
 

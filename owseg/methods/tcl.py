@@ -21,6 +21,7 @@ from owseg.encoders import (
     embed_patches,
     maskclip_features,
     pad_to_multiple,
+    pool,
     run_blocks,
     to_map,
     token_grid,
@@ -55,6 +56,10 @@ class Tcl:
     """Weight of both total-variation losses."""
     area_prior: float = 0.4
     """Share of an image that its caption's concepts are expected to cover, 0..1."""
+    mask_scale: float = 10.0
+    """Where the learned slope of masks over cosine similarity starts."""
+    mask_shift: float = -2.5
+    """Where the learned offset of masks starts; a mask is one half where similarity is -mask_shift / mask_scale."""
     templates: str = "tcl"
     """Prompt templates of class names: simple or tcl."""
     kp_weight: float = 0.3
@@ -88,8 +93,8 @@ class TclMethod(nn.Module):
         self.block = deepcopy(visual.transformer.resblocks[-1])
         self.decoder = GroundingDecoder(visual.conv1.out_channels)
         self.projection = Projection(visual)
-        self.mask_scale = nn.Parameter(torch.tensor(10.0))
-        self.mask_shift = nn.Parameter(torch.tensor(-2.5))
+        self.mask_scale = nn.Parameter(torch.tensor(config.mask_scale))
+        self.mask_shift = nn.Parameter(torch.tensor(config.mask_shift))
         self.tcl_v_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
         self.tcl_f_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
 
@@ -144,7 +149,7 @@ class TclMethod(nn.Module):
         mask = F.interpolate(kept[:, None], size=image.shape[-2:], mode="nearest")
         tokens = embed_patches(visual, image * mask)
         tokens = run_blocks(visual, tokens, 0, len(visual.transformer.resblocks))
-        return info_nce(visual.ln_post(tokens[:, 0]) @ visual.proj, text, self.tcl_v_scale)
+        return info_nce(pool(visual, tokens), text, self.tcl_v_scale)
 
     @staticmethod
     def pooled_similarity(features: Tensor, masks: Tensor, texts: Tensor) -> Tensor:
