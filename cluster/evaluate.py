@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -65,8 +66,8 @@ def evaluate(
         benchmark = benchmark_of(dataset, config)
         items = list_items(benchmark, root)[: config.limit or None]
         for contender in contenders:
-            names = [[item.id for item in items], benchmark.names, _protocol(config)]
-            folder = out / "parts" / contender.name / digest_of([contender.fingerprint(), names])[:16]
+            read = [fingerprint_of(items), benchmark.names, _protocol(config)]
+            folder = out / "parts" / contender.name / digest_of([contender.fingerprint(), read])[:16]
             for start in range(0, len(items), ITEMS_PER_PART):
                 chunk = tuple(items[start : start + ITEMS_PER_PART])
                 parts.append(Part(contender=contender, dataset=dataset, items=chunk, file=folder / f"{dataset}-{start:06}.npz"))
@@ -86,6 +87,12 @@ def evaluate(
         score = _read(part.file)
         row[part.dataset] = row[part.dataset] + score if part.dataset in row else score
     return scores
+
+
+def fingerprint_of(items: Iterable[Item]) -> list[list[object]]:
+    """What identifies the files of a benchmark without reading them: names, sizes and times."""
+    files = [path for item in items for path in (item.image, item.label)]
+    return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
 
 
 def _protocol(config: EvaluateConfig) -> dict[str, Any]:

@@ -65,6 +65,7 @@ def ensure_session(config: SessionConfig) -> None:
     common: dict[str, Any] = {
         "runtime_env": {"env_vars": _worker_environment(local=not _address(config))},
         "logging_level": logging.WARNING,
+        "log_to_driver": False,  # what workers print is in Ray's session folder; progress and errors come through us
     }
     if not _address(config):
         common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"

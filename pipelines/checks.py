@@ -1,16 +1,31 @@
 """What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from owseg.encoders import PRETRAIN, load_encoder, model_config, weight_tag
+from owseg.encoders import PRETRAIN, EncoderConfig, load_encoder, model_config, weight_tag
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.run import benchmark_of
 from pipelines.settings import Config
 
 
+def located_encoder(config: Config) -> EncoderConfig:
+    """The run's encoder with absolute paths: Ray's workers have another working directory.
+
+    A model file that is not found from here is looked for in this clone, where the shipped configs name theirs.
+    """
+    encoder = config.encoder
+    if encoder.model.endswith(".json"):
+        here, shipped = Path(encoder.model), Path(__file__).parents[1] / encoder.model
+        encoder = replace(encoder, model=str((here if here.exists() or not shipped.exists() else shipped).resolve()))
+    if Path(encoder.pretrained).exists():
+        encoder = replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
+    return encoder
+
+
 def check_encoder(config: Config) -> None:
     """Raise InputError where the encoder's architecture is unknown, or its weights are missing or do not fit."""
-    encoder = config.encoder
+    encoder = located_encoder(config)
     weights = Path(encoder.pretrained)
     if encoder.pretrained == PRETRAIN:
         model_config(encoder.model)

@@ -8,7 +8,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from cluster.evaluate import Contender, draw, evaluate
+from cluster.evaluate import Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
 from filtering.stage import digest_of, write_json
 from owseg.evaluation.datasets import list_items
@@ -65,10 +65,8 @@ def run_evaluate(context: Context) -> Result:
 
 def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
     """Changes with the rows, the protocol and the benchmark files (names, sizes, times)."""
-    files = []
-    for dataset in config.datasets:
-        for item in list_items(benchmark_of(dataset, config), Path(config.root))[: config.limit or None]:
-            files += [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in (item.image, item.label)]
+    listed = {name: list_items(benchmark_of(name, config), Path(config.root)) for name in config.datasets}
+    files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
     return digest_of([rows, to_dict(context.config.evaluate), files])
 

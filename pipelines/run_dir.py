@@ -4,14 +4,14 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
 from filtering.stage import digest_of
-from pipelines.config import ConfigError, flatten, to_dict
+from pipelines.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.settings import Config
 
 WHERE_NOT_WHAT = ("run_dir", "session", "tracking", "download.fetch.connect_to")
@@ -53,6 +53,8 @@ def prepare_run_dir(config: Config) -> None:
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         there = None
+    with suppress(ConfigError, TypeError):
+        there = to_dict(from_dict(Config, there))  # a key that is newer than the folder had its default's effect
     before, now = (dict(_what(tree)) for tree in (there, to_dict(config)))
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key, "absent") != now.get(key, "absent"):

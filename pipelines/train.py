@@ -12,7 +12,7 @@ from cluster.train import TrainJob, shards_of, train
 from filtering.stage import digest_of, digest_of_file
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.methods import TrainedConfig
-from pipelines.checks import check_encoder
+from pipelines.checks import check_encoder, located_encoder
 from pipelines.cli import main
 from pipelines.config import flatten, to_dict
 from pipelines.context import Context, Result, open_context
@@ -44,13 +44,9 @@ def run_train(context: Context, shards: Result) -> Result:
 
 def trained_encoder(context: Context) -> EncoderConfig:
     """The run's encoder, with the path of its own weights where the run pretrains it."""
-    encoder = context.config.encoder
-    if Path(encoder.model).suffix == ".json":
-        encoder = replace(encoder, model=str(Path(encoder.model).resolve()))
+    encoder = located_encoder(context.config)
     if encoder.pretrained == PRETRAIN:
         return replace(encoder, pretrained=str(context.run_dir / "train" / "clip" / ENCODER))
-    if Path(encoder.pretrained).exists():
-        return replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
     return encoder
 
 
@@ -63,7 +59,8 @@ def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
     config = context.config
     spread = {key: getattr(config.train, key) for key in ("workers", "engine", "bf16")}
-    return {"method": to_dict(method), "encoder": encoder_dict(config.encoder), "seed": config.seed, **spread}
+    encoder = encoder_dict(located_encoder(config)) | {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
+    return {"method": to_dict(method), "encoder": encoder, "seed": config.seed, **spread}
 
 
 def _train_method(context: Context, method: TrainedConfig, shards: Result) -> str:
