@@ -22,6 +22,7 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.note = start, ""
         self._start = start
+        self._told = -1
         self._stream = stream or sys.stderr
         self._began = self._last_line = time.monotonic()
         self._bar = _bar(self._stream) if self._stream.isatty() else None
@@ -35,7 +36,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
-        else:
+        elif error is not None or self.done != self._told:
             self._print("" if error is None else "stopped")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -52,7 +53,7 @@ class Progress:
 
     def _print(self, ending: str) -> None:
         now = time.monotonic()
-        self._last_line = now
+        self._last_line, self._told = now, self.done
         elapsed = now - self._began
         rate = (self.done - self._start) / elapsed if elapsed > 0 else 0.0
         parts = [

@@ -86,7 +86,9 @@ def _publish(
     run: Run, contender: Contender, config: EvaluateConfig, scores: dict[str, Score], row: dict[str, float], out: Path
 ) -> None:
     """Write a method's per-class JSON files and log them with its mIoU."""
-    run.tags({"model": contender.name, "protocol": f"{config.short_side}/{config.window}/{config.stride}"})
+    run.tags({"model": contender.name})
+    run.params({key: getattr(config, key) for key in ("short_side", "window", "stride")})
+    run.params({"background_threshold": getattr(contender.method, "background_threshold", "none")})
     run.metrics({f"{dataset}/mIoU": value for dataset, value in row.items()})
     per_class: list[dict[str, Any]] = []
     for name in config.datasets:
