@@ -2,7 +2,8 @@
 
 import logging
 import traceback
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,12 @@ def run_on_ray(config: SessionConfig) -> Runner:
         if todo:
             rows = {source.resolve(): pq.read_metadata(source).num_rows for source in sources}
             done = sum(rows[source.resolve()] for source, marker in found.items() if marker)
-            with Progress(label or "shards", total=sum(rows.values()), unit="rows", start=done) as progress:
-                for row in _results(config, make_work, [source.resolve() for source in todo], out, fingerprint):
+            with (
+                Progress(label or "shards", total=sum(rows.values()), unit="rows", start=done) as progress,
+                # Closed at once when a shard fails: workers must not go on behind the back of whoever tries again.
+                closing(_results(config, make_work, [source.resolve() for source in todo], out, fingerprint)) as results,
+            ):
+                for row in results:
                     _raise_failure(row)
                     progress.advance(rows[Path(row["source"])])
         markers = [finished(source, out, fingerprint) for source in sources]
@@ -71,7 +76,9 @@ class RunShards:
 _RESULT = pa.schema([("source", pa.string()), ("mistake", pa.string()), ("failure", pa.string())])
 
 
-def _results(config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str) -> Any:
+def _results(
+    config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str
+) -> Iterator[dict[str, Any]]:
     """One row per shard, as each completes."""
     ensure_session(config)
     import ray

@@ -177,13 +177,16 @@ def test_a_plural_is_said_of_several_and_a_singular_of_one(captioned_scenes: lis
     assert said[False] > 500
 
 
-def test_concepts_are_mentioned_about_equally_often_and_more_often_than_any_distractor(
+def test_things_and_stuff_are_each_mentioned_about_equally_often_and_more_often_than_any_distractor(
     captioned_scenes: list[tuple[Scene, Captioned]],
 ) -> None:
     texts = [captioned for _, captioned in captioned_scenes]
     mentions = Counter(concept for text in texts for concept in text.mentioned)
     assert set(mentions) == set(range(len(CONCEPTS)))
-    assert max(mentions.values()) < 1.8 * min(mentions.values())
+    stuff, things = ([mentions[ID[concept.name]] for concept in kind] for kind in (STUFF, THINGS))
+    assert max(stuff) < 1.8 * min(stuff)
+    assert max(things) < 1.8 * min(things)
+    assert sum(things) / len(things) > sum(stuff) / len(stuff)  # things are smaller and harder to learn
     words = Counter(word for text in texts for word in set(re.findall(r"[a-z]+", text.text.lower())))
     single = [concept.nouns[0] for concept in CONCEPTS if " " not in concept.name]
     rarest = min(sum(words[form] for form in set(noun)) for noun in single)

@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "weights of another model": (
         "full",
         ("encoder.pretrained={there}/other.safetensors",),
-        "encoder.pretrained: {there}/other.safetensors does not fit encoder.model configs/smoke_clip.json",
+        "encoder.pretrained: {there}/other.safetensors does not fit encoder.model {repo}/configs/smoke_clip.json",
     ),
     "no benchmarks": ("evaluate", ("evaluate.root={there}",), "voc21: {there}/VOCdevkit/"),
 }
@@ -69,7 +69,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("tag: ")]  # progress
     assert len(lines) == 1, result.stderr
-    assert lines[0].startswith("error: " + message.format(there=there))
+    assert lines[0].startswith("error: " + message.format(there=there, repo=REPO))
     assert not list(run_dir.glob("*.done.json"))
     assert not (run_dir / "summary.json").exists()
     assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
