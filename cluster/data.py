@@ -78,7 +78,7 @@ _RESULT = pa.schema([("source", pa.string()), ("mistake", pa.string()), ("failur
 
 def _results(
     config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str
-) -> Iterator[dict[str, Any]]:
+) -> Generator[dict[str, Any], None, None]:
     """One row per shard, as each completes."""
     ensure_session(config)
     import ray
