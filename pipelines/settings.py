@@ -1,6 +1,5 @@
 """Every setting of a run, by section."""
 
-import difflib
 from dataclasses import dataclass, fields
 
 from cluster.session import SessionConfig
@@ -12,7 +11,7 @@ from miniature.world import WorldConfig
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocol import EvaluateConfig
 from owseg.methods import Methods
-from pipelines.config import ConfigError
+from pipelines.config import ConfigError, near_miss
 
 TABLE = tuple(field.name for field in fields(Methods) if field.name != "clip")
 
@@ -49,8 +48,6 @@ class Config:
     def __post_init__(self) -> None:
         for name in self.methods:
             if name not in TABLE:
-                near = difflib.get_close_matches(name, TABLE, n=1)
-                hint = f"did you mean {near[0]!r}? " if near else ""
-                raise ConfigError(f"methods: {name!r} is no method; {hint}choose from {', '.join(TABLE)}")
+                raise ConfigError(f"methods: {name!r} is no method{near_miss(name, TABLE)}; choose from {', '.join(TABLE)}")
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError("methods: a method is named twice")

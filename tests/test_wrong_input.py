@@ -26,7 +26,11 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "empty table": ("filter", ("filter.source.path={there}/empty.tsv",), "filter.source.path: {there}/empty.tsv holds no rows"),
     "unknown key": ("full", ("train.worker=3",), "command line: unknown key 'train.worker'; did you mean 'train.workers'?"),
     "bad value": ("full", ("train.workers=many",), "command line: 'train.workers' must be a whole number, not 'many'"),
-    "unknown method": ("full", ("methods=[maskclip,tlc]",), "command line: methods: 'tlc' is no method; did you mean 'tcl'?"),
+    "unknown method": (
+        "full",
+        ("methods=[maskclip,tlc]",),
+        "command line: methods: 'tlc' is no method (did you mean 'tcl'?); choose from",
+    ),
     "no MLflow server": (
         "full",
         ("tracking.enabled=true", "tracking.uri=http://127.0.0.1:1"),
