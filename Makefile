@@ -33,8 +33,11 @@ check: setup ## style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## side by side with the reference implementations
+bench: setup ## side by side with the reference implementations (an hour on 2 cores)
 	$(BIN)/python benchmarks/engines.py
+	$(BIN)/python benchmarks/pamr.py
+	$(BIN)/python benchmarks/tcl_step.py
+	$(BIN)/python benchmarks/inference.py
 
 up: setup ## open MLflow on the demo's runs and print its address
 	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(RUN_DIR))/mlflow.db --port 5000

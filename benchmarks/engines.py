@@ -20,7 +20,7 @@ from cluster.engine import DeepSpeedEngine
 from owseg.data import Batch
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.engine import Engine, Phase, TorchEngine
-from owseg.fit import set_trainable
+from owseg.fit import phase_groups
 from owseg.methods.tcl import GROUNDER, Tcl
 from owseg.optim import OptimConfig
 
@@ -32,11 +32,11 @@ def build(kind: str, optim: OptimConfig) -> Engine:
     """A TCL of its own around a random CLIP, on the engine named."""
     torch.manual_seed(0)
     method = Tcl(optim=optim).build(build_encoder(EncoderConfig(model=str(MODEL))))
-    parameters = set_trainable(method, Phase(steps=1, train=GROUNDER))
+    (groups,) = phase_groups(method, [Phase(steps=1, train=GROUNDER)], optim)
     if kind == "torch":
-        return TorchEngine(method, parameters, optim)
+        return TorchEngine(method, groups, optim)
     return DeepSpeedEngine(
-        method, parameters, optim, batch_per_worker=PER_WORKER, zero_stage=1, bf16=False, device=torch.device("cpu")
+        method, groups, optim, batch_per_worker=PER_WORKER, zero_stage=1, bf16=False, device=torch.device("cpu")
     )
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from cluster import InputError
 from owseg.data import Batch
-from owseg.optim import OptimConfig, parameter_groups
+from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, adamw, moments, with_moments
 
 TAG = "step"
 """One constant tag: every checkpoint folder holds one checkpoint, so folders of all ranks merge without renaming."""
+_BASE_STATE = ("base_optimizer_state", "optimizer_state_dict")
+"""Where ZeRO 1 and 2, and ZeRO 3, keep the wrapped optimiser's state dict."""
 
 
 class _Losses(nn.Module):
@@ -34,7 +38,7 @@ class DeepSpeedEngine:
     def __init__(
         self,
         method: nn.Module,
-        parameters: Sequence[tuple[str, nn.Parameter]],
+        groups: Sequence[ParameterGroup],
         optim: OptimConfig,
         *,
         batch_per_worker: int,
@@ -42,17 +46,12 @@ class DeepSpeedEngine:
         bf16: bool,
         device: torch.device,
     ) -> None:
+        refuse_quirks(getattr(method, "quirks", Quirks()), dist.get_world_size())
         deepspeed = _import_deepspeed()
         self.device = device
-        optimizer = torch.optim.AdamW(
-            parameter_groups(parameters, optim.weight_decay),
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            eps=optim.eps,
-        )
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=_Losses(method.to(device)),
-            optimizer=optimizer,
+            optimizer=adamw(groups, optim),
             dist_init_required=False,
             config={
                 "train_micro_batch_size_per_gpu": batch_per_worker,
@@ -76,6 +75,30 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
+    def whole(self) -> AbstractContextManager[None]:
+        import deepspeed
+
+        gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()))
+        return gathered
+
+    def hand_over(self) -> Moments:
+        state = self.optimizer.state_dict()
+        carried = moments(next(state[key] for key in _BASE_STATE if key in state))
+        self.engine.destroy()  # its hooks sit on parameters that the next engine takes
+        return carried
+
+    def take_over(self, carried: Moments) -> None:
+        # ZeRO lays a group out by its parameters' order alone, so equal groups have equal partitions on each rank.
+        state = self.optimizer.state_dict()
+        key = next(key for key in _BASE_STATE if key in state)
+        self.optimizer.load_state_dict({dist.get_rank(): {**state, key: with_moments(state[key], carried)}})
+
+
+def refuse_quirks(quirks: Quirks, ranks: int) -> None:
+    """Raise InputError where a method asks for gradients that stay on their rank: DeepSpeed averages all of them."""
+    if quirks.late_unreduced and ranks > 1:
+        raise InputError("train.engine: deepspeed cannot follow fidelity=official on several workers; set train.engine=torch")
+
 
 def _import_deepspeed() -> Any:
     if not torch.cuda.is_available():
@@ -87,18 +110,24 @@ def _import_deepspeed() -> Any:
     # On CPU DeepSpeed would compile a shared-memory collective on first use (minutes, and it needs a compiler); gloo serves.
     __compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.DeepSpeedEngine._broadcast_model = _broadcast_weights
+    deepspeed.zero.Init._zero_init_param = _shard
     logger.setLevel("WARNING")
     return deepspeed
 
 
-def _broadcast_weights(engine: Any) -> None:
-    """Give every rank the weights of rank 0, as DeepSpeed does at start.
+# At start DeepSpeed gives every rank the weights of rank 0. Its own two functions (0.19.8) send them viewed as bytes, which
+# fails on 0-dimensional parameters such as gates and temperatures; these send them as they are.
 
-    DeepSpeed's own version (0.19.8) sends them viewed as bytes, which fails on 0-dimensional parameters such as gates and
-    temperatures. Weights that ZeRO 3 has sharded already are left alone, as there.
-    """
+
+def _broadcast_weights(engine: Any) -> None:
     from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
 
     for parameter in engine.module.parameters():
-        if getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) is ZeroParamStatus.AVAILABLE:
+        if getattr(parameter, "ds_status", ZeroParamStatus.AVAILABLE) is ZeroParamStatus.AVAILABLE:  # not sharded already
             dist.broadcast(parameter.data, src=0)
+
+
+def _shard(init: Any, parameter: Any) -> None:
+    init._convert_to_deepspeed_param(parameter)
+    dist.broadcast(parameter.data, src=0)
+    parameter.partition()

@@ -2,25 +2,29 @@
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.stage import digest_of, digest_of_file
+from owseg import InputError
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
-from owseg.evaluation.pictures import draw_prediction
-from owseg.evaluation.protocol import EvaluateConfig
-from owseg.evaluation.run import Score, benchmark_of, best_median_worst, score_items
+from owseg.evaluation.pictures import draw_prediction, draw_sweep
+from owseg.evaluation.presets import EvaluateConfig, protocol_of, summary_of
+from owseg.evaluation.run import Score, best_median_worst, score_items
 from owseg.methods import Segmenter, SegmenterConfig, load_segmenter
 
 ITEMS_PER_PART = 20
+FORMAT = 2
+"""Of the part files: bumped where their contents or the evaluator's arithmetic change, so that older ones are not read."""
+ARRAYS = ("counts", "boundary", "joint")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Contender:
         files = [path for path in (self.weights, pretrained if pretrained.is_file() else None) if path]
         settings = asdict(self.method) | {"encoder": asdict(self.encoder) | {"pretrained": pretrained.name}}
         # What only training reads has no say in what the weights predict.
-        for key in ("phases", "optim", "augment"):
+        for key in ("phases", "optim", "augment", "fidelity", "text_chunk"):
             settings.pop(key, None)
         return digest_of([settings, [digest_of_file(path) for path in files]])
 
@@ -52,6 +56,10 @@ class Part:
     items: tuple[Item, ...]
     file: Path
 
+    def usable(self, config: EvaluateConfig) -> bool:
+        """Whether an earlier run's file holds what this one asks for: what it skipped must not stay out unasked."""
+        return self.file.exists() and (config.unreadable == "skip" or not _read(self.file).skipped)
+
 
 def evaluate(
     contenders: list[Contender], config: EvaluateConfig, session: SessionConfig, out: Path, *, use_gpu: bool = False
@@ -60,24 +68,14 @@ def evaluate(
 
     Raises InputError that names a missing or unreadable file.
     """
-    root = Path(config.root).resolve()
-    parts = []
-    for dataset in config.datasets:
-        benchmark = benchmark_of(dataset, config)
-        items = list_items(benchmark, root)[: config.limit or None]
-        for contender in contenders:
-            read = [fingerprint_of(items), benchmark.names, _protocol(config)]
-            folder = out / "parts" / contender.name / digest_of([contender.fingerprint(), read])[:16]
-            for start in range(0, len(items), ITEMS_PER_PART):
-                chunk = tuple(items[start : start + ITEMS_PER_PART])
-                parts.append(Part(contender=contender, dataset=dataset, items=chunk, file=folder / f"{dataset}-{start:06}.npz"))
-    todo = [part for part in parts if not part.file.exists()]
+    parts = list_parts(contenders, config, out)
+    todo = [part for part in parts if not part.usable(config)]
     if todo:
         with Progress(
             "evaluate",
             total=sum(len(part.items) for part in parts),
             unit="images",
-            start=sum(len(part.items) for part in parts if part not in todo),
+            start=sum(len(part.items) for part in parts) - sum(len(part.items) for part in todo),
         ) as progress:
             for part in _score_on_ray(todo, config, session, use_gpu):
                 progress.advance(len(part.items), f"{part.contender.name} {part.dataset}")
@@ -86,7 +84,33 @@ def evaluate(
         row = scores.setdefault(part.contender.name, {})
         score = _read(part.file)
         row[part.dataset] = row[part.dataset] + score if part.dataset in row else score
+    for row in scores.values():
+        for dataset, score in row.items():
+            if not score.images:
+                reason = next(iter(score.skipped.values()))
+                raise InputError(f"{dataset}: none of its {len(score.skipped)} images can be read, the first: {reason}")
     return scores
+
+
+def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -> list[Part]:
+    """The whole work in parts, a contender after the other, so that workers load each once.
+
+    A part's file is named by all that its contents depend on, so a changed image costs one part and no more.
+    """
+    root = Path(config.root).resolve()
+    fingerprints = [contender.fingerprint() for contender in contenders]
+    parts = []
+    for dataset in config.datasets:
+        protocol = protocol_of(config, dataset)
+        items = list_items(protocol.benchmark, root)[: config.limit or None]
+        for start in range(0, len(items), ITEMS_PER_PART):
+            chunk = tuple(items[start : start + ITEMS_PER_PART])
+            read = [FORMAT, asdict(protocol), config.thresholds, fingerprint_of(chunk)]
+            for rank, contender in enumerate(contenders):
+                digest = digest_of([fingerprints[rank], read])[:16]
+                file = out / "parts" / contender.name / f"{dataset}-{start:06}-{digest}.npz"
+                parts.append((rank, Part(contender=contender, dataset=dataset, items=chunk, file=file)))
+    return [part for _, part in sorted(parts, key=lambda ranked: ranked[0])]
 
 
 def fingerprint_of(items: Iterable[Item]) -> list[list[object]]:
@@ -95,11 +119,7 @@ def fingerprint_of(items: Iterable[Item]) -> list[list[object]]:
     return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
 
 
-def _protocol(config: EvaluateConfig) -> dict[str, Any]:
-    return {key: getattr(config, key) for key in ("short_side", "max_long_side", "window", "stride")}
-
-
-def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConfig, use_gpu: bool) -> Any:
+def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConfig, use_gpu: bool) -> Iterator[Part]:
     ensure_session(session)
     import ray
     from ray.util import ActorPool
@@ -120,50 +140,61 @@ class Evaluator:
         torch.set_num_threads(1)
         self.config = config
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.loaded: tuple[str, Segmenter] | None = None
+        self.contender = ""
+        self.segmenter: Segmenter | None = None
+        self.classes: dict[str, Tensor] = {}
 
     def score(self, part: Part) -> Part:
         """Score a part and write its file."""
-        segmenter = self._segmenter(part.contender)
-        benchmark = benchmark_of(part.dataset, self.config)
-        score = score_items(segmenter, benchmark, part.items, self.config, part.contender.encoder)
+        contender, protocol = part.contender, protocol_of(self.config, part.dataset)
+        if self.segmenter is None or self.contender != contender.name:
+            self.segmenter = load_segmenter(contender.method, contender.encoder, contender.weights).to(self.device)
+            self.contender, self.classes = contender.name, {}
+        if part.dataset not in self.classes:
+            self.classes[part.dataset] = self.segmenter.embed_classes(protocol.queries)
+        classes = self.classes[part.dataset]
+        score = score_items(self.segmenter, protocol, part.items, self.config, contender.encoder, classes=classes)
         _write(part.file, score)
         return part
-
-    def _segmenter(self, contender: Contender) -> Segmenter:
-        if self.loaded is None or self.loaded[0] != contender.name:
-            segmenter = load_segmenter(contender.method, contender.encoder, contender.weights)
-            self.loaded = (contender.name, segmenter.to(self.device))
-        return self.loaded[1]
 
 
 def draw(
     contenders: list[Contender], scores: dict[str, dict[str, Score]], config: EvaluateConfig, out: Path
 ) -> dict[str, list[Path]]:
-    """Overlays of the best, median and worst image of each benchmark, by contender."""
+    """Pictures by contender: the best, median and worst image of each benchmark, and the curves of the threshold sweeps."""
     pictures: dict[str, list[Path]] = {}
     root = Path(config.root).resolve()
     for contender in contenders:
         segmenter = load_segmenter(contender.method, contender.encoder, contender.weights)
-        for dataset, score in scores[contender.name].items():
-            benchmark = benchmark_of(dataset, config)
-            items = {item.id: item for item in list_items(benchmark, root)}
+        row, paths = scores[contender.name], pictures.setdefault(contender.name, [])
+        for dataset, score in row.items():
+            protocol = protocol_of(config, dataset)
+            items = {item.id: item for item in list_items(protocol.benchmark, root)}
+            classes = segmenter.embed_classes(protocol.queries)
             for rank, id_ in best_median_worst(score).items():
                 path = out / contender.name / f"{dataset}-{rank}.png"
                 title = f"{contender.name} on {dataset}: {rank} image, {score.images[id_]:.1f} mIoU"
-                draw_prediction(segmenter, benchmark, items[id_], config, contender.encoder, path, title)
-                pictures.setdefault(contender.name, []).append(path)
+                draw_prediction(segmenter, protocol, items[id_], classes, contender.encoder, path, title)
+                paths.append(path)
+        swept = {dataset: score for dataset, score in row.items() if score.thresholds}
+        if swept:
+            path = out / contender.name / "threshold_sweep.png"
+            draw_sweep(swept, path, f"{contender.name}, {summary_of(config)}")
+            paths.append(path)
     return pictures
 
 
 def _write(path: Path, score: Score) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    arrays = {key: getattr(score, key) for key in ARRAYS}
+    rest = {key: value for key, value in vars(score).items() if key not in ARRAYS}
     with temporary.open("wb") as file:
-        np.savez_compressed(file, counts=score.counts, images=np.array(json.dumps(score.images)))
+        np.savez_compressed(file, **arrays, rest=np.array(json.dumps(rest)))
     os.replace(temporary, path)
 
 
 def _read(path: Path) -> Score:
     with np.load(path) as stored:
-        return Score(counts=stored["counts"], images=json.loads(str(stored["images"])))
+        rest = json.loads(str(stored["rest"]))
+        return Score(**{key: stored[key] for key in ARRAYS}, **rest | {"thresholds": tuple(rest["thresholds"])})

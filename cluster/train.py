@@ -4,7 +4,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import WEIGHTS, fit
 from owseg.methods import TrainedConfig
+from owseg.optim import ParameterGroup
 
 POLL_SECONDS = 0.5
 
@@ -148,12 +149,12 @@ def train_worker(config: dict[str, Any]) -> None:
         world_size=world_size,
     )
 
-    def make_engine(parameters: Any) -> Engine:
+    def make_engine(groups: Sequence[ParameterGroup]) -> Engine:
         if job.train.engine == "torch":
-            return TorchEngine(method, parameters, job.method.optim, device)
+            return TorchEngine(method, groups, job.method.optim, device)
         return DeepSpeedEngine(
             method,
-            parameters,
+            groups,
             job.method.optim,
             batch_per_worker=job.method.optim.batch_size // world_size,
             zero_stage=job.train.zero_stage,

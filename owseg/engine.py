@@ -1,6 +1,7 @@
 """The seam between the training loop and what carries out a step."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import Batch
-from owseg.optim import OptimConfig, parameter_groups
+from owseg.optim import Moments, OptimConfig, ParameterGroup, adamw, moments, with_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +38,30 @@ class Trainable(Protocol):
 
 
 class Engine(Protocol):
-    """Carries out optimiser steps on fixed parameters; a new phase gets a new engine."""
+    """Carries out optimiser steps on fixed parameters; a new phase gets a new engine, which takes over what stays."""
 
     def step(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One optimiser step at learning rate `lr`; returns this rank's losses (detached)."""
         ...
 
     def save(self, folder: Path) -> None:
-        """Write this rank's optimiser state. Every rank calls it."""
+        """Write this rank's optimiser state, and make all ranks' weights one. Every rank calls it."""
         ...
 
     def load(self, folder: Path) -> None:
         """Restore what `save` wrote with the same number of ranks."""
+        ...
+
+    def whole(self) -> AbstractContextManager[None]:
+        """While inside, the method's tensors are all there on every rank (ZeRO 3 shards them). Every rank enters."""
+        ...
+
+    def hand_over(self) -> Moments:
+        """End this engine; returns the optimiser's state for the next engine."""
+        ...
+
+    def take_over(self, carried: Moments) -> None:
+        """Go on from an earlier engine's state where groups are the same; new groups start afresh."""
         ...
 
 
@@ -58,16 +71,17 @@ class TorchEngine:
     def __init__(
         self,
         method: nn.Module,
-        parameters: Sequence[tuple[str, nn.Parameter]],
+        groups: Sequence[ParameterGroup],
         optim: OptimConfig,
         device: torch.device | None = None,
     ) -> None:
         self.device = device or torch.device("cpu")
         self.method = method.to(self.device)
-        self.parameters = [parameter for _, parameter in parameters]
+        self.shared = [parameter for group in groups if not group.local for parameter in group.parameters]
+        self.local = [parameter for group in groups if group.local for parameter in group.parameters]
         self.clip_norm = optim.clip_norm
-        groups = parameter_groups(parameters, optim.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=(optim.betas[0], optim.betas[1]), eps=optim.eps)
+        self.optimizer = adamw(groups, optim)
+        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def step(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
@@ -75,19 +89,34 @@ class TorchEngine:
         losses: dict[str, Tensor] = self.method.losses(batch.to(self.device))  # type: ignore[operator]
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
-        if dist.is_initialized() and dist.get_world_size() > 1:
-            for parameter in self.parameters:
+        if self.ranks > 1:
+            for parameter in self.shared:
                 if parameter.grad is None:  # every rank must take part in every reduction
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
-                parameter.grad /= dist.get_world_size()
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+                parameter.grad /= self.ranks
+        torch.nn.utils.clip_grad_norm_(self.shared + self.local, self.clip_norm)
         self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def save(self, folder: Path) -> None:
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            torch.save(self.optimizer.state_dict(), folder / "optimizer.pt")
+        if self.local and self.ranks > 1:  # unlike gradients make unlike norms, so clipping drove shared ones apart as well
+            for parameter in self.shared + self.local:
+                dist.broadcast(parameter.data, src=0)
+        if self.local or self.rank == 0:  # weights are one again, moments stay each rank's own (as in the official code)
+            torch.save(self.optimizer.state_dict(), self._state_path(folder))
 
     def load(self, folder: Path) -> None:
-        self.optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location=self.device, weights_only=True))
+        self.optimizer.load_state_dict(torch.load(self._state_path(folder), map_location=self.device, weights_only=True))
+
+    def _state_path(self, folder: Path) -> Path:
+        return folder / (f"optimizer-{self.rank}.pt" if self.local else "optimizer.pt")
+
+    def whole(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
+    def hand_over(self) -> Moments:
+        return moments(self.optimizer.state_dict())
+
+    def take_over(self, carried: Moments) -> None:
+        self.optimizer.load_state_dict(with_moments(self.optimizer.state_dict(), carried))

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import Batch, seed_step
 from owseg.engine import Engine, Phase
-from owseg.optim import OptimConfig, lr_at
+from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, lr_at, parameter_groups
 
 WEIGHTS = "method.safetensors"
-MakeEngine = Callable[[Sequence[tuple[str, nn.Parameter]]], Engine]
+MakeEngine = Callable[[Sequence[ParameterGroup]], Engine]
 
 
 class OnLog(Protocol):
@@ -52,17 +52,20 @@ def load_learned(method: nn.Module, phases: Sequence[Phase], path: Path) -> None
     method.load_state_dict(state, strict=False)
 
 
-def set_trainable(method: nn.Module, phase: Phase) -> list[tuple[str, nn.Parameter]]:
-    """Freeze all but the phase's parameters and return those. Raises InputError where a prefix names none."""
+def named_parameters(method: nn.Module, phase: Phase) -> list[tuple[str, nn.Parameter]]:
+    """The parameters that a phase trains. Raises InputError where a prefix names none."""
+    named = list(method.named_parameters())
     for prefix in phase.train:
-        if not any(name.startswith(prefix) for name, _ in method.named_parameters()):
+        if not any(name.startswith(prefix) for name, _ in named):
             raise InputError(f"phases.train: no parameter name begins with {prefix!r}")
-    trainable = []
-    for name, parameter in method.named_parameters():
-        parameter.requires_grad_(name.startswith(phase.train))
-        if parameter.requires_grad:
-            trainable.append((name, parameter))
-    return trainable
+    return [(name, parameter) for name, parameter in named if name.startswith(phase.train)]
+
+
+def phase_groups(method: nn.Module, phases: Sequence[Phase], optim: OptimConfig) -> list[list[ParameterGroup]]:
+    """What each phase trains, grouped for its engine. Raises InputError where a prefix names no parameter."""
+    prefixes = [phase.train for phase in phases]
+    quirks = getattr(method, "quirks", Quirks())
+    return [parameter_groups(named_parameters(method, phase), prefixes, optim.weight_decay, quirks) for phase in phases]
 
 
 def fit(
@@ -83,7 +86,8 @@ def fit(
 
     batches(start, stop) yields this rank's batches of steps start..stop-1. `resume` is a folder that a checkpoint was saved
     to; training goes on after its step as if it had never stopped, given as many ranks as before. One schedule runs over
-    all phases; an engine, and with it the optimiser's state, lives for one phase.
+    all phases. Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase
+    before trained too (a parameter that pauses for a phase starts afresh).
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     total = sum(phase.steps for phase in phases)
@@ -93,14 +97,18 @@ def fit(
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
     start = 0
-    for phase in phases:
+    carried: Moments = {}
+    for phase, groups in zip(phases, phase_groups(method, phases, optim), strict=True):
         stop = start + phase.steps
-        if done >= stop:
+        if done > stop or done == total:
             start = stop
             continue
-        engine = make_engine(set_trainable(method, phase))
-        if resume is not None and done > start:
+        _freeze_all_but(method, groups)
+        engine = make_engine(groups)
+        if resume is not None and done > start:  # at the phase's very end, too: the next engine takes over from this one
             engine.load(resume)
+        else:
+            engine.take_over(carried)
         for step, batch in zip(range(max(start, done), stop), batches(max(start, done), stop), strict=True):
             seed_step(seed, step, rank)
             losses = engine.step(batch, lr_at(optim, step, total))
@@ -114,15 +122,24 @@ def fit(
                     on_log(finished, means, lr_at(optim, step, total))
             if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
                 on_checkpoint(finished, _saver(method, phases, engine, finished))
+        carried = engine.hand_over()
         start = stop
+
+
+def _freeze_all_but(method: nn.Module, groups: Sequence[ParameterGroup]) -> None:
+    method.requires_grad_(False)
+    for group in groups:
+        for parameter in group.parameters:
+            parameter.requires_grad_()
 
 
 def _saver(method: nn.Module, phases: Sequence[Phase], engine: Engine, step: int) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         engine.save(folder)
-        if not dist.is_initialized() or dist.get_rank() == 0:
-            save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
-            (folder / "position.json").write_text(json.dumps({"step": step}))
+        with engine.whole():
+            if not dist.is_initialized() or dist.get_rank() == 0:
+                save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
+                (folder / "position.json").write_text(json.dumps({"step": step}))
 
     return save
 

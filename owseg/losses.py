@@ -1,17 +1,23 @@
 """Contrastive and mask losses, exact over all ranks: with D ranks they equal one process on the joined batch."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def gather(x: Tensor) -> Tensor:
     """Rows of all ranks, in rank order: [B, ...] → [N, ...], N = B * ranks. Differentiable."""
     if not (dist.is_initialized() and dist.get_world_size() > 1):
         return x
-    return torch.cat(dist_nn.all_gather(x.contiguous()))  # type: ignore[no-untyped-call]
+    joined = torch.cat(dist_nn.all_gather(x.contiguous()))  # type: ignore[no-untyped-call]
+    if joined.requires_grad:  # the backward exchange sends memory as it lies, so a transposed gradient would arrive scrambled
+        joined.register_hook(lambda gradient: gradient.contiguous())  # type: ignore[no-untyped-call]
+    return joined
 
 
 def global_mean(x: Tensor) -> Tensor:
@@ -43,21 +49,59 @@ def pairwise_nce(similarity: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE where the similarity of each image-text pair is its own: TCL's feature-level loss.
 
     similarity: [B, N], this rank's images against all texts. The column direction needs every image's score against this
-    rank's texts, so the rows of all ranks are gathered: B*N numbers, exact (official TCL scores other ranks' images with
-    the wrong texts' masks; see docs/fidelity.md).
+    rank's texts, so the rows of all ranks are gathered: B*N numbers, exact.
     """
-    batch = len(similarity)
-    labels = local_labels(batch, similarity.device)
+    columns = gather(similarity)[:, local_labels(len(similarity), similarity.device)].T
+    return _two_way(similarity, columns, log_scale)
+
+
+def official_pairwise_nce(similarity: Tensor, own: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+    """`pairwise_nce` as the official TCL computes it over ranks; the same on one rank.
+
+    own: [B, B, E], this rank's images pooled under the masks of this rank's texts; text: [B, E], those texts. In the column
+    direction the images of rank r are scored with this rank's texts but were pooled under rank r's, so negatives of other
+    ranks are wrong (see docs/fidelity.md).
+    """
+    pooled, text = F.normalize(gather(own), dim=-1, eps=1e-6), F.normalize(text, dim=-1, eps=1e-6)
+    return _two_way(similarity, torch.einsum("nbe,be->bn", pooled, text), log_scale)
+
+
+def _two_way(rows: Tensor, columns: Tensor, log_scale: Tensor) -> Tensor:
+    labels = local_labels(len(rows), rows.device)
     scale = temperature(log_scale)
-    columns = gather(similarity)[:, labels].T
-    return 0.5 * (F.cross_entropy(scale * similarity, labels) + F.cross_entropy(scale * columns, labels))
+    return 0.5 * (F.cross_entropy(scale * rows, labels) + F.cross_entropy(scale * columns, labels))
+
+
+def at_least_float32(x: Tensor) -> torch.dtype:
+    """The type in which to add up x: its own, or float32 where that is shorter."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _TotalVariation(torch.autograd.Function):
+    """Keeps its input alone; autograd would keep the signs of both directions, each as large as the input."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return torch.stack([x.diff(dim=dim).abs_().mean(dtype=at_least_float32(x)) for dim in (-1, -2)]).sum()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        gradient = torch.zeros_like(x)
+        for dim in (-1, -2):
+            signs = x.diff(dim=dim).sign_()
+            signs *= grad / signs.numel()
+            gradient.narrow(dim, 1, signs.shape[dim]).add_(signs)
+            gradient.narrow(dim, 0, signs.shape[dim]).sub_(signs)
+        return gradient
 
 
 def total_variation(x: Tensor) -> Tensor:
     """Anisotropic L1 total variation of [..., H, W]; each direction is its own mean."""
-    across = (x[..., :, 1:] - x[..., :, :-1]).abs().mean()
-    down = (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
-    return across + down
+    variation: Tensor = _TotalVariation.apply(x)
+    return variation
 
 
 def gumbel_sigmoid(logits: Tensor, uniform: Tensor, tau: float = 1.0) -> Tensor:

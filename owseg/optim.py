@@ -1,10 +1,11 @@
 """Optimiser settings, the learning-rate schedule and which tensors are decayed."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from owseg import InputError
@@ -52,11 +53,71 @@ def lr_at(config: OptimConfig, step: int, total: int) -> float:
     return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-def parameter_groups(parameters: Iterable[tuple[str, nn.Parameter]], weight_decay: float) -> list[dict[str, Any]]:
-    """AdamW groups: tensors of two or more dimensions are decayed; biases, norm weights and scalars are not."""
-    decayed: list[nn.Parameter] = []
-    spared: list[nn.Parameter] = []
-    for _, parameter in parameters:
-        (decayed if parameter.ndim >= 2 else spared).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
+@dataclass(frozen=True, kw_only=True)
+class Quirks:
+    """What an official implementation does to parameters besides its loss; a method that reproduces it has them as `quirks`."""
+
+    decay_scalars: bool = False
+    """Decay 0-dimensional parameters too: gates, temperatures."""
+    late_unreduced: bool = False
+    """Leave gradients of parameters that the first phase froze unaveraged: each rank learns its own until a checkpoint."""
+
+
+class ParameterGroup(NamedTuple):
+    """Parameters that are optimised alike in every phase that trains them."""
+
+    name: str
+    """Names the same parameters, in the same order, in every phase."""
+    parameters: list[nn.Parameter]
+    weight_decay: float
+    local: bool
+    """Whether gradients stay on their rank instead of being averaged."""
+
+
+def parameter_groups(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    phases: Sequence[tuple[str, ...]],
+    weight_decay: float,
+    quirks: Quirks = Quirks(),
+) -> list[ParameterGroup]:
+    """Groups of named parameters by the phases (each given by the name prefixes it trains) that train them, and by decay.
+
+    Tensors of two or more dimensions are decayed; biases, norm weights and scalars are not.
+    """
+    groups: dict[str, ParameterGroup] = {}
+    for name, parameter in parameters:
+        trained = [index for index, prefixes in enumerate(phases) if name.startswith(prefixes)]
+        decayed = parameter.ndim >= 2 or (parameter.ndim == 0 and quirks.decay_scalars)
+        key = f"phases {trained} {'decayed' if decayed else 'spared'}"
+        local = quirks.late_unreduced and 0 not in trained
+        group = groups.setdefault(key, ParameterGroup(key, [], weight_decay if decayed else 0.0, local))
+        group.parameters.append(parameter)
+    return list(groups.values())
+
+
+def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.AdamW:
+    """The optimiser of all engines, over named groups."""
+    return torch.optim.AdamW(
+        [{"params": group.parameters, "weight_decay": group.weight_decay, "name": group.name} for group in groups],
+        lr=config.lr,
+        betas=(config.betas[0], config.betas[1]),
+        eps=config.eps,
+    )
+
+
+Moments = dict[str, list[dict[str, Any]]]
+"""An optimiser's state by group name: one dict for each tensor that the optimiser holds (a parameter, or a ZeRO partition)."""
+
+
+def moments(state_dict: dict[str, Any]) -> Moments:
+    """The state in a torch optimiser's state dict, by group name."""
+    state = state_dict["state"]
+    return {group["name"]: [state.get(index, {}) for index in group["params"]] for group in state_dict["param_groups"]}
+
+
+def with_moments(state_dict: dict[str, Any], carried: Moments) -> dict[str, Any]:
+    """A torch optimiser's state dict in which groups that `carried` names have that state; other groups keep theirs."""
+    state = dict(state_dict["state"])
+    for group in state_dict["param_groups"]:
+        state.update(zip(group["params"], carried.get(group["name"], ()), strict=False))
+    return {**state_dict, "state": {index: values for index, values in state.items() if values}}

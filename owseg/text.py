@@ -9,27 +9,39 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from owseg import InputError
+
 if TYPE_CHECKING:  # open_clip takes seconds to import, and settings are read without it
     import open_clip
 
 CLIP_VOCABULARY = 49408
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
+# CLIP's seven best ImageNet templates, as its authors named them.
+_IMAGENET7 = (
+    "itap of a {}.",
+    "a bad photo of a {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+_TEMPLATES: dict[str, tuple[str, ...]] = {
+    "plain": ("{}",),
     "simple": ("a photo of a {}.",),
-    # TCL's evaluation prompts: CLIP's seven best ImageNet templates and two for things that come in numbers.
-    "tcl": (
-        "itap of a {}.",
-        "a bad photo of a {}.",
-        "a origami {}.",
-        "a photo of the large {}.",
-        "a {} in a video game.",
-        "art of the {}.",
-        "a photo of the small {}.",
-        "a photo of many {}.",
-        "a photo of {}s.",
+    "imagenet7": _IMAGENET7,
+    # TCL's evaluation prompts: those seven and two for things that come in numbers.
+    "tcl": (*_IMAGENET7, "a photo of many {}.", "a photo of {}s."),
+    "maskclip": (
+        "there is a {} in the scene.",
+        "there is the {} in the scene.",
+        "this is a {} in the scene.",
+        "this is the {} in the scene.",
+        "this is one {} in the scene.",
     ),
 }
-"""Prompt templates by name; `{}` stands for the class name."""
+TEMPLATES = (*_TEMPLATES, "imagenet80")
+"""Names of the prompt template sets."""
 
 Tokenizer = Callable[[str | Sequence[str]], torch.Tensor]
 """Texts in, token ids [n, context length] out (int64, end-of-text = the largest id, zero-padded)."""
@@ -42,6 +54,21 @@ def clip_tokenizer(vocabulary: int, context_length: int) -> Tokenizer:
     bpe = default_bpe() if vocabulary == CLIP_VOCABULARY else _first_merges(vocabulary)
     tokenizer: Tokenizer = SimpleTokenizer(bpe_path=bpe, context_length=context_length)
     return tokenizer
+
+
+def check_templates(name: str) -> None:
+    """Raise InputError where no set of prompt templates has this name."""
+    if name not in TEMPLATES:
+        raise InputError(f"templates: {name!r} is none of {', '.join(TEMPLATES)}")
+
+
+def prompt_templates(name: str) -> tuple[str, ...]:
+    """The templates of one of TEMPLATES; `{}` stands for the class name. "imagenet80" is CLIP's whole ImageNet set."""
+    if name != "imagenet80":
+        return _TEMPLATES[name]
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
 @cache
@@ -58,11 +85,22 @@ def _first_merges(vocabulary: int) -> str:
 
 @torch.no_grad()
 def embed_prompts(
-    clip: "open_clip.CLIP", tokenize: Tokenizer, names: Sequence[str], templates: Sequence[str], *, chunk: int = 1024
+    clip: "open_clip.CLIP",
+    tokenize: Tokenizer,
+    names: Sequence[str],
+    templates: Sequence[str],
+    *,
+    unit_prompts: bool = False,
+    chunk: int = 1024,
 ) -> torch.Tensor:
-    """Class embeddings [n, E]: the mean of the un-normalised prompt embeddings, then L2-normalised (TCL's order)."""
+    """Class embeddings [n, E]: the L2-normalised mean over the prompts of a name.
+
+    TCL takes the mean of the embeddings as they are; with `unit_prompts` each is L2-normalised first (CLIP's own order).
+    """
     device = clip.positional_embedding.device
     prompts = [template.format(name) for name in names for template in templates]
     parts = [clip.encode_text(tokenize(prompts[i : i + chunk]).to(device)) for i in range(0, len(prompts), chunk)]
-    embeddings = torch.cat(parts).reshape(len(names), len(templates), -1).mean(dim=1)
-    return torch.nn.functional.normalize(embeddings, dim=-1)
+    embeddings = torch.cat(parts).reshape(len(names), len(templates), -1)
+    if unit_prompts:
+        embeddings = torch.nn.functional.normalize(embeddings, dim=-1)
+    return torch.nn.functional.normalize(embeddings.mean(dim=1), dim=-1)

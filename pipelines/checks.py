@@ -3,9 +3,14 @@
 from dataclasses import replace
 from pathlib import Path
 
-from owseg.encoders import PRETRAIN, EncoderConfig, load_encoder, model_config, weight_tag
+import torch
+
+from owseg import InputError
+from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
 from owseg.evaluation.datasets import list_items
-from owseg.evaluation.run import benchmark_of
+from owseg.evaluation.presets import protocol_of
+from owseg.fit import WEIGHTS
+from owseg.published import load_trained
 from pipelines.settings import Config
 
 
@@ -18,7 +23,7 @@ def located_encoder(config: Config) -> EncoderConfig:
     if encoder.model.endswith(".json"):
         here, shipped = Path(encoder.model), Path(__file__).parents[1] / encoder.model
         encoder = replace(encoder, model=str((here if here.exists() or not shipped.exists() else shipped).resolve()))
-    if Path(encoder.pretrained).exists():
+    if Path(encoder.pretrained).is_file():
         encoder = replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
     return encoder
 
@@ -27,16 +32,32 @@ def check_encoder(config: Config) -> None:
     """Raise InputError where the encoder's architecture is unknown, or its weights are missing or do not fit."""
     encoder = located_encoder(config)
     weights = Path(encoder.pretrained)
-    if encoder.pretrained == PRETRAIN:
-        model_config(encoder.model)
-    elif weights.suffix or weights.exists():
+    if encoder.pretrained != PRETRAIN and (weights.suffix or weights.is_file()):
         load_encoder(encoder)
-    else:
+        return
+    if encoder.pretrained != PRETRAIN:
         weight_tag(encoder)
+    with torch.device("meta"):  # the architecture alone, at no cost
+        build_encoder(encoder)
+
+
+def given_weights(config: Config) -> dict[str, Path]:
+    """The trained weights that the settings give, by method, with absolute paths; of a checkpoint's folder the file in it."""
+    paths = {name: Path(path).expanduser().resolve() for name, path in config.weights.items()}
+    return {name: path / WEIGHTS if path.is_dir() else path for name, path in paths.items()}
+
+
+def check_weights(config: Config) -> None:
+    """Raise InputError where given weights are missing or belong to another architecture than the run's."""
+    for name, path in given_weights(config).items():
+        if not path.is_file():
+            raise InputError(f"weights.{name}: {path} does not exist")
+        model = getattr(config.models, name)
+        load_trained(model.build(build_encoder(located_encoder(config))), model.phases, path)
 
 
 def check_benchmarks(config: Config) -> None:
     """Raise InputError where a file of a benchmark is missing."""
     if config.evaluate.root:
         for name in config.evaluate.datasets:
-            list_items(benchmark_of(name, config.evaluate), Path(config.evaluate.root))
+            list_items(protocol_of(config.evaluate, name).benchmark, Path(config.evaluate.root))

@@ -4,97 +4,83 @@ import importlib
 import shutil
 import sys
 import textwrap
-import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from cluster import InputError as ClusterInputError
-from filtering.stage import InputError as FilteringInputError
-from miniature import InputError as MiniatureInputError
-from owseg import InputError as SegmentationInputError
 from pipelines.config import ConfigError, load
 from pipelines.describe import Entry, describe
-from pipelines.run_dir import open_run_dir
+from pipelines.outcome import exit_code, print_text
+from pipelines.run_dir import open_run_dir, run_folder
 from pipelines.settings import Config
-
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
-
-MISTAKES = (ConfigError, FilteringInputError, SegmentationInputError, ClusterInputError, MiniatureInputError)
 
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
+Action = Callable[[Config], None]
 
-def main(run: Callable[[Config], None], *, doc: str, argv: Sequence[str] | None = None) -> int:
-    """Run a verb with the settings that `argv` asks for and return its exit code. `doc` says what the verb does."""
-    # A script's own folder comes first on the path, where `filter` or `evaluate` would hide a library of that name.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+
+def main(run: Action, *, doc: str, argv: Sequence[str] | None = None, flags: Mapping[str, Action] | None = None) -> int:
+    """Run a verb with the settings that `argv` asks for and return its exit code. `doc` says what the verb does.
+
+    `flags` are options of this verb alone: what each does instead of `run`, without holding the run's folder; its docstring
+    is its help.
+    """
+    flags = flags or {}
+
+    def work() -> None:
+        file, overrides, option = _parse(sys.argv[1:] if argv is None else argv, flags)
+        if option == "--help":
+            print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
+            return
+        config = load(Config, file, overrides)
+        if option:
+            flags[option](replace(config, run_dir=str(run_folder(config, file))))
+            return
+        with open_run_dir(config, file) as held:
+            run(held)
+
     try:
-        file, overrides, wants_help = _parse(sys.argv[1:] if argv is None else argv)
-        if wants_help:
-            print(help_text(doc, width=shutil.get_terminal_size().columns))
-            return DONE
-        with open_run_dir(load(Config, file, overrides), file) as config:
-            run(config)
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
-        return INTERRUPTED
-    except Exception as error:
-        message = user_mistake(error)
-        if message is None:
-            traceback.print_exc()
-            return FAILED
-        print(f"error: {' '.join(message.split())}", file=sys.stderr)
-        return USER_MISTAKE
+        return exit_code(work)
     finally:
         if "ray" in sys.modules:
             importlib.import_module("cluster.session").close_session()
-    return DONE
 
 
-def user_mistake(error: BaseException | None) -> str | None:
-    """The message of the user's mistake that `error` is or was caused by, also inside Ray's wrappers; None for other errors."""
-    if error is None:
-        return None
-    inside = getattr(
-        error, "cause", None
-    )  # Ray's error of a task: it also is an instance of what it wraps, with a longer message
-    if isinstance(inside, BaseException) and (message := user_mistake(inside)):
-        return message
-    if isinstance(error, MISTAKES):
-        return str(error)
-    workers = getattr(error, "worker_failures", None)  # Ray Train's error: one exception per rank
-    causes = [error.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
-    return next((message for cause in causes if (message := user_mistake(cause))), None)
-
-
-def _parse(argv: Sequence[str]) -> tuple[Path, list[str], bool]:
-    """The config file, the overrides, and whether help is asked for."""
-    file, overrides = DEFAULT_CONFIG, []
+def _parse(argv: Sequence[str], flags: Mapping[str, Action]) -> tuple[Path, list[str], str]:
+    """The config file, the overrides, and "--help" or the flag that is given, if any."""
+    file, overrides, given = DEFAULT_CONFIG, [], ""
     arguments = iter(argv)
     for argument in arguments:
         if argument in ("-h", "--help"):
-            return file, [], True
-        if argument == "--config" or argument.startswith("--config="):
+            return file, [], "--help"
+        if argument in flags:
+            given = argument
+        elif argument == "--config" or argument.startswith("--config="):
             value = argument.partition("=")[2] or next(arguments, "")
             if not value:
                 raise ConfigError("--config needs a file: --config FILE")
             file = Path(value)
         elif argument.startswith("-"):
-            raise ConfigError(f"unknown option '{argument}'; the options are --config FILE and --help, settings are key=value")
+            options = ", ".join(["--config FILE", *flags])
+            raise ConfigError(f"unknown option '{argument}'; the options are {options} and --help, settings are key=value")
         else:
             overrides.append(argument)
-    return file, overrides, False
+    return file, overrides, given
 
 
-def help_text(doc: str, *, width: int) -> str:
+def help_text(doc: str, flags: Mapping[str, Action] | None = None, *, width: int) -> str:
     """What the verb does, how to call it, and every key with its default and meaning."""
     width = max(width, 60)
-    usage = f"usage: python {sys.argv[0]} [--config FILE] [key=value ...]"
+    flags = flags or {}
+    usage = " ".join([f"usage: python {sys.argv[0]}", *(f"[{flag}]" for flag in flags), "[--config FILE] [key=value ...]"])
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
-    default = f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine"
-    lines += textwrap.wrap(f"  --config FILE  {default}", width, subsequent_indent=" " * 17)
-    lines.append("  --help         this text")
+    options = {flag: action.__doc__ or "" for flag, action in flags.items()} | {
+        "--config FILE": f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine",
+        "--help": "this text",
+    }
+    for option, meaning in options.items():
+        lines += textwrap.wrap(f"  {option:<13}  {meaning}", width, subsequent_indent=" " * 17)
     return "\n".join([*lines, *_settings_help(describe(Config), width)])
 
 

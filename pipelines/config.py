@@ -30,20 +30,12 @@ def load(cls: type[T], file: Path | None, overrides: Sequence[str]) -> T:
     tree = _defaults(cls)
     if file is not None:
         tree = _merge(cls, tree, _read(file))
-    keys = []
-    for override in overrides:
-        key, value = _parse_override(override)
-        keys.append(key)
-        for part in reversed(key.split(".")):
-            value = _At({part: value})
-        tree = _merge(cls, tree, value)
+    return _override(cls, tree, overrides, str(file) if file is not None else "command line" if overrides else "defaults")
 
-    def source_of(key: str) -> str:
-        if any(f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.") for k in keys):
-            return "command line"
-        return str(file) if file is not None else "command line" if keys else "defaults"
 
-    return _build_or_explain(cls, tree, source_of)
+def override(config: T, overrides: Sequence[str]) -> T:
+    """`config` with other values for the keys of `overrides` ("key.sub=value"). Raises ConfigError."""
+    return _override(type(config), to_dict(config), overrides, "settings")
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], *, source: str = "config") -> T:
@@ -113,6 +105,22 @@ def _read(file: Path) -> Tree:
     if not isinstance(tree, dict):
         raise ConfigError(f"{file}: must hold 'key: value' lines, not {_show(tree)}")
     return tree
+
+
+def _override(cls: type[T], tree: Tree, overrides: Sequence[str], source: str) -> T:
+    """The settings of `tree` with `overrides` laid over them; `source` names where the tree is from in errors."""
+    keys = []
+    for text in overrides:
+        key, value = _parse_override(text)
+        keys.append(key)
+        for part in reversed(key.split(".")):
+            value = _At({part: value})
+        tree = _merge(cls, tree, value)
+
+    def source_of(key: str) -> str:
+        return "command line" if any(f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.") for k in keys) else source
+
+    return _build_or_explain(cls, tree, source_of)
 
 
 def _parse_override(override: str) -> tuple[str, Any]:

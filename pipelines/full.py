@@ -2,7 +2,7 @@
 
 import sys
 
-from pipelines.checks import check_benchmarks, check_encoder
+from pipelines.checks import check_benchmarks, check_encoder, check_weights
 from pipelines.cli import main
 from pipelines.context import SUMMARY, Result, open_context
 from pipelines.download import run_download
@@ -15,6 +15,7 @@ from pipelines.train import run_train
 def run(config: Config) -> None:
     """filter → download → train → evaluate, tracked as one parent run."""
     check_encoder(config)
+    check_weights(config)
     check_benchmarks(config)
     with open_context(config) as context:
         corpus = run_filter(context)

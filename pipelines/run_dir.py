@@ -14,8 +14,11 @@ from filtering.stage import digest_of
 from pipelines.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.settings import Config
 
-WHERE_NOT_WHAT = ("run_dir", "session", "tracking", "download.fetch.connect_to")
-"""Keys that say where work is done, recorded and fetched. They may change from one start of a run to the next."""
+WHERE_NOT_WHAT = (
+    *("run_dir", "session", "tracking", "download.fetch.connect_to"),
+    *("evaluate.unreadable", "evaluate.window_batch"),
+)
+"""Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next."""
 
 CONFIG_FILE = "config.yaml"
 
@@ -23,7 +26,7 @@ CONFIG_FILE = "config.yaml"
 @contextmanager
 def open_run_dir(config: Config, config_file: Path | None) -> Iterator[Config]:
     """Hold the run's folder: yields `config` with its absolute `run_dir`. Raises ConfigError where it cannot be used."""
-    folder = _folder(config, config_file)
+    folder = run_folder(config, config_file)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -70,7 +73,8 @@ def digest_of_run(config: Config) -> str:
     return digest_of(dict(_what(to_dict(config))))
 
 
-def _folder(config: Config, config_file: Path | None) -> Path:
+def run_folder(config: Config, config_file: Path | None) -> Path:
+    """The absolute path of the run's folder."""
     folder = Path(config.run_dir or Path("runs") / (config_file.stem if config_file else "default")).expanduser()
     here = Path.cwd()
     if "working_dir_files" in here.parts:  # a submitted job runs in a copy of the code, which Ray deletes when it likes

@@ -1,7 +1,8 @@
 """Every setting of a run, by section."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
+from cluster.engine import refuse_quirks
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
 from cluster.train import TrainConfig
@@ -9,11 +10,13 @@ from filtering.corpus import FilterConfig
 from filtering.download import DownloadConfig
 from miniature.world import WorldConfig
 from owseg.encoders import EncoderConfig
-from owseg.evaluation.protocol import EvaluateConfig
-from owseg.methods import Methods
+from owseg.evaluation.presets import EvaluateConfig
+from owseg.methods import Methods, TrainedConfig
+from owseg.optim import Quirks
 from pipelines.config import ConfigError, near_miss
 
-TABLE = tuple(field.name for field in fields(Methods) if field.name != "clip")
+TABLE = tuple(row.name for row in fields(Methods) if row.name != "clip")
+TRAINED = tuple(name for name in TABLE if isinstance(getattr(Methods(), name), TrainedConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Config:
     """Rows of the results table, in order; those that train are trained."""
     models: Methods = Methods()
     """The settings of each method."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Trained weights by method, used in place of training: weights.tcl=tcl.pth, a checkpoint's folder, or its .safetensors."""
     train: TrainConfig = TrainConfig()
     """How training is spread."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -51,3 +56,10 @@ class Config:
                 raise ConfigError(f"methods: {name!r} is no method{near_miss(name, TABLE)}; choose from {', '.join(TABLE)}")
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError("methods: a method is named twice")
+        for name in self.weights:
+            if name not in TRAINED:
+                known = f"{near_miss(name, TRAINED)}; those that do are {', '.join(TRAINED)}"
+                raise ConfigError(f"weights.{name}: no method of that name trains{known}")
+        for name in self.methods:
+            if self.train.engine == "deepspeed" and name in TRAINED and name not in self.weights:
+                refuse_quirks(getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers)

@@ -10,9 +10,12 @@ from safetensors.torch import load_file, save_file
 from cluster.tracking import Run
 from cluster.train import TrainJob, shards_of, train
 from filtering.stage import digest_of, digest_of_file
+from owseg.checkpoint import Checkpoint, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
+from owseg.evaluation.presets import view_of
+from owseg.fit import WEIGHTS
 from owseg.methods import TrainedConfig
-from pipelines.checks import check_encoder, located_encoder
+from pipelines.checks import check_encoder, check_weights, given_weights, located_encoder
 from pipelines.cli import main
 from pipelines.config import flatten, to_dict
 from pipelines.context import Context, Result, open_context
@@ -26,12 +29,7 @@ ENCODER = "encoder.safetensors"
 def run_train(context: Context, shards: Result) -> Result:
     """The train stage: `train/<method>/` in the run's folder for each method that trains, the encoder first where asked for."""
     out = context.run_dir / "train"
-    models = context.config.models
-    jobs: list[TrainedConfig] = [
-        model for name in context.config.methods if isinstance(model := getattr(models, name), TrainedConfig)
-    ]
-    if context.config.encoder.pretrained == PRETRAIN:
-        jobs.insert(0, models.clip)
+    jobs = _jobs(context.config)
     fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"]])
 
     def work() -> Result:
@@ -39,7 +37,20 @@ def run_train(context: Context, shards: Result) -> Result:
         return {"methods": digests, "digest": digest_of(digests)}
 
     out.mkdir(parents=True, exist_ok=True)
-    return context.stage("train", fingerprint, out, work)
+    result = context.stage("train", fingerprint, out, work)
+    for job in jobs:
+        view = view_of(context.config.evaluate, "voc21")
+        weights = weights_of(context, job.name)
+        write_model(Checkpoint(method=job, encoder=trained_encoder(context), view=view, weights=weights))
+    return result
+
+
+def run_to_train(context: Context) -> None:
+    """The stages up to train; none of them where each method has its weights or needs none."""
+    if _jobs(context.config):
+        run_train(context, run_download(context, run_filter(context)))
+    else:
+        print("train: skipped, nothing is to be trained", flush=True)
 
 
 def trained_encoder(context: Context) -> EncoderConfig:
@@ -51,8 +62,15 @@ def trained_encoder(context: Context) -> EncoderConfig:
 
 
 def weights_of(context: Context, name: str) -> Path:
-    """Where a trained method's weights lie."""
-    return context.run_dir / "train" / name / "method.safetensors"
+    """Where a trained method's weights lie: those that the settings give, or those that the run trains."""
+    return given_weights(context.config).get(name, context.run_dir / "train" / name / WEIGHTS)
+
+
+def _jobs(config: Config) -> list[TrainedConfig]:
+    """What the run trains: the encoder first where asked for, then the methods that train and are not given weights."""
+    models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
+    jobs: list[TrainedConfig] = [config.models.clip] if config.encoder.pretrained == PRETRAIN else []
+    return [*jobs, *(model for model in models if isinstance(model, TrainedConfig))]
 
 
 def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
@@ -108,8 +126,9 @@ def _log(run: Run, steps: list[dict[str, Any]]) -> None:
 def run(config: Config) -> None:
     """The verb; stages before it that are not complete run first."""
     check_encoder(config)
+    check_weights(config)
     with open_context(config) as context:
-        run_train(context, run_download(context, run_filter(context)))
+        run_to_train(context)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from filtering.corpus import FilterConfig
 from filtering.download import DownloadConfig
 from miniature.server import serve
 from miniature.world import build_world
-from owseg.evaluation.protocol import EvaluateConfig
+from owseg.evaluation.presets import EvaluateConfig
 from pipelines.config import to_dict
 from pipelines.context import Context
 

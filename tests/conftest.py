@@ -2,11 +2,13 @@
 
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:
     """A port of this machine that nobody listens on."""
 
@@ -17,3 +19,21 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with a small TCL of random weights, to be read only."""
+    import tiny  # torch takes seconds to load, and most tests do without
+
+    return tiny.write_run(tmp_path_factory.mktemp("tiny") / "run")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """A picture of 40 x 56 pixels, alone in its folder."""
+    import tiny
+
+    path = tmp_path / "photo.png"
+    Image.fromarray(tiny.blocks(40, 56)).save(path)
+    return path

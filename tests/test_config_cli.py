@@ -18,6 +18,7 @@ from cluster.storage import StageMarker, write_marker
 from pipelines import cli
 from pipelines.config import from_dict, to_dict
 from pipelines.describe import describe
+from pipelines.outcome import user_mistake
 from pipelines.run_dir import digest_of_run
 from pipelines.settings import Config
 
@@ -143,8 +144,8 @@ def test_ray_wraps_a_mistake_and_it_is_found() -> None:
     wrapped = RayTaskError("f", "Traceback ...", InputError("x: wrong")).as_instanceof_cause()
     assert isinstance(wrapped, InputError)
     assert str(wrapped) != "x: wrong"
-    assert cli.user_mistake(wrapped) == "x: wrong"
-    assert cli.user_mistake(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
+    assert user_mistake(wrapped) == "x: wrong"
+    assert user_mistake(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
 
 
 def test_ctrl_c_exits_130(folder: Path) -> None:
@@ -169,6 +170,35 @@ def test_help_needs_no_config_and_no_run_dir(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     assert call("--help") == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_flag_of_a_verb_runs_instead_of_it_and_holds_no_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def check(config: Config) -> None:
+        """look at things"""
+        seen.append(config)
+
+    def run(config: Config) -> None:
+        raise AssertionError
+
+    seen: list[Config] = []
+    for argv in (["--check", "--config=tiny.yaml"], ["--config", "tiny.yaml", "--check"]):
+        assert cli.main(run, doc="Does a thing.", argv=argv, flags={"--check": check}) == 0
+    assert [(config.seed, config.run_dir) for config in seen] == [(3, str(folder / "runs" / "tiny"))] * 2
+    assert not (folder / "runs").exists()
+    assert cli.main(run, doc="Does a thing.", argv=["--help"], flags={"--check": check}) == 0
+    assert "\n  --check        look at things\n  --config FILE" in capsys.readouterr().out
+    assert call("--check") == 2
+    assert "unknown option '--check'" in error_line(capsys)
+
+
+def test_help_into_a_closed_pipe_is_no_error(folder: Path) -> None:
+    (folder / "verb.py").write_text(VERB)
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stdout:
+        command = [sys.executable, "verb.py", "--help"]
+        result = subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
 def test_every_default_round_trips() -> None:

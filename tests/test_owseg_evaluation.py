@@ -1,65 +1,55 @@
 """The evaluator against the definition: readers, protocol arithmetic, and an independent mIoU."""
 
+from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
 from owseg import InputError
-from owseg.encoders import EncoderConfig
-from owseg.evaluation.datasets import BENCHMARKS, Item, list_items, read_label
+from owseg.evaluation.datasets import BENCHMARKS, Item, list_items, read_image, read_label
 from owseg.evaluation.metrics import class_iou, confusion, mean_iou
-from owseg.evaluation.protocol import EvaluateConfig, normalise, predict, resize, slide, window_starts
-from owseg.evaluation.run import Score, benchmark_of, best_median_worst, report, score_items
+from owseg.evaluation.presets import EvaluateConfig, View, protocol_of
+from owseg.evaluation.protocol import normalise, predict, resize, slide, window_starts
+from owseg.evaluation.run import Score, best_median_worst, report, score_items
 
-CONFIG = EvaluateConfig(short_side=32, window=32, stride=16)
-PLAIN = EncoderConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+VIEW = View(short_side=32, window=32, stride=16)
 
 
 class Brightest:
     """A segmenter whose classes are the colour channels: red, green, blue."""
 
+    background_threshold = 0.3
+
     def embed_classes(self, names: list[str]) -> torch.Tensor:
         return torch.eye(3)[: len(names)]
 
     def segment(self, image: torch.Tensor, classes: torch.Tensor, background: bool) -> torch.Tensor:
-        scores = torch.einsum("bchw,nc->bnhw", image, classes)
-        return torch.nn.functional.pad(scores, (0, 0, 0, 0, 1, 0), value=0.3) if background else scores
+        assert not background  # the evaluator compares with a constant plane and does not ask for it
+        return torch.einsum("bchw,nc->bnhw", image, classes)
 
 
-def write_voc(root: Path, count: int = 6, seed: int = 0) -> None:
-    """VOC2012 in its own layout, with random shapes, void borders and images of odd sizes."""
-    rng = np.random.default_rng(seed)
-    base = root / "VOCdevkit" / "VOC2012"
-    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
-        (base / folder).mkdir(parents=True)
-    ids = [f"2007_{i:06}" for i in range(count)]
-    for i, id_ in enumerate(ids):
-        height, width = int(rng.integers(30, 70)), int(rng.integers(30, 70))
-        if i == 0:
-            height, width = 33, 200  # aspect above 4.57
-        label = rng.integers(0, 21, (height // 8 + 1, width // 8 + 1)).repeat(8, 0).repeat(8, 1)[:height, :width]
-        label[rng.random(label.shape) < 0.05] = 255
-        image = rng.integers(0, 256, (height, width, 3))
-        Image.fromarray(image.astype(np.uint8)).save(base / "JPEGImages" / f"{id_}.jpg")
-        mask = Image.fromarray(label.astype(np.uint8), mode="P")
-        mask.putpalette([value for i in range(256) for value in (i, 255 - i, i // 2)])
-        mask.save(base / "SegmentationClass" / f"{id_}.png")
-    (base / "ImageSets" / "Segmentation" / "val.txt").write_text("\n".join(ids) + "\n")
-
-
-class RandomLabels:
-    """Scores drawn from the image itself, so that a second computation can repeat them."""
-
-    def embed_classes(self, names: list[str]) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(len(names))
-        return torch.randn(len(names), 3, generator=generator)
-
-    def segment(self, image: torch.Tensor, classes: torch.Tensor, background: bool) -> torch.Tensor:
-        scores = torch.einsum("bchw,nc->bnhw", image, classes)
-        return torch.nn.functional.pad(scores, (0, 0, 0, 0, 1, 0), value=0.1) if background else scores
+def predict_by_definition(segmenter: RandomLabels, image: np.ndarray, classes: torch.Tensor, background: bool) -> torch.Tensor:
+    """Every plane at the image's own size, one window at a time (sections 5.2 to 5.4 of the protocol)."""
+    height, width = image.shape[:2]
+    factor = min(146 / max(height, width), 32 / min(height, width))
+    scaled = cv2.resize(image, (int(width * factor + 0.5), int(height * factor + 0.5)), interpolation=cv2.INTER_LINEAR)
+    tensor = torch.from_numpy(scaled.astype(np.float32) / 255).permute(2, 0, 1)
+    h, w = tensor.shape[1:]
+    total = torch.zeros(len(classes) + background, h, w)
+    counts = torch.zeros(h, w)
+    for row in range(max(h - 32 + 15, 0) // 16 + 1):
+        for column in range(max(w - 32 + 15, 0) // 16 + 1):
+            bottom, right = min(16 * row + 32, h), min(16 * column + 32, w)
+            top, left = max(bottom - 32, 0), max(right - 32, 0)
+            crop = tensor[None, :, top:bottom, left:right]
+            total[:, top:bottom, left:right] += segmenter.segment(crop, classes, background)[0]
+            counts[top:bottom, left:right] += 1
+    return torch.nn.functional.interpolate((total / counts)[None], (height, width), mode="bilinear", align_corners=False)[0]
 
 
 @pytest.mark.parametrize("name", ["voc21", "voc20"])
@@ -67,26 +57,34 @@ def test_miou_equals_an_independent_computation(tmp_path: Path, name: str) -> No
     """From the definition, over a whole data set: intersections and unions summed, then divided, then averaged."""
     write_voc(tmp_path)
     benchmark = BENCHMARKS[name]
-    config = EvaluateConfig(root=str(tmp_path), short_side=32, window=32, stride=16)
+    protocol = protocol_of(CONFIG, name)
     segmenter = RandomLabels()
     items = list_items(benchmark, tmp_path)
 
-    score = score_items(segmenter, benchmark, items, config, PLAIN)
+    score = score_items(segmenter, protocol, items, CONFIG, PLAIN)
 
     classes = segmenter.embed_classes(benchmark.names[1:] if benchmark.background else benchmark.names)
     intersection, union = [0] * len(benchmark.names), [0] * len(benchmark.names)
+    sizes = [resize(read_image(item.image), protocol.view).shape for item in items]
+    assert sizes[0][:2] == (24, 146)  # beyond an aspect of 4.57 the long side decides
+    assert all(min(height, width) == 32 for height, width, _ in sizes[1:])
     for item in items:
         image = np.asarray(Image.open(item.image).convert("RGB"))
         truth = np.asarray(Image.open(item.label)).astype(int)
         if benchmark.reduce_zero:
             truth = np.where((truth == 0) | (truth == 255), 255, truth - 1)
-        prediction = predict(segmenter, image, classes, benchmark.background, config, PLAIN.mean, PLAIN.std)
+        scores = predict_by_definition(segmenter, image, classes, benchmark.background)
+        prediction = scores.argmax(dim=0).numpy()
         for c in range(len(benchmark.names)):
             said, is_ = (prediction == c) & (truth != 255), truth == c
             intersection[c] += int((said & is_).sum())
             union[c] += int((said | is_).sum())
     expected = 100 * np.mean([i / u for i, u in zip(intersection, union, strict=True) if u])
     assert mean_iou(score.counts) == pytest.approx(expected, abs=1e-9)
+
+
+def score_of(counts: np.ndarray, images: dict[str, float] | None = None) -> Score:
+    return Score(counts=counts, boundary=np.zeros((len(counts) + 1,) * 2, dtype=np.int64), images=images or {})
 
 
 def test_classes_that_never_occur_are_left_out() -> None:
@@ -105,7 +103,7 @@ def test_ignored_pixels_count_nowhere() -> None:
 
 def test_counts_stay_exact_beyond_single_precision() -> None:
     counts = np.full((2, 2), 2**24 + 1, dtype=np.int64)
-    total = Score(counts=counts, images={}) + Score(counts=np.ones((2, 2), dtype=np.int64), images={})
+    total = score_of(counts) + score_of(np.ones((2, 2), dtype=np.int64))
     assert total.counts[0, 0] == 2**24 + 2
 
 
@@ -115,7 +113,8 @@ def test_counts_stay_exact_beyond_single_precision() -> None:
 )
 def test_resize_is_mmcvs_rescale(size: tuple[int, int], expected: tuple[int, int]) -> None:
     """factor = min(2048 / long, 448 / short), sides rounded half up: beyond an aspect of 4.57 the long side decides."""
-    assert resize(np.zeros((*size, 3), dtype=np.uint8), EvaluateConfig()).shape[:2] == expected
+    view = protocol_of(EvaluateConfig(), "voc21").view
+    assert resize(np.zeros((*size, 3), dtype=np.uint8), view).shape[:2] == expected
 
 
 @pytest.mark.parametrize(
@@ -136,7 +135,7 @@ def test_overlapping_windows_are_averaged() -> None:
         def embed_classes(self, names: list[str]) -> torch.Tensor:
             return torch.zeros(len(names), 1)
 
-    score = slide(Position(), torch.zeros(3, 32, 70), torch.zeros(1, 1), False, CONFIG)[0]
+    score = slide(Position(), torch.zeros(3, 32, 70), torch.zeros(1, 1), False, VIEW)[0]
     for x in range(70):
         inside = [x - start for start in window_starts(70, 32, 16) if start <= x < start + 32]
         assert score[:, x].tolist() == pytest.approx([sum(inside) / len(inside)] * 32)
@@ -157,7 +156,9 @@ def test_labels_are_read_as_classes(tmp_path: Path) -> None:
 def test_background_wins_where_nothing_is_sure(tmp_path: Path) -> None:
     dark, red = np.zeros((32, 32, 3), np.uint8), np.zeros((32, 32, 3), np.uint8)
     red[..., 0] = 255
-    predictions = [predict(Brightest(), image, torch.eye(3), True, CONFIG, PLAIN.mean, PLAIN.std) for image in (dark, red)]
+    (tmp_path / "voc21.txt").write_text("background\nred\ngreen\nblue\n")
+    protocol = protocol_of(replace(CONFIG, classes=str(tmp_path)), "voc21")
+    predictions = [predict(Brightest(), image, torch.eye(3), protocol, PLAIN).labels for image in (dark, red)]
     assert predictions[0].max() == 0
     assert predictions[1].min() == predictions[1].max() == 1
 
@@ -181,7 +182,7 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
     item = list_items(BENCHMARKS["voc21"], tmp_path)[2]
     item.image.write_bytes(item.image.read_bytes()[:100])
     with pytest.raises(InputError, match=item.image.name):
-        score_items(RandomLabels(), BENCHMARKS["voc21"], [item], CONFIG, PLAIN)
+        score_items(RandomLabels(), protocol_of(CONFIG, "voc21"), [item], CONFIG, PLAIN)
 
 
 def test_lists_with_paths_in_front_of_ids_are_read(tmp_path: Path) -> None:
@@ -209,27 +210,15 @@ def test_the_protocol_has_its_eight_sets() -> None:
     assert "bed " in BENCHMARKS["ade20k"].names  # the official list's own trailing space
 
 
-def test_own_class_names_replace_the_official_ones(tmp_path: Path) -> None:
-    (tmp_path / "voc21.txt").write_text("background\nred\ngreen\nblue\n")
-    config = EvaluateConfig(classes=str(tmp_path))
-    assert benchmark_of("voc21", config).names == ("background", "red", "green", "blue")
-    with pytest.raises(InputError, match=r"ade20k\.txt"):
-        benchmark_of("ade20k", config)
-    (tmp_path / "voc21.txt").write_text("red\ngreen\n")
-    with pytest.raises(InputError, match="must be background"):
-        benchmark_of("voc21", config)
-
-
 def test_best_median_and_worst_are_picked_by_score() -> None:
     images = {"a": 10.0, "b": 90.0, "c": 50.0, "d": float("nan")}
-    assert best_median_worst(Score(counts=np.zeros((1, 1)), images=images)) == {"best": "b", "median": "c", "worst": "a"}
+    assert best_median_worst(score_of(np.zeros((1, 1)), images)) == {"best": "b", "median": "c", "worst": "a"}
 
 
 def test_a_report_lists_every_class() -> None:
     counts = np.diag([5] * 21).astype(np.int64)
     counts[3, 3] = 0
-    told = report(BENCHMARKS["voc21"], Score(counts=counts, images={"a": 1.0}))
+    told = report(protocol_of(CONFIG, "voc21"), CONFIG, score_of(counts, {"a": 1.0}))
     iou = told["IoU"]
-    assert isinstance(iou, dict)
     assert iou["background"] == 100.0
     assert iou["bird"] is None

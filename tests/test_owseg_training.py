@@ -1,10 +1,8 @@
 """The training loop: seeds, phases, resuming, ranks, and what is told when input is wrong."""
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +14,9 @@ from torch import nn
 from owseg import InputError
 from owseg.data import Batch, CaptionBatches, ShardReader, batches_from, epoch_order
 from owseg.engine import Phase, TorchEngine
-from owseg.fit import WEIGHTS, fit, learned_state, load_learned, set_trainable
-from owseg.methods.tcl import GROUNDER
-from owseg.optim import OptimConfig, lr_at, parameter_groups, scaled_lr
+from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters
+from owseg.methods.tcl import GROUNDER, Tcl
+from owseg.optim import OptimConfig, lr_at, scaled_lr
 
 
 def caption_batches(folder: Path, *, rank: int = 0, world_size: int = 1, seed: int = 0) -> CaptionBatches:
@@ -37,11 +35,13 @@ def caption_batches(folder: Path, *, rank: int = 0, world_size: int = 1, seed: i
     )
 
 
-def run_fit(folder: Path, out: Path, *, stop_after: int | None = None, resume: Path | None = None) -> nn.Module:
+def run_fit(
+    folder: Path, out: Path, *, stop_after: int | None = None, resume: Path | None = None, config: Tcl | None = None
+) -> nn.Module:
     """Train a tiny TCL over both phases, checkpointing every step; optionally die after a step, or resume."""
     batches = caption_batches(folder)
     torch.manual_seed(0)
-    config = tiny.tcl_config()
+    config = config or tiny.tcl_config()
     method = config.build(tiny.encoder(folder))
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
@@ -58,7 +58,7 @@ def run_fit(folder: Path, out: Path, *, stop_after: int | None = None, resume: P
         method,
         config.phases,
         config.optim,
-        lambda parameters: TorchEngine(method, parameters, config.optim),
+        lambda groups: TorchEngine(method, groups, config.optim),
         between,
         seed=0,
         resume=resume,
@@ -85,6 +85,31 @@ def test_a_resumed_run_ends_with_the_same_weights(tmp_path: Path, stop_after: in
         assert torch.equal(expected, found), name
 
 
+def test_a_change_of_phase_alone_changes_nothing(tmp_path: Path) -> None:
+    """Two phases that train the same are one of as many steps: the optimiser's state goes on, and so does the schedule."""
+    tiny.write_shards(tmp_path)
+    config = tiny.tcl_config()
+    first, second = Phase(steps=2, train=GROUNDER), Phase(steps=4, train=GROUNDER)
+    whole = run_fit(tmp_path, tmp_path / "one", config=replace(config, phases=(replace(first, steps=6),)))
+
+    parted = run_fit(tmp_path, tmp_path / "two", config=replace(config, phases=(first, second)))
+
+    for name, expected in whole.state_dict().items():
+        assert torch.equal(parted.state_dict()[name], expected), name
+
+
+def test_moments_are_carried_by_the_phases_that_train_them(tmp_path: Path) -> None:
+    """What both phases train keeps its step count; what the second unfreezes starts its own."""
+    tiny.write_shards(tmp_path)
+    run_fit(tmp_path, tmp_path / "out", config=tiny.tcl_config(2, 2))
+    state = torch.load(tmp_path / "out" / "4" / "optimizer.pt", weights_only=True)
+    steps = {
+        group["name"].split("]")[0]: {int(state["state"][index]["step"]) for index in group["params"]}
+        for group in state["param_groups"]
+    }
+    assert steps == {"phases [0, 1": {4}, "phases [1": {2}}
+
+
 def test_training_changes_only_what_the_phase_names(tmp_path: Path) -> None:
     tiny.write_shards(tmp_path)
     method = run_fit(tmp_path, tmp_path / "out")
@@ -101,7 +126,7 @@ def test_training_changes_only_what_the_phase_names(tmp_path: Path) -> None:
 
 def test_a_first_phase_leaves_the_block_alone(tmp_path: Path) -> None:
     method = tiny.tcl_config().build(tiny.encoder(tmp_path))
-    names = {name for name, _ in set_trainable(method, Phase(steps=1, train=GROUNDER))}
+    names = {name for name, _ in named_parameters(method, Phase(steps=1, train=GROUNDER))}
     assert names
     assert not any(name.startswith(("block.", "clip.")) for name in names)
 
@@ -109,7 +134,7 @@ def test_a_first_phase_leaves_the_block_alone(tmp_path: Path) -> None:
 def test_a_prefix_that_names_nothing_is_told(tmp_path: Path) -> None:
     method = tiny.tcl_config().build(tiny.encoder(tmp_path))
     with pytest.raises(InputError, match="decodr"):
-        set_trainable(method, Phase(steps=1, train=("decodr.",)))
+        named_parameters(method, Phase(steps=1, train=("decodr.",)))
 
 
 def test_a_batch_depends_on_seed_and_step_alone(tmp_path: Path) -> None:
@@ -181,88 +206,6 @@ def test_the_schedule_is_the_papers() -> None:
     assert lr_at(config, 15000, 50000) == pytest.approx(7.5e-5)
     assert lr_at(config, 32500, 50000) == pytest.approx((7.5e-5 + 1e-5) / 2)
     assert lr_at(config, 50000, 50000) == pytest.approx(1e-5)
-
-
-def test_biases_norms_and_scalars_are_not_decayed(tmp_path: Path) -> None:
-    method = tiny.tcl_config().build(tiny.encoder(tmp_path))
-    parameters = set_trainable(method, Phase(steps=1, train=GROUNDER))
-    decayed, spared = parameter_groups(parameters, 0.05)
-    assert decayed["weight_decay"] == 0.05
-    assert spared["weight_decay"] == 0.0
-    assert {parameter.ndim for parameter in spared["params"]} == {0, 1}
-    assert len(decayed["params"]) + len(spared["params"]) == len(parameters)
-
-
-RANK = """
-import json, sys
-from pathlib import Path
-import torch, torch.distributed as dist
-sys.path.insert(0, sys.argv[3])
-import tiny
-from owseg.data import Batch
-folder, out = Path(sys.argv[1]), Path(sys.argv[2])
-dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-torch.manual_seed(0)
-method = tiny.tcl_config().build(tiny.encoder(folder))
-for name, parameter in method.named_parameters():
-    if name.endswith("gate"):
-        parameter.data.fill_(0.3)
-batch = torch.load(folder / "batch.pt", weights_only=True)
-mine = slice(rank * 8 // world, (rank + 1) * 8 // world)
-uniform = batch["uniform"][mine]
-torch.rand_like = lambda _: uniform.clone()
-losses = method.losses(Batch(batch["image"][mine], batch["tokens"][mine], [], []))
-torch.stack(list(losses.values())).sum().backward()
-result = {name: loss.detach() for name, loss in losses.items()}
-result |= {"grad/" + name: p.grad for name, p in method.named_parameters() if p.grad is not None}
-for tensor in result.values():
-    dist.all_reduce(tensor)
-    tensor /= world
-if rank == 0:
-    torch.save(result, out)
-dist.destroy_process_group()
-"""
-
-
-def run_ranks(folder: Path, world_size: int, port: int) -> dict[str, torch.Tensor]:
-    out = folder / f"result-{world_size}.pt"
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(folder), str(out), str(Path(__file__).parent)],
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(world_size)
-    ]
-    assert [process.wait(timeout=120) for process in processes] == [0] * world_size
-    result: dict[str, torch.Tensor] = torch.load(out, weights_only=True)
-    return result
-
-
-def test_two_ranks_equal_one_process_on_the_joined_batch(tmp_path: Path, free_port: Callable[[], int]) -> None:
-    """All six losses of TCL and the gradients of their sum, with non-zero gates (real gloo processes)."""
-    generator = torch.Generator().manual_seed(1)
-    tokens = tiny.encoder(tmp_path).tokenize([f"a {name} wall number {i}" for i, name in enumerate(["red", "blue"] * 4)])
-    batch = {
-        "image": torch.randn(8, 3, 32, 32, generator=generator),
-        "tokens": tokens,
-        "uniform": torch.rand(8, 16, 16, generator=generator).clamp(1e-6, 1 - 1e-6),
-    }
-    torch.save(batch, tmp_path / "batch.pt")
-
-    one, two = run_ranks(tmp_path, 1, free_port()), run_ranks(tmp_path, 2, free_port())
-
-    assert one.keys() == two.keys()
-    assert sum(name.startswith("grad/") for name in one) > 10
-    for name, expected in one.items():
-        torch.testing.assert_close(two[name], expected, rtol=2e-4, atol=1e-6, msg=lambda text, name=name: f"{name}: {text}")
 
 
 def test_position_is_written_beside_the_weights(tmp_path: Path) -> None:

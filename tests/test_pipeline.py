@@ -4,11 +4,13 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from chain import files_under, run_well, summary
 from mlflow import MlflowClient
 
 from owseg.evaluation.datasets import BENCHMARKS
+from owseg.predict import load
 
 METHODS = ("chance", "maskclip", "tcl")
 STAGES = ("filter", "download", "train", "evaluate")
@@ -99,6 +101,12 @@ def test_mlflow_holds_one_parent_with_a_run_for_each_stage_and_method(chain: Cha
     shards = next(item.dataset for item in runs["train tcl"].inputs.dataset_inputs if item.dataset.name == "shards")
     assert chain.summary["stages"]["download"]["digest"].startswith(shards.digest)
     assert runs["train tcl"].data.metrics["train/loss/total"] > 0
+
+
+def test_the_run_folder_is_enough_to_segment_with(chain: Chain) -> None:
+    model = load(chain.folder)
+    assert (model.checkpoint.method.name, model.checkpoint.view.window) == ("tcl", 64)
+    assert model.segment(np.zeros((50, 70, 3), np.uint8), ["cat", "sky"]).labels.shape == (50, 70)
 
 
 def test_a_second_run_does_no_work(chain: Chain) -> None:

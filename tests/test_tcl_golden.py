@@ -1,116 +1,226 @@
-"""TCL against numbers recorded from the official modules (same weights in, same numbers out)."""
+"""benchmarks/parity.py: TCL against recorded numbers, the official code's where they lie beside the repository."""
 
-import re
+import importlib.util
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import open_clip
 import pytest
 import torch
+import torch.nn.functional as F
 
-from owseg.data import Batch
 from owseg.encoders import Encoder
-from owseg.methods import tcl
+from owseg.methods.tcl import Tcl, TclMethod
+from owseg.published import official_names
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-pytestmark = pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden tensors are not beside the repository")
-
-LOSSES = {
-    "tcl_v": "tcli_loss",
-    "tcl_f": "tclf_loss",
-    "area": "area_loss",
-    "area_negative": "neg_area_loss",
-    "tv_features": "tv_img_loss",
-    "tv_masks": "tv_mask_loss",
-}
-OFFICIAL = (
-    (r"^clip_image_encoder\.clip_visual\.", "clip.visual."),
-    (r"^clip_image_encoder\.clip_proj\.ln\.", "clip.visual.ln_post."),
-    (r"^clip_image_encoder\.clip_proj\.proj", "clip.visual.proj"),
-    (r"^clip_text_encoder\.", "clip."),
-    (r"^masker\.image_encoder\.backbone\.transformer\.resblocks\.\d+\.", "block."),
-    (r"^masker\.image_encoder\.decoder\.decoder\.net\.(\d)\.conv2\.", r"decoder.stages.\1.1."),
-    (r"^masker\.image_encoder\.decoder\.decoder\.net\.(\d)\.", r"decoder.stages.\1.0."),
-    (r"^masker\.image_encoder\.decoder\.image_proj\.", "projection."),
-    (r"^masker\.sim2mask\.w$", "mask_scale"),
-    (r"^masker\.sim2mask\.b$", "mask_shift"),
-    (r"^tcli_loss\.logit_scale$", "tcl_v_scale"),
-    (r"^tclf_loss\.logit_scale$", "tcl_f_scale"),
-)
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+IMAGES, CONTEXT, VOCABULARY = 4, 12, 300
 
 
-def ours(official: str) -> str:
-    for pattern, replacement in OFFICIAL:
-        renamed, count = re.subn(pattern, replacement, official)
-        if count:
-            break
-    else:
-        raise AssertionError(official)
-    return re.sub(r"^(decoder\.stages\.\d\.\d\.)(conv\.conv|conv)\.", r"\1conv.", renamed).replace("gate.gate", "gate")
+def load(name: str) -> ModuleType:
+    """A script of benchmarks/, which is no package."""
+    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
-@pytest.fixture(scope="module")
-def method() -> tcl.TclMethod:
+parity, reference, inference = load("parity"), load("tcl_reference"), load("tcl_reference_inference")
+
+
+def run(monkeypatch: pytest.MonkeyPatch, weights: Path, case: Path) -> int:
+    monkeypatch.setattr(sys, "argv", ["parity.py", "tcl", "--weights", str(weights), "--case", str(case)])
+    code: int = parity.main()
+    return code
+
+
+def small_tcl() -> TclMethod:
+    """Another architecture than the golden files': patch 8, three blocks, one head, twice the MLP; gates open."""
+    torch.manual_seed(0)
+    tower = {"width": 64, "layers": 3, "mlp_ratio": 2.0}
     clip = open_clip.CLIP(
-        embed_dim=64,
-        vision_cfg={"image_size": 224, "layers": 4, "width": 128, "head_width": 64, "patch_size": 16},
-        text_cfg={"context_length": 77, "vocab_size": 512, "width": 64, "heads": 1, "layers": 2},
+        embed_dim=32,
+        vision_cfg={**tower, "image_size": 48, "patch_size": 8, "head_width": 64},
+        text_cfg={**tower, "layers": 1, "heads": 1, "context_length": CONTEXT, "vocab_size": VOCABULARY},
         quick_gelu=True,
     )
-    method = tcl.TclMethod(tcl.Tcl(), Encoder(clip, open_clip.tokenize)).eval()
-    state = {}
-    for name, value in np.load(GOLDEN / "tcl_weights.npz").items():
-        name = re.sub(r"(net\.\d\.)conv\.(norm|conv|gate)", r"\1\2", name)
-        state[ours(name)] = torch.from_numpy(value.astype(np.float32))
-    missing, unexpected = method.load_state_dict(state, strict=False)
-    assert unexpected == []
-    assert set(missing) <= {"clip.logit_scale"}, missing
+    method = Tcl().build(Encoder(clip, open_clip.tokenize)).eval()
     for name, parameter in method.named_parameters():
-        parameter.requires_grad_(not name.startswith("clip."))
+        if name.endswith("gate"):
+            parameter.data.fill_(0.3)
+    method.block.requires_grad_()
     return method
 
 
-@pytest.mark.parametrize("case", ["tcl_case1.npz", "tcl_case2.npz"])
-def test_losses_and_gradients(method: tcl.TclMethod, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    golden = np.load(GOLDEN / case)
-    image = torch.from_numpy(golden["image"].astype(np.float32))
-    tokens = torch.from_numpy(golden["text_tokens"].astype(np.int64))
-    # The recorded noise is the raw stream: rand_like fills in memory order, and the official logits, fresh from einsum,
-    # lie in memory as [B, H, W, N] although their shape is [B, N, H, W].
-    stream = torch.from_numpy(golden["gumbel_uniform"].astype(np.float32))
-    images, texts, height, width = stream.shape
-    uniform = stream.reshape(images, height, width, texts).permute(0, 3, 1, 2)
-    rows = torch.arange(len(image))
-    monkeypatch.setattr(torch, "rand_like", lambda _: uniform[rows, rows])
-
-    losses = method.losses(Batch(image, tokens, [], []))
-
-    for name, official in LOSSES.items():
-        assert losses[name].item() == pytest.approx(float(golden[f"loss/{official}"]), rel=1e-5), name
-    method.zero_grad()
-    torch.stack(list(losses.values())).sum().backward()
+def record(method: TclMethod) -> dict[str, np.ndarray]:
+    """A case in the golden files' format, from the straightforward references; its noise lies as its shape says."""
+    generator = torch.Generator().manual_seed(2)
+    image = torch.randn(IMAGES, 3, 48, 48, generator=generator)
+    tokens = torch.randint(1, VOCABULARY - 1, (IMAGES, CONTEXT), generator=generator)
+    tokens[:, 5] = VOCABULARY - 1
+    uniform = torch.rand(IMAGES, IMAGES, 24, 24, generator=generator)
+    own = torch.arange(IMAGES)
+    losses = reference.losses(method, image, tokens, torch.empty(0, 32), uniform[own, own])
+    names = {name: official for name, official in official_names(method).items() if not name.startswith("clip.")}
     parameters = dict(method.named_parameters())
-    compared = 0
-    for key in golden.files:
-        if key.startswith("grad/"):
-            name = ours(re.sub(r"(net\.\d\.)conv\.(norm|conv|gate)", r"\1\2", key.removeprefix("grad/")))
-            expected = torch.from_numpy(golden[key].astype(np.float32))
-            gradient = parameters[name].grad
-            assert gradient is not None, name
-            assert (gradient - expected).norm() <= 1e-4 * expected.norm() + 1e-9, name
-            compared += 1
-    assert compared > 10
+    gradients = torch.autograd.grad(torch.stack(list(losses.values())).sum(), [parameters[name] for name in names])
+    photo, classes = torch.randn(1, 3, 61, 83, generator=generator), torch.randn(7, 32, generator=generator)
+    with torch.no_grad():
+        masks = {
+            "infer/mask_plain": inference.segment(method, photo, classes, refine=False, kp=0.0),
+            "infer/mask_kp": inference.segment(method, photo, classes, refine=False),
+            "infer/mask_pamr_kp": inference.segment(method, photo, classes, refine=True),
+        }
+        embeddings = method.clip.encode_text(tokens)
+    tensors = {
+        "image": image,
+        "text_tokens": tokens,
+        "text_embeddings": embeddings,
+        "gumbel_uniform": uniform,
+        **{parity.TCL_LOSSES[name]: loss.detach() for name, loss in losses.items()},
+        **{f"grad/{official}": gradient for official, gradient in zip(names.values(), gradients, strict=True)},
+        "infer/image": photo,
+        "infer/text_embeddings": F.normalize(classes, dim=-1),
+    }
+    arrays = {key: value.numpy() for key, value in tensors.items()}
+    return arrays | {key: (value * 65535).round().numpy().astype(np.uint16) for key, value in masks.items()}
 
 
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Weights and a case."""
+    folder, method = tmp_path_factory.mktemp("case"), small_tcl()
+    state = method.state_dict()
+    np.savez(folder / "weights.npz", **{official: state[name].numpy() for name, official in official_names(method).items()})
+    np.savez(folder / "case.npz", **record(method))
+    return folder / "weights.npz", folder / "case.npz"
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="golden tensors are not beside the repository")
 @pytest.mark.parametrize("case", ["tcl_case1.npz", "tcl_case2.npz"])
-@pytest.mark.parametrize(("kp", "key"), [(0.0, "infer/mask_plain"), (0.3, "infer/mask_kp")])
-def test_inference(method: tcl.TclMethod, case: str, kp: float, key: str) -> None:
-    golden = np.load(GOLDEN / case)
-    texts = torch.nn.functional.normalize(torch.from_numpy(golden["infer/text_embeddings"].astype(np.float32)), dim=-1)
-    method.config = tcl.Tcl(kp_weight=kp)
+def test_ours_is_the_official_tcl(case: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Text tower, all losses and gradients, masks with and without PAMR."""
+    code = run(monkeypatch, GOLDEN / "tcl_weights.npz", GOLDEN / case)
+    told = capsys.readouterr().out
+    assert code == 0, told
+    assert "23 of 23 quantities agree" in told
+    assert "memory [B, h, w, B]" in told
+    assert "absent" not in told
 
-    masks = method.segment(torch.from_numpy(golden["infer/image"].astype(np.float32)), texts, background=False)
 
-    expected = torch.from_numpy(golden[key].astype(np.float32) / 65535)
-    assert masks.shape == expected.shape
-    assert (masks - expected).abs().max() <= 1e-4
+def test_another_architecture_agrees_with_the_references(
+    recorded: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(monkeypatch, *recorded)
+    told = capsys.readouterr().out
+    assert code == 0, told
+    assert "its shape [B, B, h, w]" in told
+    assert told.count("grad/masker.image_encoder.backbone.transformer.resblocks.2.") == 12
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["text_embeddings", "loss/area_loss", "loss/tclf_loss", "grad/masker.sim2mask.w", "infer/mask_kp", "infer/mask_pamr_kp"],
+)
+def test_a_difference_is_found_and_named(
+    recorded: tuple[Path, Path], tmp_path: Path, key: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A number off by little more than the tolerance fails that quantity, and no other."""
+    weights, case = recorded
+    arrays = dict(np.load(case))
+    if arrays[key].dtype == np.uint16:
+        arrays[key][0, 3, 30, 40] += 10
+    else:
+        arrays[key] = arrays[key] * (1 + 3e-4)
+    np.savez(tmp_path / "off.npz", **arrays)
+
+    assert run(monkeypatch, weights, tmp_path / "off.npz") == 1
+    failed = [line for line in capsys.readouterr().out.splitlines() if line.endswith("FAIL")]
+    assert len(failed) == 1
+    assert failed[0].startswith(key)
+
+
+def test_absent_and_unknown_quantities_are_told(
+    recorded: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, case = recorded
+    arrays = {key: value for key, value in np.load(case).items() if not key.startswith(("infer/", "grad/"))}
+    np.savez(tmp_path / "part.npz", **arrays, surprise=np.zeros(3))
+
+    assert run(monkeypatch, weights, tmp_path / "part.npz") == 0
+    told = capsys.readouterr().out
+    assert "absent: infer/mask_plain" in told
+    assert "not known, not compared: surprise" in told
+    assert "7 of 7 quantities agree" in told
+    assert "inputs are absent" not in told
+
+    del arrays["gumbel_uniform"]
+    np.savez(tmp_path / "less.npz", **arrays)
+    assert run(monkeypatch, weights, tmp_path / "less.npz") == 0
+    told = capsys.readouterr().out
+    assert "not compared, for its inputs are absent: loss/tcli_loss" in told
+    assert "1 of 1 quantities agree" in told
+
+
+def damaged(folder: Path, recorded: tuple[Path, Path], what: str) -> tuple[Path, Path]:
+    weights, case = recorded
+    broken = folder / "broken.npz"
+    arrays = dict(np.load(case))
+    if what == "missing":
+        return weights, folder / "none.npz"
+    if what == "no npz":
+        broken.write_text("not an archive")
+    elif what == "truncated":
+        broken.write_bytes(case.read_bytes()[:5000])
+    elif what == "weights of something else":
+        return case, case
+    elif what == "case without inputs":
+        return weights, weights
+    elif what == "weights of other shapes":
+        state = dict(np.load(weights))
+        state["masker.image_encoder.decoder.image_proj.proj"] = np.zeros((64, 16), np.float32)
+        np.savez(broken, **state)
+        return broken, case
+    elif what == "another image size":
+        np.savez(broken, **arrays | {"infer/image": np.zeros((1, 3, 40, 40), np.float32)})
+    elif what == "another noise":
+        np.savez(broken, **arrays | {"gumbel_uniform": np.full((4, 4, 20, 20), 0.5, np.float32)})
+    elif what == "unknown words":
+        np.savez(broken, **arrays | {"text_tokens": arrays["text_tokens"] + 1000})
+    elif what == "text":
+        np.savez(broken, **arrays | {"image": np.array(["a", "b"])})
+    elif what == "gradient of something else":
+        np.savez(broken, **arrays, **{"grad/img_encoder.weight": np.zeros(3)})
+    return weights, broken
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        "missing",
+        "no npz",
+        "truncated",
+        "weights of something else",
+        "case without inputs",
+        "weights of other shapes",
+        "another image size",
+        "another noise",
+        "unknown words",
+        "text",
+        "gradient of something else",
+    ],
+)
+def test_bad_input_is_told_in_one_line(
+    recorded: tuple[Path, Path], tmp_path: Path, what: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights, case = damaged(tmp_path, recorded, what)
+    assert run(monkeypatch, weights, case) == 2
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert weights.name in told or case.name in told

@@ -49,6 +49,16 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("encoder.pretrained={there}/other.safetensors",),
         "encoder.pretrained: {there}/other.safetensors does not fit encoder.model {repo}/configs/smoke_clip.json",
     ),
+    "missing trained weights": (
+        "evaluate",
+        ("weights.tcl={there}/none.pth",),
+        "weights.tcl: {there}/none.pth does not exist",
+    ),
+    "trained weights of another model": (
+        "full",
+        ("weights.tcl={there}/other.safetensors",),
+        "{there}/other.safetensors: belongs to another architecture",
+    ),
     "no benchmarks": ("evaluate", ("evaluate.root={there}",), "voc21: {there}/VOCdevkit/"),
 }
 

@@ -8,10 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from owseg.checkpoint import Checkpoint, write_model
 from owseg.data import AugmentConfig
 from owseg.encoders import Encoder, EncoderConfig, build_encoder
 from owseg.engine import Phase
+from owseg.evaluation.presets import View
+from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.clip import Clip
 from owseg.methods.tcl import GROUNDER, Tcl
 from owseg.optim import OptimConfig
@@ -22,6 +26,8 @@ MODEL = {
     "text_cfg": {"context_length": 16, "vocab_size": 1024, "width": 32, "heads": 2, "layers": 1},
 }
 COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 200), "yellow": (220, 210, 30)}
+VIEW = View(short_side=32, window=32, stride=16)
+LABELS = ["red wall", "a green thing", "blue"]
 AUGMENT = AugmentConfig(size=32, min_area=0.6, rand_augment="", erase=0.0)
 OPTIM = OptimConfig(batch_size=8, lr=1e-3, min_lr=0.0, lr_batch=0, warmup=2)
 
@@ -47,6 +53,12 @@ def tcl_config(first: int = 3, second: int = 3) -> Tcl:
     return Tcl(phases=phases, optim=OPTIM, augment=AUGMENT, templates="simple")
 
 
+def blocks(height: int, width: int, seed: int = 0) -> np.ndarray:
+    """A picture [H, W, 3] uint8 of blocks of random colours."""
+    colours = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+    return colours.repeat(8, axis=0).repeat(8, axis=1)[:height, :width]
+
+
 def write_shards(folder: Path, samples: int = 40, per_shard: int = 16) -> list[Path]:
     """WebDataset tars of plain coloured pictures, captioned by their colour."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,3 +78,22 @@ def write_shards(folder: Path, samples: int = 40, per_shard: int = 16) -> list[P
                     tar.addfile(member, io.BytesIO(data))
         paths.append(path)
     return paths
+
+
+def write_run(folder: Path) -> Path:
+    """What the train stage of a run leaves, with random weights: `train/clip` and, with its `model.json`, `train/tcl`."""
+    clip, tcl = (folder / "train" / name for name in ("clip", "tcl"))
+    clip.mkdir(parents=True)
+    tcl.mkdir()
+    model = encoder(clip)
+    weights = clip / "encoder.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in model.clip.state_dict().items()}, weights)
+    config = tcl_config()
+    method = config.build(model)
+    with torch.no_grad():
+        method.mask_shift.zero_()  # masks about the threshold, some above and some below
+    save_file({name: tensor.clone() for name, tensor in learned_state(method, config.phases).items()}, tcl / WEIGHTS)
+    described = encoder_config(clip, str(weights))
+    write_model(Checkpoint(method=config, encoder=described, view=VIEW, weights=tcl / WEIGHTS))
+    (clip / "model.json").unlink()  # the architecture's own file: what tcl/model.json records must do without it
+    return folder

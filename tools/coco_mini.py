@@ -23,9 +23,12 @@ from PIL import Image
 from pycocotools import mask as rle  # type: ignore[import-untyped]
 
 from miniature.server import serve
+from owseg import InputError
 from owseg.evaluation.datasets import BENCHMARKS
+from owseg.evaluation.rle import decode as decode_runs
 from pipelines import cli, full
 from pipelines.config import ConfigError
+from pipelines.outcome import USER_MISTAKE
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "coco_mini.yaml"
 HOST = "photos.coco.test"
@@ -95,11 +98,9 @@ def label_map(annotations: Sequence[Annotation], labels: Mapping[int, int], shap
 
 def decode(segmentation: Any, shape: tuple[int, int]) -> np.ndarray:
     """The mask [H, W] bool of an instance: a list of polygons, or run lengths as numbers or as COCO's compressed text."""
-    compressed = isinstance(segmentation, dict) and not isinstance(segmentation["counts"], list)
-    runs = segmentation if compressed else rle.frPyObjects(segmentation, *shape)
-    mask: np.ndarray = rle.decode(rle.merge(runs) if isinstance(runs, list) else runs).astype(bool)
-    if mask.shape != shape:
-        raise ConfigError(f"run lengths for {mask.shape} of an image of {shape}; they must be the same size")
+    if isinstance(segmentation, dict):
+        return decode_runs(segmentation, shape)
+    mask: np.ndarray = rle.decode(rle.merge(rle.frPyObjects(segmentation, *shape))).astype(bool)
     return mask
 
 
@@ -142,9 +143,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     source, out = options.source.resolve(), options.out.resolve()
     try:
         prepare(source, out)
-    except (ConfigError, OSError) as error:
+    except (ConfigError, InputError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return cli.USER_MISTAKE
+        return USER_MISTAKE
     with serve(source / "images") as address:
         settings = {
             "run_dir": out / "run",

@@ -10,6 +10,12 @@ from PIL import Image
 from owseg import InputError
 
 IGNORE = 255
+UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that it cannot decode."""
+
+
+class UnreadableError(InputError):
+    """A file that is there and cannot be decoded: the one fault that `evaluate.unreadable=skip` passes over."""
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -30,6 +36,12 @@ class Files:
     """Label path with {id} (and {folder}, the folder that the image lies in)."""
     split: str = ""
     """File of image ids, one a line; empty = every image that the glob finds."""
+    count: int
+    """Images of the official set."""
+    obtain: str
+    """Where the images come from, and the labels unless `convert` says so; ROOT stands for the folder that holds all sets."""
+    convert: str = ""
+    """The command that makes the label maps from their official source; empty = they are used as published."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,24 +63,37 @@ _VOC = Files(
     images="VOCdevkit/VOC2012/JPEGImages/{id}.jpg",
     labels="VOCdevkit/VOC2012/SegmentationClass/{id}.png",
     split="VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
+    count=1449,
+    obtain="unpack PASCAL VOC 2012's VOCtrainval_11-May-2012.tar in ROOT",
 )
 _CONTEXT = Files(
     images="VOCdevkit/VOC2010/JPEGImages/{id}.jpg",
     labels="VOCdevkit/VOC2010/SegmentationClassContext/{id}.png",
     split="VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt",
+    count=5104,  # of the public lists and the detail annotations; papers write 5,105
+    obtain="unpack PASCAL VOC 2010's VOCtrainval_03-May-2010.tar in ROOT",
+    convert="python pipelines/convert.py context trainval_merged.json ROOT",
 )
 _COCO_OBJECT = Files(
     images="coco_stuff164k/images/val2017/*.jpg",
     labels="coco_stuff164k/annotations/val2017/{id}_instanceTrainIds.png",
+    count=5000,
+    obtain="unpack COCO's val2017.zip in ROOT/coco_stuff164k/images, or link the folder val2017 there",
+    convert="python pipelines/convert.py coco STUFFTHINGMAPS ROOT",
 )
 _COCO_STUFF = replace(_COCO_OBJECT, labels="coco_stuff164k/annotations/val2017/{id}_labelTrainIds.png")
 _CITYSCAPES = Files(
     images="cityscapes/leftImg8bit/val/*/*_leftImg8bit.png",
     labels="cityscapes/gtFine/val/{folder}/{id}_gtFine_labelTrainIds.png",
+    count=500,
+    obtain="unpack Cityscapes' leftImg8bit_trainvaltest.zip in ROOT/cityscapes, or link the folder leftImg8bit there",
+    convert="python pipelines/convert.py cityscapes GTFINE ROOT",
 )
 _ADE20K = Files(
     images="ade/ADEChallengeData2016/images/validation/*.jpg",
     labels="ade/ADEChallengeData2016/annotations/validation/{id}.png",
+    count=2000,
+    obtain="unpack ADEChallengeData2016.zip of the MIT scene parsing benchmark in ROOT/ade",
 )
 _THINGS = ("background", *_NAMES["coco_stuff"][:80])
 
@@ -97,26 +122,49 @@ class Item(NamedTuple):
 
 def list_items(benchmark: Benchmark, root: Path) -> list[Item]:
     """The items of a benchmark in a stable order. Raises InputError that names the first missing file."""
-    if benchmark.files.split:
-        split = root / benchmark.files.split
+    items = find_items(benchmark, root)
+    for item in items:
+        if not item.image.is_file():
+            raise InputError(f"{benchmark.name}: {item.image} is missing; {images_from(benchmark, root)}")
+        if not item.label.is_file():
+            raise InputError(f"{benchmark.name}: {item.label} is missing; {labels_from(benchmark, root)}")
+    return items
+
+
+def find_items(benchmark: Benchmark, root: Path) -> list[Item]:
+    """The items that the split file lists or the images' glob finds; their files may be missing.
+
+    Raises InputError where there is no split file, or no item.
+    """
+    files = benchmark.files
+    if files.split:
+        split = root / files.split
         if not split.is_file():
-            raise InputError(f"{benchmark.name}: {split} is missing; evaluate.root must hold {benchmark.files.split}")
+            raise InputError(
+                f"{benchmark.name}: {split} is missing; evaluate.root must hold {files.split}: {labels_from(benchmark, root)}"
+            )
         # Some published lists give a path in front of the id, or a label path behind it.
-        ids = [Path(line.split()[0]).stem for line in split.read_text().splitlines() if line.strip()]
-        items = [_item(benchmark, root, id_, root / benchmark.files.images.format(id=id_), "") for id_ in ids]
+        ids = [Path(line.split()[0]).stem for line in split.read_text(errors="replace").splitlines() if line.strip()]
+        items = [_item(benchmark, root, id_, root / files.images.format(id=id_), "") for id_ in ids]
     else:
-        suffix = benchmark.files.images.rsplit("*", 1)[1]
-        paths = sorted(root.glob(benchmark.files.images))
+        suffix = files.images.rsplit("*", 1)[1]
+        paths = sorted(root.glob(files.images))
         items = [_item(benchmark, root, path.name.removesuffix(suffix), path, path.parent.name) for path in paths]
     if not items:
-        raise InputError(
-            f"{benchmark.name}: no images; evaluate.root must hold {benchmark.files.split or benchmark.files.images}"
-        )
-    for item in items:
-        for path in (item.image, item.label):
-            if not path.is_file():
-                raise InputError(f"{benchmark.name}: {path} is missing")
+        what = files.split or files.images
+        raise InputError(f"{benchmark.name}: no images; evaluate.root must hold {what}: {images_from(benchmark, root)}")
     return items
+
+
+def images_from(benchmark: Benchmark, root: Path) -> str:
+    """What to do where images are missing."""
+    return benchmark.files.obtain.replace("ROOT", str(root))
+
+
+def labels_from(benchmark: Benchmark, root: Path) -> str:
+    """What to do where label maps are missing."""
+    command = benchmark.files.convert.replace("ROOT", str(root))
+    return f"run {command}" if command else images_from(benchmark, root)
 
 
 def _item(benchmark: Benchmark, root: Path, id_: str, image: Path, folder: str) -> Item:
@@ -124,29 +172,41 @@ def _item(benchmark: Benchmark, root: Path, id_: str, image: Path, folder: str) 
 
 
 def read_image(path: Path) -> np.ndarray:
-    """RGB image [H, W, 3] uint8. Raises InputError with the file's name where it cannot be decoded."""
+    """RGB image [H, W, 3] uint8. Raises InputError with the file's name where it cannot be decoded.
+
+    Pixels come as they are stored: the label maps of the benchmarks are drawn that way, so EXIF orientation is not applied.
+    """
     try:
         with Image.open(path) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: not a readable image ({error})") from error
+    except UNREADABLE as error:
+        raise UnreadableError(f"{path}: not a readable image ({error})") from error
+
+
+def read_indices(path: Path) -> np.ndarray:
+    """The stored values [H, W] uint8 of a palette or grey PNG. Raises InputError for anything else."""
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.asarray(image)
+    except UNREADABLE as error:
+        raise UnreadableError(f"{path}: not a readable label map ({error})") from error
+    if mode not in ("P", "L"):
+        raise InputError(f"{path}: mode {mode}; a label map has one channel of 8 bits (palette or grey)")
+    return values
 
 
 def read_label(benchmark: Benchmark, item: Item, shape: tuple[int, int]) -> np.ndarray:
-    """Label map [H, W] uint8: class indices, 255 = ignored. Raises InputError for a wrong size or an unknown value."""
-    try:
-        with Image.open(item.label) as image:
-            label = np.asarray(image)
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{item.label}: not a readable label map ({error})") from error
+    """Label map [H, W] uint8: class indices, 255 = ignored. Raises InputError for a wrong size, mode or an unknown value."""
+    label = read_indices(item.label)
     if label.shape != shape:
         raise InputError(f"{item.label}: {label.shape} label map for an image of {shape}; they must be the same size")
     if benchmark.reduce_zero:
         # 0 becomes 255 by wrapping around, and 255 must stay what it is.
-        label = np.where(label == IGNORE, IGNORE, label.astype(np.uint8) - np.uint8(1)).astype(np.uint8)
+        label = np.where(label == IGNORE, IGNORE, label - np.uint8(1)).astype(np.uint8)
     unknown = label[(label >= len(benchmark.names)) & (label != IGNORE)]
     if unknown.size:
+        stored = int(unknown[0]) + benchmark.reduce_zero
         raise InputError(
-            f"{item.label}: label value {unknown[0]} is outside the {len(benchmark.names)} classes of {benchmark.name}"
+            f"{item.label}: label value {stored} is outside the {len(benchmark.names)} classes of {benchmark.name}"
         )
     return label

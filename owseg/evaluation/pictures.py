@@ -1,22 +1,27 @@
 """Pictures of predictions, for people who would rather look than read."""
 
 import colorsys
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
 from owseg.encoders import EncoderConfig
-from owseg.evaluation.datasets import IGNORE, Benchmark, Item, read_image, read_label
-from owseg.evaluation.protocol import EvaluateConfig, predict
-from owseg.evaluation.run import foreground
+from owseg.evaluation.datasets import IGNORE, Item, read_image, read_label
+from owseg.evaluation.presets import Protocol
+from owseg.evaluation.protocol import predict
+from owseg.evaluation.run import Score, threshold_sweep
 from owseg.methods import Segmenter
 
 PANEL = 320
 """Height of each of the three panels in pixels."""
 MARGIN = 12
 LINE = 22
+NAME = 60
+"""Characters after which a name in a legend is cut."""
 
 
 def palette(classes: int) -> np.ndarray:
@@ -26,9 +31,11 @@ def palette(classes: int) -> np.ndarray:
     return (np.array(colours) * 255).astype(np.uint8)
 
 
-def overlay(image: np.ndarray, label: np.ndarray, colours: np.ndarray, alpha: float = 0.6) -> np.ndarray:
-    """Class colours laid over an RGB image [H, W, 3]; ignored pixels stay as they are."""
-    drawn = label != IGNORE
+def overlay(
+    image: np.ndarray, label: np.ndarray, colours: np.ndarray, alpha: float = 0.6, *, ignore: int = IGNORE
+) -> np.ndarray:
+    """Class colours laid over an RGB image [H, W, 3]; pixels whose label is `ignore` stay as they are."""
+    drawn = label != ignore
     mixed = image.astype(np.float32)
     mixed[drawn] = (1 - alpha) * mixed[drawn] + alpha * colours[label[drawn]]
     return mixed.round().astype(np.uint8)
@@ -37,18 +44,18 @@ def overlay(image: np.ndarray, label: np.ndarray, colours: np.ndarray, alpha: fl
 @torch.inference_mode()
 def draw_prediction(
     segmenter: Segmenter,
-    benchmark: Benchmark,
+    protocol: Protocol,
     item: Item,
-    config: EvaluateConfig,
+    classes: Tensor,
     encoder: EncoderConfig,
     path: Path,
     title: str,
 ) -> None:
     """Write a PNG: image, true labels, prediction, and a legend of the classes that occur."""
+    benchmark = protocol.benchmark
     image = read_image(item.image)
-    label = read_label(benchmark, item, image.shape[:2])
-    classes = segmenter.embed_classes(foreground(benchmark))
-    prediction = predict(segmenter, image, classes, benchmark.background, config, encoder.mean, encoder.std)
+    label = read_label(benchmark, item, (image.shape[0], image.shape[1]))
+    prediction = predict(segmenter, image, classes, protocol, encoder).labels
     colours = palette(len(benchmark.names))
     if benchmark.background:
         colours[0] = 40
@@ -56,6 +63,23 @@ def draw_prediction(
     present = sorted(set(np.unique(label)) - {IGNORE} | set(np.unique(prediction)))
     path.parent.mkdir(parents=True, exist_ok=True)
     compose(panels, ["image", "truth", "prediction"], [(benchmark.names[i], colours[i]) for i in present], title).save(path)
+
+
+def draw_sweep(scores: Mapping[str, Score], path: Path, title: str) -> None:
+    """Write a PNG: mIoU over the background threshold, a curve for each benchmark, with the threshold that was used marked."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 3.6), layout="constrained")
+    axes = figure.add_subplot(xlabel="background threshold", ylabel="mIoU (%)")
+    figure.suptitle(title, fontsize="small", wrap=True)
+    for dataset, score in scores.items():
+        curve = threshold_sweep(score).curve
+        (line,) = axes.plot(list(curve), list(curve.values()), label=dataset)
+        if score.threshold is not None:
+            axes.plot(score.threshold, curve[score.threshold], "o", color=line.get_color())
+    axes.legend(title="dots: the threshold in use")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def compose(panels: list[np.ndarray], captions: list[str], legend: list[tuple[str, np.ndarray]], title: str) -> Image.Image:
@@ -66,16 +90,7 @@ def compose(panels: list[np.ndarray], captions: list[str], legend: list[tuple[st
         for panel in panels
     ]
     width = sum(panel.width for panel in scaled) + MARGIN * (len(scaled) + 1)
-    rows: list[list[tuple[str, np.ndarray]]] = [[]]
-    x = MARGIN
-    for name, colour in legend:
-        step = 30 + round(font.getlength(name))
-        if x + step > width - MARGIN:
-            rows.append([])
-            x = MARGIN
-        rows[-1].append((name, colour))
-        x += step
-    canvas = Image.new("RGB", (width, PANEL + LINE * (2 + len(rows)) + 3 * MARGIN), "white")
+    canvas = Image.new("RGB", (width, PANEL + 2 * LINE), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN // 2), title, fill="black", font=font)
     x = MARGIN
@@ -83,10 +98,26 @@ def compose(panels: list[np.ndarray], captions: list[str], legend: list[tuple[st
         canvas.paste(panel, (x, LINE + MARGIN // 2))
         draw.text((x, PANEL + LINE + MARGIN // 2 + 2), caption, fill=(90, 90, 90), font=font)
         x += panel.width + MARGIN
-    for number, row in enumerate(rows):
-        x, y = MARGIN, PANEL + LINE * (2 + number) + MARGIN
-        for name, colour in row:
-            draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(int(value) for value in colour))
-            draw.text((x + 17, y), name, fill="black", font=font)
-            x += 30 + round(font.getlength(name))
+    return legend_below(canvas, legend)
+
+
+def legend_below(image: Image.Image, legend: list[tuple[str, np.ndarray]]) -> Image.Image:
+    """The image with a line or more of names and their colours below it, as wide as the longest name asks for."""
+    font = ImageFont.load_default(14)
+    entries = [(name if len(name) <= NAME else f"{name[: NAME - 3]}...", colour) for name, colour in legend]
+    steps = [30 + round(font.getlength(name)) for name, _ in entries]
+    width = max([image.width, *(2 * MARGIN + step for step in steps)])
+    places: list[tuple[int, int]] = []
+    x = y = MARGIN
+    for step in steps:
+        if x + step > width - MARGIN and x > MARGIN:
+            x, y = MARGIN, y + LINE
+        places.append((x, image.height + y))
+        x += step
+    canvas = Image.new("RGB", (width, image.height + y + LINE + MARGIN), "white")
+    canvas.paste(image)
+    draw = ImageDraw.Draw(canvas)
+    for (name, colour), (x, y) in zip(entries, places, strict=True):
+        draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(int(value) for value in colour))
+        draw.text((x + 17, y), name, fill="black", font=font)
     return canvas

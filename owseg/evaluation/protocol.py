@@ -1,7 +1,7 @@
-"""TCL's unified protocol: one size, one window and one background rule for every benchmark."""
+"""From an image to a class map: scale, slide, upsample, decide. Nothing here holds all classes at the image's own size."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -9,55 +9,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owseg import InputError
-from owseg.evaluation.datasets import BENCHMARKS
+from owseg.encoders import EncoderConfig
+from owseg.evaluation.presets import Protocol, SoftmaxRule, View
 from owseg.methods import Segmenter
 
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Where the benchmarks live and how they are scored."""
-
-    root: str = ""
-    """Folder that holds VOCdevkit, coco_stuff164k, cityscapes and ade; empty = the miniature world's benchmarks."""
-    classes: str = ""
-    """Folder of <dataset>.txt files with class names that replace the benchmarks' own; empty = the official names."""
-    datasets: tuple[str, ...] = tuple(BENCHMARKS)
-    """Benchmarks to score, in the order of the table."""
-    short_side: int = 448
-    """Images are scaled so that their short side has this many pixels."""
-    max_long_side: int = 2048
-    """... unless the long side would exceed this many pixels."""
-    window: int = 448
-    """Side of the sliding window in pixels."""
-    stride: int = 224
-    """Step of the sliding window in pixels."""
-    limit: int = 0
-    """Score only the first this many images of each set; 0 = all."""
-    pictures: bool = True
-    """Draw overlays of the best, median and worst image of each set."""
-
-    def __post_init__(self) -> None:
-        for name in self.datasets:
-            if name not in BENCHMARKS:
-                raise InputError(f"datasets: {name!r} is none of {', '.join(BENCHMARKS)}")
-        if min(self.short_side, self.window, self.stride) < 1 or self.stride > self.window:
-            raise InputError("short_side, window and stride must be positive, and stride at most window")
+WINDOW_BATCH = 4
+PLANE_VALUES = 2**22
+"""Scores that are upsampled at once (16 MiB of float32)."""
 
 
-def resize(image: np.ndarray, config: EvaluateConfig) -> np.ndarray:
+def resize(image: np.ndarray, view: View) -> np.ndarray:
     """Scale [H, W, 3] uint8 keeping its aspect (mmcv's rescale to (max_long_side, short_side), rounding half up)."""
     height, width = image.shape[:2]
-    factor = min(config.max_long_side / max(height, width), config.short_side / min(height, width))
-    size = (int(width * factor + 0.5), int(height * factor + 0.5))
+    factor = min(view.max_long_side / max(height, width), view.short_side / min(height, width))
+    size = (max(int(width * factor + 0.5), 1), max(int(height * factor + 0.5), 1))
     scaled: np.ndarray = cv2.resize(image, size, interpolation=cv2.INTER_LINEAR)
     return scaled
 
 
 def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """[H, W, 3] uint8 → [3, H, W] float32."""
-    tensor = torch.from_numpy(image.astype(np.float32) / 255).permute(2, 0, 1)
-    return (tensor - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    """[H, W, 3] uint8 → [3, H, W] float32; `mean` and `std` in 0..1.
+
+    In mmcv's units of 0..255, for the same bits: where an image is flat, PAMR's affinities amplify the last one.
+    """
+    pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
+    centre, spread = (torch.tensor([255 * value for value in values])[:, None, None] for values in (mean, std))
+    return (pixels - centre) / spread
 
 
 def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
@@ -66,38 +43,148 @@ def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
         yield min(i * stride, max(length - window, 0))
 
 
-def slide(segmenter: Segmenter, image: Tensor, classes: Tensor, background: bool, config: EvaluateConfig) -> Tensor:
+def slide(
+    segmenter: Segmenter, image: Tensor, classes: Tensor, background: bool, view: View, *, batch: int = WINDOW_BATCH
+) -> Tensor:
     """Scores [n or 1 + n, H, W] of a normalised image [3, H, W]: window scores, averaged where windows overlap.
 
-    All windows of an image have one size, so they run as one batch.
+    All windows of an image have one size, so they run in batches; sums are taken in the order of the windows.
     """
     height, width = image.shape[-2:]
     boxes = [
-        (top, left, min(top + config.window, height), min(left + config.window, width))
-        for top in window_starts(height, config.window, config.stride)
-        for left in window_starts(width, config.window, config.stride)
+        (slice(top, min(top + view.window, height)), slice(left, min(left + view.window, width)))
+        for top in window_starts(height, view.window, view.stride)
+        for left in window_starts(width, view.window, view.stride)
     ]
-    crops = torch.stack([image[:, top:bottom, left:right] for top, left, bottom, right in boxes])
-    scores = segmenter.segment(crops, classes, background)
-    total = scores.new_zeros(scores.shape[1], height, width)
-    counts = scores.new_zeros(height, width)
-    for (top, left, bottom, right), score in zip(boxes, scores, strict=True):
-        total[:, top:bottom, left:right] += score
-        counts[top:bottom, left:right] += 1
-    return total / counts
+    total: Tensor | None = None
+    counts = image.new_zeros(height, width)
+    for start in range(0, len(boxes), batch):
+        some = boxes[start : start + batch]
+        scores = segmenter.segment(torch.stack([image[:, rows, columns] for rows, columns in some]), classes, background)
+        if len(boxes) == 1:
+            return scores[0]
+        if total is None:
+            total = scores.new_zeros(scores.shape[1], height, width)
+        for (rows, columns), score in zip(some, scores, strict=True):
+            total[:, rows, columns] += score
+            counts[rows, columns] += 1
+    assert total is not None
+    return total.div_(counts)
+
+
+def predict_scores(
+    segmenter: Segmenter,
+    image: np.ndarray,
+    classes: Tensor,
+    background: bool,
+    view: View,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    *,
+    batch: int = WINDOW_BATCH,
+) -> Tensor:
+    """Scores [n or 1 + n, h, w] of an RGB image [H, W, 3] uint8 at the scaled size, on the device of `classes`."""
+    scaled = normalise(resize(image, view), mean, std).to(classes.device)
+    return slide(segmenter, scaled, classes, background, view, batch=batch)
+
+
+def upsample(scores: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:
+    """Scores [n, h, w] at another size, bilinear without aligned corners, a few planes [k, H, W] at a time."""
+    step = max(1, PLANE_VALUES // (size[0] * size[1]))
+    for start in range(0, len(scores), step):
+        # Planes as a batch of single channels: torch rounds differently at other counts of channels (3, for one).
+        yield F.interpolate(scores[start : start + step, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+
+
+def upsample_argmax(scores: Tensor, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """(max, argmax) [H, W] over scores [n, h, w] upsampled to `size`; the first of equals wins, as argmax does."""
+    best = scores.new_full(size, -torch.inf)
+    winner = torch.zeros(size, dtype=torch.int64, device=scores.device)
+    for index, plane in enumerate(plane for planes in upsample(scores, size) for plane in planes):
+        # Strictly greater: an equal score of a later class must not win.
+        winner.masked_fill_(plane > best, index)
+        torch.maximum(best, plane, out=best)
+    return best, winner
+
+
+class Prediction(NamedTuple):
+    """A class for every pixel, and how sure it is; pixels that are not sure enough are background."""
+
+    choice: np.ndarray
+    """[H, W] labels int64, before a threshold."""
+    confidence: np.ndarray | None = None
+    """[H, W] float32; None where no threshold decides."""
+    threshold: float | None = None
+    """The background threshold that holds here."""
+    strict: bool = False
+    """Whether a confidence that equals the threshold is still sure (SCLIP), or not (TCL: argmax takes the first maximum)."""
+
+    @property
+    def labels(self) -> np.ndarray:
+        """[H, W] labels at the threshold that holds."""
+        if self.confidence is None or self.threshold is None:
+            return self.choice
+        return self.at(self.threshold)
+
+    def at(self, threshold: float) -> np.ndarray:
+        """[H, W] labels at another threshold."""
+        assert self.confidence is not None
+        return np.where(self.confidence <= self.cut(threshold), 0, self.choice)
+
+    def cut(self, threshold: float) -> np.float32:
+        """The highest confidence that is background at a threshold, in the precision of the scores."""
+        value = np.float32(threshold)
+        return np.nextafter(value, np.float32(-np.inf)) if self.strict else value
 
 
 def predict(
     segmenter: Segmenter,
     image: np.ndarray,
     classes: Tensor,
-    background: bool,
-    config: EvaluateConfig,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-) -> np.ndarray:
-    """Class map [H, W] int64 of an RGB image [H, W, 3] uint8, at the image's own size (scores upsampled, then argmax)."""
-    scaled = normalise(resize(image, config), mean, std).to(classes.device)
-    scores = slide(segmenter, scaled, classes, background, config)
-    scores = F.interpolate(scores[None], size=image.shape[:2], mode="bilinear", align_corners=False)[0]
-    return scores.argmax(dim=0).cpu().numpy()
+    protocol: Protocol,
+    encoder: EncoderConfig,
+    *,
+    batch: int = WINDOW_BATCH,
+) -> Prediction:
+    """The prediction for an RGB image [H, W, 3] uint8 at its own size: scores upsampled, then decided.
+
+    classes: embeddings of `protocol.queries`. A constant background plane is not drawn but compared with, so that neither the
+    average over windows nor the upsampling rounds it.
+    """
+    background = protocol.benchmark.background and protocol.softmax is None
+    threshold = segmenter.background_threshold if background else None
+    own_plane = background and threshold is None
+    scores = predict_scores(segmenter, image, classes, own_plane, protocol.view, encoder.mean, encoder.std, batch=batch)
+    labels = torch.tensor((0,) * own_plane + protocol.class_of_query, device=scores.device)
+    size = (image.shape[0], image.shape[1])
+    if protocol.softmax is not None:
+        return _softmax_prediction(scores, labels, size, protocol.softmax, background=protocol.benchmark.background)
+    best, winner = upsample_argmax(scores, size)
+    choice = labels[winner].cpu().numpy()
+    return Prediction(choice) if threshold is None else Prediction(choice, best.cpu().numpy(), threshold)
+
+
+def _softmax_prediction(
+    scores: Tensor, labels: Tensor, size: tuple[int, int], rule: SoftmaxRule, *, background: bool
+) -> Prediction:
+    """SCLIP's rule in its own order (`postprocess_result`): softmax over queries, synonyms, small classes, threshold.
+
+    scores: [queries, h, w]; labels: the class of each query.
+    """
+    best, winner = upsample_argmax(scores, size)
+    choice = labels[winner]
+    if not background:
+        return Prediction(choice.cpu().numpy())
+    if rule.min_share > 0:
+        areas = torch.bincount(choice.flatten(), minlength=int(labels.max()) + 1).double()
+        areas[0] = 0
+        kept = areas > rule.min_share * areas.sum()
+        kept[0] = True
+        left = kept[labels]
+        best, winner = upsample_argmax(scores[left], size)
+        choice = labels[left][winner]
+    evidence = torch.full(size, -torch.inf, device=scores.device)
+    for planes in upsample(scores, size):
+        evidence = torch.logaddexp(evidence, torch.logsumexp(rule.scale * planes, dim=0))
+    probability = torch.exp(rule.scale * best - evidence)
+    return Prediction(choice.cpu().numpy(), probability.cpu().numpy(), rule.threshold, strict=True)

@@ -1,82 +1,176 @@
 """Score a segmenter on a benchmark, in parts that merge by addition."""
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from owseg import InputError
 from owseg.encoders import EncoderConfig
-from owseg.evaluation.datasets import BENCHMARKS, Benchmark, Item, read_image, read_label, read_names
-from owseg.evaluation.metrics import class_iou, confusion, mean_iou, pixel_accuracy
-from owseg.evaluation.protocol import EvaluateConfig, predict
+from owseg.evaluation.datasets import Item, UnreadableError, read_image, read_label
+from owseg.evaluation.metrics import (
+    boundary_confusion,
+    boundary_iou,
+    class_iou,
+    confusion,
+    frequency_weighted_iou,
+    mean_iou,
+    pixel_accuracy,
+    sweep,
+    threshold_counts,
+)
+from owseg.evaluation.presets import EvaluateConfig, Protocol, summary_of
+from owseg.evaluation.protocol import predict
 from owseg.methods import Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """What a part of a benchmark adds: confusion counts, and each image's own mIoU (percent) by id."""
+    """What a part of a benchmark adds."""
 
     counts: np.ndarray
+    """Confusion [n, n] int64, rows = label."""
+    boundary: np.ndarray
+    """Boundary confusion [n + 1, n + 1] int64."""
     images: dict[str, float]
+    """Each image's own mIoU in percent, by id."""
+    thresholds: tuple[float, ...] = ()
+    """Background thresholds of the sweep, ascending, the method's own among them; () = no sweep."""
+    joint: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 1), dtype=np.int64))
+    """`threshold_counts` [n, n, T + 1] int64."""
+    threshold: float | None = None
+    """The background threshold that `counts` stand for; None where no constant decides."""
+    seconds: float = 0.0
+    """Time that the predictions took, reading files and counting left out."""
+    skipped: dict[str, str] = field(default_factory=dict)
+    """Why an item was left out, by id."""
 
     def __add__(self, other: "Score") -> "Score":
-        return Score(counts=self.counts + other.counts, images=self.images | other.images)
+        assert self.thresholds == other.thresholds
+        assert self.threshold == other.threshold
+        return Score(
+            counts=self.counts + other.counts,
+            boundary=self.boundary + other.boundary,
+            images=self.images | other.images,
+            thresholds=self.thresholds,
+            joint=self.joint + other.joint,
+            threshold=self.threshold,
+            seconds=self.seconds + other.seconds,
+            skipped=self.skipped | other.skipped,
+        )
 
 
-def benchmark_of(name: str, config: EvaluateConfig) -> Benchmark:
-    """The benchmark with the class names that `config` gives it. Raises InputError for a missing or bad list."""
-    benchmark = BENCHMARKS[name]
-    if not config.classes:
-        return benchmark
-    path = Path(config.classes) / f"{name}.txt"
-    if not path.is_file():
-        raise InputError(f"evaluate.classes: {path} is missing; it must list the class names of {name}, one a line")
-    names = read_names(path)
-    if benchmark.background and names[:1] != ("background",):
-        raise InputError(f"{path}: the first class of {name} must be background")
-    return replace(benchmark, names=names)
-
-
-def foreground(benchmark: Benchmark) -> Sequence[str]:
-    """The class names that are embedded as text: all but the background."""
-    return benchmark.names[1:] if benchmark.background else benchmark.names
+def background_threshold(segmenter: Segmenter, protocol: Protocol) -> float | None:
+    """The threshold that decides on background here; None where there is no background or no constant decides."""
+    if not protocol.benchmark.background:
+        return None
+    return protocol.softmax.threshold if protocol.softmax else segmenter.background_threshold
 
 
 @torch.inference_mode()
 def score_items(
     segmenter: Segmenter,
-    benchmark: Benchmark,
+    protocol: Protocol,
     items: Iterable[Item],
     config: EvaluateConfig,
     encoder: EncoderConfig,
+    *,
+    classes: Tensor | None = None,
 ) -> Score:
-    """Predict and count every item."""
-    classes = segmenter.embed_classes(foreground(benchmark))
-    total = np.zeros((len(benchmark.names), len(benchmark.names)), dtype=np.int64)
-    images = {}
+    """Predict and count every item. `classes`: the embeddings of `protocol.queries` where they are at hand.
+
+    Raises InputError that names a file. A file that cannot be decoded is left out and told in `skipped` where the config says
+    so; a label map of another size or with an unknown value always stops: such a set is not what it should be.
+    """
+    if classes is None:
+        classes = segmenter.embed_classes(protocol.queries)
+    size = len(protocol.benchmark.names)
+    threshold = background_threshold(segmenter, protocol)
+    thresholds = tuple(sorted({*config.thresholds, threshold})) if threshold is not None and config.thresholds else ()
+    counts = np.zeros((size, size), dtype=np.int64)
+    boundary = np.zeros((size + 1, size + 1), dtype=np.int64)
+    joint = np.zeros((size, size, len(thresholds) + 1) if thresholds else (0, 0, 1), dtype=np.int64)
+    images: dict[str, float] = {}
+    skipped: dict[str, str] = {}
+    seconds = 0.0
     for item in items:
-        image = read_image(item.image)
-        label = read_label(benchmark, item, image.shape[:2])
-        prediction = predict(segmenter, image, classes, benchmark.background, config, encoder.mean, encoder.std)
-        counts = confusion(prediction, label, len(benchmark.names))
-        total += counts
-        images[item.id] = mean_iou(counts)
-    return Score(counts=total, images=images)
+        try:
+            image = read_image(item.image)
+            label = read_label(protocol.benchmark, item, (image.shape[0], image.shape[1]))
+        except UnreadableError as error:
+            if config.unreadable == "stop":
+                raise
+            skipped[item.id] = str(error)
+            continue
+        began = time.perf_counter()
+        prediction = predict(segmenter, image, classes, protocol, encoder, batch=config.window_batch)
+        seconds += time.perf_counter() - began
+        own = confusion(prediction.labels, label, size)
+        counts += own
+        boundary += boundary_confusion(prediction.labels, label, size)
+        if thresholds and prediction.confidence is not None:
+            cuts = np.array([prediction.cut(value) for value in thresholds])
+            joint += threshold_counts(prediction.choice, prediction.confidence, label, cuts, size)
+        images[item.id] = mean_iou(own)
+    return Score(
+        counts=counts,
+        boundary=boundary,
+        images=images,
+        thresholds=thresholds,
+        joint=joint,
+        threshold=threshold,
+        seconds=seconds,
+        skipped=skipped,
+    )
 
 
-def report(benchmark: Benchmark, score: Score) -> dict[str, object]:
+def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str, Any]:
     """The scores of a whole benchmark, in percent, as written to its JSON file."""
-    iou = 100 * class_iou(score.counts)
-    return {
-        "dataset": benchmark.name,
+    names = protocol.benchmark.names
+    told: dict[str, Any] = {
+        "dataset": protocol.benchmark.name,
+        "preset": config.preset,
+        "protocol": summary_of(config),
         "images": len(score.images),
+        "skipped": score.skipped,
         "mIoU": mean_iou(score.counts),
+        "fwIoU": frequency_weighted_iou(score.counts),
         "pixel_accuracy": pixel_accuracy(score.counts),
-        "IoU": {name: None if np.isnan(value) else float(value) for name, value in zip(benchmark.names, iou, strict=True)},
+        "boundary_IoU": boundary_iou(score.boundary),
+        "seconds_per_image": score.seconds / max(len(score.images), 1),
+        "IoU": _by_class(names, score.counts),
+        "boundary_IoU_by_class": _by_class(names, score.boundary),
     }
+    if score.threshold is not None:
+        told["background_threshold"] = score.threshold
+    if score.thresholds:
+        swept = threshold_sweep(score)
+        told["threshold_sweep"] = {
+            "mIoU": {f"{threshold:g}": value for threshold, value in swept.curve.items()},
+            "best": {
+                "threshold": swept.best,
+                "mIoU": swept.curve[swept.best],
+                "note": "chosen on the test labels, not a result",
+            },
+        }
+    return told
+
+
+class Sweep(NamedTuple):
+    """mIoU in percent over background thresholds."""
+
+    curve: dict[float, float]
+    best: float
+    """The threshold with the highest mIoU: chosen on the test labels, so not a result."""
+
+
+def threshold_sweep(score: Score) -> Sweep:
+    """mIoU at every threshold of a score that has any."""
+    curve = {value: mean_iou(counts) for value, counts in zip(score.thresholds, sweep(score.joint), strict=True)}
+    return Sweep(curve, max(curve, key=lambda value: curve[value]))
 
 
 def best_median_worst(score: Score) -> dict[str, str]:
@@ -85,3 +179,9 @@ def best_median_worst(score: Score) -> dict[str, str]:
     if not ranked:
         return {}
     return {"best": ranked[-1][1], "median": ranked[len(ranked) // 2][1], "worst": ranked[0][1]}
+
+
+def _by_class(names: tuple[str, ...], counts: np.ndarray) -> dict[str, float | None]:
+    """IoU in percent by class; None where a class occurs nowhere."""
+    iou = 100 * class_iou(counts)[: len(names)]
+    return {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)}

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.encoders import EncoderConfig, load_encoder
-from owseg.fit import load_learned
 from owseg.methods.chance import Chance
 from owseg.methods.clip import Clip
 from owseg.methods.tcl import Tcl
 from owseg.methods.zero_shot import ZeroShot
+from owseg.published import load_trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +25,16 @@ class Methods:
     """Contrastive pretraining of the encoder, where `encoder.pretrained` is "pretrain"."""
     chance: Chance = Chance()
     """Random labels."""
-    maskclip: ZeroShot = ZeroShot()
-    """Training-free baseline."""
+    plain_clip: ZeroShot = ZeroShot(mode="clip")
+    """CLIP's patch tokens as they are, training-free."""
+    maskclip: ZeroShot = ZeroShot(mode="maskclip")
+    """MaskCLIP, training-free."""
+    sclip: ZeroShot = ZeroShot(mode="sclip")
+    """SCLIP, training-free."""
+    clearclip: ZeroShot = ZeroShot(mode="clearclip")
+    """ClearCLIP, training-free."""
+    naclip: ZeroShot = ZeroShot(mode="naclip")
+    """NACLIP, training-free."""
     tcl: Tcl = Tcl()
     """Text-grounded masks."""
 
@@ -39,6 +47,11 @@ SegmenterConfig = Chance | ZeroShot | Tcl
 
 class Segmenter(Protocol):
     """What the evaluator asks of a method."""
+
+    @property
+    def background_threshold(self) -> float | None:
+        """Value of the constant plane that `segment` puts in front; None where background is decided in another way."""
+        ...
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Class embeddings [n, E]; background is never among the names."""
@@ -59,5 +72,5 @@ def load_segmenter(config: SegmenterConfig, encoder: EncoderConfig, weights: Pat
     if isinstance(config, Tcl):
         if weights is None:
             raise InputError(f"{config.name} needs trained weights; run the train stage first")
-        load_learned(method, config.phases, weights)
+        load_trained(method, config.phases, weights)
     return method.eval()

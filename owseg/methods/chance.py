@@ -26,6 +26,9 @@ class Chance:
 class ChanceMethod(nn.Module):
     """Independent uniform scores, the same at every call."""
 
+    background_threshold: float | None = None
+    """Background is one of the labels drawn: there is no constant plane to sweep."""
+
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """A row for each name, [n, 1]."""
         return torch.zeros(len(names), 1)
@@ -34,4 +37,6 @@ class ChanceMethod(nn.Module):
         """Random scores [B, n or 1 + n, H, W]."""
         planes = len(classes) + background
         generator = torch.Generator().manual_seed(0)
-        return torch.rand(len(image), planes, *image.shape[-2:], generator=generator).to(image.device)
+        # One draw for every window: a window's scores must not depend on which others share its batch.
+        scores = torch.rand(planes, *image.shape[-2:], generator=generator).to(image.device)
+        return scores.expand(len(image), -1, -1, -1)

@@ -4,11 +4,11 @@ A grounder on top of frozen CLIP draws, for any text, the mask of what the text 
 what the mask keeps must match its caption, what other captions' masks keep must not.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import log
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,19 +19,30 @@ from owseg.data import AugmentConfig, Batch
 from owseg.encoders import (
     Encoder,
     embed_patches,
-    maskclip_features,
     pad_to_multiple,
     pool,
+    run_block,
     run_blocks,
     to_map,
     token_grid,
     value_only,
 )
 from owseg.engine import Phase
-from owseg.layers import GroundingDecoder, Projection
-from owseg.losses import gather, global_mean, gumbel_sigmoid, info_nce, local_labels, pairwise_nce, total_variation
-from owseg.optim import OptimConfig
-from owseg.text import TEMPLATES, embed_prompts
+from owseg.layers import GroundingDecoder, Projection, recomputed
+from owseg.losses import (
+    at_least_float32,
+    gather,
+    global_mean,
+    gumbel_sigmoid,
+    info_nce,
+    local_labels,
+    official_pairwise_nce,
+    pairwise_nce,
+    total_variation,
+)
+from owseg.optim import OptimConfig, Quirks
+from owseg.refine import pamr
+from owseg.text import check_templates, embed_prompts, prompt_templates
 
 GROUNDER = ("decoder.", "projection.", "mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")
 
@@ -48,6 +59,8 @@ class Tcl:
     """Optimiser and schedule."""
     augment: AugmentConfig = AugmentConfig()
     """Training augmentation."""
+    fidelity: Literal["exact", "official"] = "exact"
+    """What losses and engines do where the official code has quirks over ranks and with scalars: exact or official."""
     tcl_weight: float = 0.1
     """Weight of both text-grounded contrastive losses."""
     area_weight: float = 0.4
@@ -61,24 +74,49 @@ class Tcl:
     mask_shift: float = -2.5
     """Where the learned offset of masks starts; a mask is one half where similarity is -mask_shift / mask_scale."""
     templates: str = "tcl"
-    """Prompt templates of class names: simple or tcl."""
+    """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
     kp_weight: float = 0.3
     """Share of frozen CLIP's own masks mixed in at inference, 0..1."""
     kp_shift: float = 0.25
     """Cosine similarity at which frozen CLIP's own mask is one half."""
-    background_threshold: float = 0.5
-    """Mask value below which a pixel is background, on sets that have a background class (0.5 without PAMR)."""
+    text_chunk: int = 64
+    """Texts whose masks are held at once in training; 0 = all. Results are the same, memory grows with it."""
+    checkpoint_blocks: bool = True
+    """Keep only the inputs of transformer blocks that gradients cross in training, and run the blocks again in backward."""
+    pamr: bool = False
+    """Draw masks to the image's edges at inference (PAMR): 3.3 points of average mIoU in the paper."""
+    background_threshold: float | None = None
+    """Mask value below which a pixel is background, 0..1, on sets that have that class; null = 0.4 with PAMR, 0.5 without."""
 
     def __post_init__(self) -> None:
-        if self.templates not in TEMPLATES:
-            raise InputError(f"templates: {self.templates!r} is none of {', '.join(TEMPLATES)}")
+        check_templates(self.templates)
         for field in ("area_prior", "kp_weight", "background_threshold"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"{field}: {getattr(self, field)} is outside 0..1")
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{field}: {value} is outside 0..1")
+        if self.text_chunk < 0:
+            raise InputError(f"text_chunk: {self.text_chunk} is negative; give the texts to handle at once, or 0 for all")
+
+    @property
+    def quirks(self) -> Quirks:
+        """What engines must reproduce of the official code."""
+        official = self.fidelity == "official"
+        return Quirks(decay_scalars=official, late_unreduced=official)
 
     def build(self, encoder: Encoder) -> "TclMethod":
         """The method around a frozen encoder."""
         return TclMethod(self, encoder)
+
+
+class MaskStatistics(NamedTuple):
+    """What the losses ask of the masks of N texts on B images."""
+
+    mean: Tensor
+    """[]: mean of all masks."""
+    variation: Tensor
+    """[]: total variation of all masks."""
+    similarity: Tensor
+    """[B, N]: cosine of each text with the image pooled under that text's own mask."""
 
 
 class TclMethod(nn.Module):
@@ -87,6 +125,7 @@ class TclMethod(nn.Module):
     def __init__(self, config: Tcl, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
+        self.quirks = config.quirks
         self.clip = encoder.clip.requires_grad_(False)
         self.tokenize = encoder.tokenize
         visual = self.clip.visual
@@ -98,19 +137,51 @@ class TclMethod(nn.Module):
         self.tcl_v_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
         self.tcl_f_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
 
-    def features(self, image: Tensor) -> Tensor:
-        """Dense joint-space features [B, E, 4h, 4w] of images [B, 3, H, W] with an h x w token grid (sections 1.3, 1.4)."""
+    @property
+    def background_threshold(self) -> float:
+        """Value of the plane that stands for background: the configured one, else the official 0.4 with PAMR, 0.5 without."""
+        if self.config.background_threshold is not None:
+            return self.config.background_threshold
+        return 0.4 if self.config.pamr else 0.5
+
+    @torch.no_grad()
+    def trunk(self, image: Tensor) -> Tensor:
+        """Tokens [B, 1 + h*w, C] of images [B, 3, H, W] before the frozen tower's last block."""
         visual = self.clip.visual
-        with torch.no_grad():
-            tokens = run_blocks(visual, embed_patches(visual, image), 0, len(visual.transformer.resblocks) - 1)
-        tokens = value_only(self.block, tokens)
-        projected: Tensor = self.projection(self.decoder(to_map(tokens, token_grid(visual, image))))
+        return run_blocks(visual, embed_patches(visual, image), 0, len(visual.transformer.resblocks) - 1)
+
+    def ground(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Dense joint-space features [B, E, 4h, 4w] of the trunk's tokens [B, 1 + h*w, C] (sections 1.3, 1.4)."""
+        tokens = self.run(value_only, self.block, tokens)
+        projected: Tensor = self.projection(self.decoder(to_map(tokens, grid)))
         return projected
 
-    def mask_logits(self, features: Tensor, texts: Tensor) -> Tensor:
-        """Logits [B, N, H, W] of the masks of N texts [N, E] on features [B, E, H, W]; a mask is their sigmoid."""
-        similarity = torch.einsum("behw,ne->bnhw", F.normalize(features, dim=1, eps=1e-6), F.normalize(texts, dim=1, eps=1e-6))
-        return self.mask_scale * similarity + self.mask_shift
+    def run(self, reading: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, tokens: Tensor) -> Tensor:
+        """A block's tokens, read as `reading` says; backward runs the block again where `checkpoint_blocks` is set."""
+        return recomputed(reading, block, tokens) if self.config.checkpoint_blocks else reading(block, tokens)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Dense joint-space features [B, E, 4h, 4w] of images [B, 3, H, W] with an h x w token grid."""
+        return self.ground(self.trunk(image), token_grid(self.clip.visual, image))
+
+    def mask_slope(self, features: Tensor) -> Tensor:
+        """The learned slope over the features' norms [B, 1, H, W]: what turns their products with unit texts into logits."""
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=at_least_float32(features))
+        return self.mask_scale / norms.clamp_min(1e-6)
+
+    def mask_logits(self, features: Tensor, texts: Tensor, slope: Tensor | None = None) -> Tensor:
+        """Logits [B, N, H, W] of the masks of N texts [N, E] on features [B, E, H, W]; a mask is their sigmoid.
+
+        The slope times a cosine similarity, and the offset. slope: `mask_slope(features)`, where it is known already.
+        """
+        slope = self.mask_slope(features) if slope is None else slope
+        products = features.movedim(1, -1) @ F.normalize(texts, dim=1, eps=1e-6).T
+        return products.movedim(-1, 1) * slope + self.mask_shift
+
+    def own_logits(self, features: Tensor, slope: Tensor, text: Tensor) -> Tensor:
+        """Logits [B, H, W] of the masks of matched pairs alone. text: [B, E]."""
+        products = torch.einsum("behw,be->bhw", features, F.normalize(text, dim=1, eps=1e-6))
+        return products * slope[:, 0] + self.mask_shift
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The six losses of a batch, weighted: tcl_v, tcl_f, area, area_negative, tv_features, tv_masks (section 3.2)."""
@@ -119,26 +190,62 @@ class TclMethod(nn.Module):
             text = self.clip.encode_text(batch.tokens)
             texts = gather(text)
         features = self.features(batch.image)
-        logits = self.mask_logits(features, texts)
-        masks = torch.sigmoid(logits)
-
-        rows = torch.arange(len(text), device=text.device)
-        positives = local_labels(len(text), text.device)
-        own = masks[rows, positives]
-        own_mean, all_mean, pairs = own.mean(), masks.mean(), masks.shape[1]
-        # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
-        other_mean = (all_mean * pairs - own_mean) / max(pairs - 1, 1)
-
-        uniform = torch.rand_like(own).clamp_(1e-6, 1 - 1e-6)
-        kept = gumbel_sigmoid(logits[rows, positives], uniform)
+        slope = self.mask_slope(features)
+        own = self.own_logits(features, slope, text)
+        kept = gumbel_sigmoid(own, torch.rand_like(own).clamp_(1e-6, 1 - 1e-6))
         return {
             "tcl_v": config.tcl_weight * self.image_level(batch.image, kept, text),
-            "tcl_f": config.tcl_weight * pairwise_nce(self.pooled_similarity(features, masks, texts), self.tcl_f_scale),
-            "area": config.area_weight * (global_mean(own_mean) - config.area_prior).abs(),
-            "area_negative": config.area_weight * global_mean(other_mean).abs(),
-            "tv_features": config.tv_weight * total_variation(features),
-            "tv_masks": config.tv_weight * total_variation(masks),
+            **self.mask_losses(features, slope, own, texts),
         }
+
+    def mask_losses(self, features: Tensor, slope: Tensor, own: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        """All losses but TCL_v. own: logits [B, H, W] of each image's own mask; texts: [N, E], those of all ranks."""
+        config = self.config
+        masks = self.mask_statistics(features, slope, texts)
+        own_mean, pairs = torch.sigmoid(own).mean(), len(texts)
+        # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
+        other_mean = (masks.mean * pairs - own_mean) / max(pairs - 1, 1)
+        if config.fidelity == "official":
+            mine = texts[local_labels(len(own), own.device)]
+            pooled = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, mine, slope)))
+            tcl_f = official_pairwise_nce(masks.similarity, pooled, mine, self.tcl_f_scale)
+        else:
+            own_mean, other_mean = global_mean(own_mean), global_mean(other_mean)
+            tcl_f = pairwise_nce(masks.similarity, self.tcl_f_scale)
+        return {
+            "tcl_f": config.tcl_weight * tcl_f,
+            "area": config.area_weight * (own_mean - config.area_prior).abs(),
+            "area_negative": config.area_weight * other_mean.abs(),
+            "tv_features": config.tv_weight * total_variation(features),
+            "tv_masks": config.tv_weight * masks.variation,
+        }
+
+    def mask_statistics(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
+        """Statistics of the masks of all texts [N, E], `text_chunk` texts at a time; no chunk's masks outlive it."""
+        if not self.config.text_chunk:
+            return self.read_masks(features, slope, texts)
+        chunks = torch.split(texts, self.config.text_chunk)
+        parts = [recomputed(self.read_masks, features, slope, chunk) for chunk in chunks]
+        mean, variation, similarity = zip(*parts, strict=True)
+        shares = slope.new_tensor([len(chunk) / len(texts) for chunk in chunks])
+        return MaskStatistics(
+            mean=(torch.stack(mean) * shares).sum(),
+            variation=(torch.stack(variation) * shares).sum(),
+            similarity=torch.cat(similarity, dim=1),
+        )
+
+    def read_masks(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
+        """Statistics of the masks of texts [n, E], all held at once."""
+        masks = torch.sigmoid(self.mask_logits(features, texts, slope))
+        pooled = F.normalize(self.pool_masks(features, masks), dim=-1, eps=1e-6)
+        similarity = torch.einsum("bne,ne->bn", pooled, F.normalize(texts, dim=-1, eps=1e-6))
+        return MaskStatistics(masks.mean(), total_variation(masks), similarity)
+
+    @staticmethod
+    def pool_masks(features: Tensor, masks: Tensor) -> Tensor:
+        """Text-grounded embeddings [B, n, E]: features [B, E, H, W] pooled under each of the masks [B, n, H, W]."""
+        pooled = torch.einsum("behw,bnhw->bne", features, masks)
+        return pooled / (masks.sum(dim=(2, 3))[..., None] + 1e-6)
 
     def image_level(self, image: Tensor, kept: Tensor, text: Tensor) -> Tensor:
         """TCL_v: the image with all but its own text's mask set to the mean colour, read by the whole frozen tower.
@@ -148,29 +255,35 @@ class TclMethod(nn.Module):
         visual = self.clip.visual
         mask = F.interpolate(kept[:, None], size=image.shape[-2:], mode="nearest")
         tokens = embed_patches(visual, image * mask)
-        tokens = run_blocks(visual, tokens, 0, len(visual.transformer.resblocks))
+        for block in visual.transformer.resblocks:
+            tokens = self.run(run_block, block, tokens)
         return info_nce(pool(visual, tokens), text, self.tcl_v_scale)
-
-    @staticmethod
-    def pooled_similarity(features: Tensor, masks: Tensor, texts: Tensor) -> Tensor:
-        """TCL_f's [B, N]: cosine of each text with the image pooled under that text's own mask."""
-        pooled = torch.einsum("behw,bnhw->bne", features, masks) / (masks.sum(dim=(2, 3))[..., None] + 1e-6)
-        return torch.einsum("bne,ne->bn", F.normalize(pooled, dim=-1, eps=1e-6), F.normalize(texts, dim=-1, eps=1e-6))
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""
-        return embed_prompts(self.clip, self.tokenize, names, TEMPLATES[self.config.templates])
+        return embed_prompts(self.clip, self.tokenize, names, prompt_templates(self.config.templates))
 
     @torch.no_grad()
     def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
         """Masks [B, n, H, W] in 0..1 of windows [B, 3, H, W]; with `background` a constant plane comes first (section 5.4)."""
-        padded, (top, left) = pad_to_multiple(image, self.clip.visual.patch_size)
-        masks = torch.sigmoid(self.mask_logits(self.features(padded), classes))
-        if self.config.kp_weight > 0:
-            own = torch.einsum("behw,ne->bnhw", F.normalize(maskclip_features(self.clip.visual, padded), dim=1), classes)
-            own = torch.sigmoid((own - self.config.kp_shift) * 10)
+        config, visual = self.config, self.clip.visual
+        padded, (top, left) = pad_to_multiple(image, visual.patch_size)
+        tokens, grid = self.trunk(padded), token_grid(visual, padded)
+        masks = torch.sigmoid(self.mask_logits(self.ground(tokens, grid), classes))
+        if config.pamr:
+            masks = pamr(padded, masks)
+        if config.kp_weight > 0:
+            own = self.frozen_masks(tokens, classes, grid)
             own = F.interpolate(own, size=masks.shape[-2:], mode="bilinear", align_corners=False)
-            masks = self.config.kp_weight * own + (1 - self.config.kp_weight) * masks
-        masks = F.interpolate(masks, size=padded.shape[-2:], mode="bilinear", align_corners=False)
+            masks = torch.lerp(masks, own, config.kp_weight)
+        # Matrix products leave the classes innermost; planes are what sums over windows and upsampling want.
+        masks = F.interpolate(masks.contiguous(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
         masks = masks[..., top : top + image.shape[-2], left : left + image.shape[-1]]
-        return F.pad(masks, (0, 0, 0, 0, 1, 0), value=self.config.background_threshold) if background else masks
+        return F.pad(masks, (0, 0, 0, 0, 1, 0), value=self.background_threshold) if background else masks
+
+    def frozen_masks(self, tokens: Tensor, classes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Frozen CLIP's own masks [B, n, h, w], from the trunk's tokens [B, 1 + h*w, C] read as MaskCLIP does."""
+        visual = self.clip.visual
+        tokens = visual.ln_post(value_only(visual.transformer.resblocks[-1], tokens)) @ visual.proj
+        similarity = F.normalize(tokens, dim=-1) @ F.normalize(classes, dim=-1).T
+        return torch.sigmoid((to_map(similarity, grid) - self.config.kp_shift) * 10)

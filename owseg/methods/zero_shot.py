@@ -1,4 +1,4 @@
-"""Frozen CLIP read densely, with no training at all: the baseline that every trained method must beat."""
+"""Frozen CLIP read densely, with no training at all: the baselines that every trained method must beat."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,24 +9,29 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.encoders import Encoder, maskclip_features, pad_to_multiple
-from owseg.text import TEMPLATES, embed_prompts
+from owseg.encoders import Encoder, Reading, dense_features, pad_to_multiple
+from owseg.text import check_templates, embed_prompts, prompt_templates
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShot:
-    """MaskCLIP (2112.01071): the last block's value path gives each patch a feature of the joint space."""
+    """Patches of frozen CLIP against class names; the modes differ in how they read the last block (`encoders.last_block`)."""
 
-    name: Literal["maskclip"] = "maskclip"
+    name: Literal["zero_shot"] = "zero_shot"
     """Method name."""
+    mode: Reading = "maskclip"
+    """Reading of the last block: clip (as trained), maskclip, sclip, clearclip or naclip."""
     templates: str = "tcl"
-    """Prompt templates of class names: simple or tcl."""
+    """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
+    unit_prompts: bool = False
+    """Normalise each prompt's embedding before their mean (CLIP, SCLIP, ClearCLIP, NACLIP); false: the mean alone (TCL)."""
     background_threshold: float = 0.25
-    """Cosine similarity below which a pixel is background, on sets that have a background class."""
+    """Cosine similarity below which a pixel is background, on sets that have a background class, -1..1."""
 
     def __post_init__(self) -> None:
-        if self.templates not in TEMPLATES:
-            raise InputError(f"templates: {self.templates!r} is none of {', '.join(TEMPLATES)}")
+        check_templates(self.templates)
+        if not -1 <= self.background_threshold <= 1:
+            raise InputError(f"background_threshold: {self.background_threshold} is no cosine similarity; give -1..1")
 
     def build(self, encoder: Encoder) -> "ZeroShotMethod":
         """The method around a frozen encoder."""
@@ -34,23 +39,25 @@ class ZeroShot:
 
 
 class ZeroShotMethod(nn.Module):
-    """Cosine similarity of MaskCLIP features with class embeddings."""
+    """Cosine similarity of dense CLIP features with class embeddings."""
 
     def __init__(self, config: ZeroShot, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
         self.clip = encoder.clip
         self.tokenize = encoder.tokenize
+        self.background_threshold: float | None = config.background_threshold
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""
-        return embed_prompts(self.clip, self.tokenize, names, TEMPLATES[self.config.templates])
+        templates = prompt_templates(self.config.templates)
+        return embed_prompts(self.clip, self.tokenize, names, templates, unit_prompts=self.config.unit_prompts)
 
     @torch.no_grad()
     def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
         """Scores [B, n, H, W] of windows [B, 3, H, W]; with `background` a constant plane comes first: [B, 1 + n, H, W]."""
         padded, (top, left) = pad_to_multiple(image, self.clip.visual.patch_size)
-        features = F.normalize(maskclip_features(self.clip.visual, padded), dim=1)
+        features = F.normalize(dense_features(self.clip.visual, padded, self.config.mode), dim=1)
         scores = torch.einsum("behw,ne->bnhw", features, classes)
         scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
         scores = scores[..., top : top + image.shape[-2], left : left + image.shape[-1]]

@@ -1,0 +1,183 @@
+"""What a checkpoint says of itself, so that its folder alone is enough to segment with: `model.json` beside the weights.
+
+It holds the method and its settings, the encoder with its resolved architecture, where the encoder's weights lie from there,
+the view that the run evaluates with, and the SHA-256 of all weights. It holds no absolute path: a run's folder may move.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from owseg import InputError
+from owseg.encoders import EncoderConfig, encoder_dict
+from owseg.evaluation.presets import EvaluateConfig, View, view_of
+from owseg.fit import WEIGHTS
+from owseg.methods import Methods, SegmenterConfig, TrainedConfig
+from owseg.methods.clip import Clip
+from owseg.methods.tcl import Tcl
+from owseg.published import SUFFIXES as OFFICIAL_SUFFIXES
+
+MODEL = "model.json"
+TRAINING_FREE = "naclip"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A method, the encoder it stands on, how it wants to be shown images, and its trained weights where it has any."""
+
+    method: TrainedConfig | SegmenterConfig
+    encoder: EncoderConfig = EncoderConfig()
+    view: View = view_of(EvaluateConfig(), "voc21")
+    weights: Path | None = None
+
+    def files(self) -> dict[str, str]:
+        """SHA-256 of every file of weights, by its path from the weights' folder (bare names where the method has none)."""
+        paths = [path for path in (self.weights, Path(self.encoder.pretrained)) if path is not None and path.is_file()]
+        return {self._relative(path): sha256(path) for path in paths}
+
+    def describe(self) -> dict[str, Any]:
+        """All that decides its masks, without a path of this machine."""
+        encoder, pretrained = encoder_dict(self.encoder), Path(self.encoder.pretrained)
+        if self.encoder.model.endswith(".json"):
+            encoder["model"] = Path(self.encoder.model).name
+        if pretrained.is_file() or pretrained.is_absolute():
+            encoder["pretrained"] = self._relative(pretrained)
+        return {"method": asdict(self.method), "encoder": encoder, "view": asdict(self.view), "sha256": self.files()}
+
+    def _relative(self, path: Path) -> str:
+        if self.weights is None:
+            return path.name
+        return Path(os.path.relpath(path.resolve(), self.weights.parent.resolve())).as_posix()
+
+
+def write_model(checkpoint: Checkpoint) -> Path:
+    """Write `model.json` beside the weights, the same bytes for the same checkpoint."""
+    if checkpoint.weights is None:
+        raise ValueError("a checkpoint without weights has no folder")
+    path = checkpoint.weights.with_name(MODEL)
+    temporary = path.with_name(f".{MODEL}.tmp")
+    temporary.write_text(json.dumps(checkpoint.describe(), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(temporary, path)
+    return path
+
+
+def read_model(folder: Path, encoder_weights: str = "") -> Checkpoint:
+    """The checkpoint that `model.json` in `folder` describes; `encoder_weights` says where the encoder's lie by now.
+
+    Raises InputError where the file is not what `write_model` writes, or weights are missing or not those that it was
+    written for.
+    """
+    file = folder / MODEL
+    try:
+        model = json.loads(file.read_text(encoding="utf-8"))
+        trained = {cls().name: cls for cls in get_args(TrainedConfig)}
+        method = _rebuild(trained[model["method"]["name"]], model["method"])
+        encoder = _rebuild(EncoderConfig, {key: value for key, value in model["encoder"].items() if key != "architecture"})
+        view = _rebuild(View, model["view"])
+        digests = {str(name): str(digest) for name, digest in model["sha256"].items()}
+    except FileNotFoundError:
+        raise InputError(f"{folder}: holds no {MODEL}; a run's train stage writes it beside the weights") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not what the train stage writes, or of another version ({error!r})") from error
+    places = {name: folder / name for name in digests}
+    if encoder.pretrained in digests:
+        places[encoder.pretrained] = Path(encoder_weights or places[encoder.pretrained])
+    for name, digest in digests.items():
+        _check_weights(places[name], digest, file)
+    pretrained = str(places.get(encoder.pretrained, encoder_weights or encoder.pretrained))
+    # Weights in a file fit the recorded architecture; open_clip finds those of a tag by the model's name.
+    model_of_weights = str(file) if Path(pretrained).is_file() else encoder.model
+    encoder = replace(encoder, model=model_of_weights, pretrained=pretrained)
+    return Checkpoint(method=method, encoder=encoder, view=view, weights=folder / WEIGHTS)
+
+
+def find_checkpoint(
+    checkpoint: str | Path = TRAINING_FREE, method: str = "", *, encoder_model: str = "", encoder_weights: str = ""
+) -> Checkpoint:
+    """What a user means by `checkpoint`: a folder with `model.json`, a run's folder, a `tcl.pth`, or a training-free mode.
+
+    `method` picks one of several that a run trained, or a training-free mode to be run on the checkpoint's encoder. The encoder
+    can be named where the checkpoint does not say (`tcl.pth`, training-free modes: by default OpenAI's ViT-B/16); for the
+    others `encoder_weights` says where its weights lie now. Raises InputError that says what there is to choose from.
+    """
+    path, modes = Path(checkpoint), training_free()
+    encoder = _named_encoder(encoder_model, encoder_weights)
+    if str(checkpoint) in modes:
+        found = Checkpoint(method=modes[str(checkpoint)], encoder=encoder)
+    elif path.is_dir() or (path.is_file() and path.suffix not in OFFICIAL_SUFFIXES):
+        if encoder_model:
+            raise InputError(f"{checkpoint}: {MODEL} says which encoder it is; give its weights alone")
+        if path.is_file() and not path.with_name(MODEL).is_file():
+            raise InputError(f"{checkpoint}: there is no {MODEL} beside it to say what it is; give a folder that train wrote")
+        found = read_model(_folder_in(path, method) if path.is_dir() else path.parent, encoder_weights)
+    elif path.is_file():
+        found = Checkpoint(method=Tcl(), encoder=encoder, weights=path)
+    else:
+        raise InputError(
+            f"{checkpoint}: no such checkpoint; give a folder with {MODEL}, a tcl.pth, or one of {', '.join(modes)}"
+        )
+    if method in modes:
+        return replace(found, method=modes[method], weights=None)
+    if method and method != found.method.name:
+        raise InputError(
+            f"{method}: {checkpoint} is a checkpoint of {found.method.name}; besides it, there are {', '.join(modes)}"
+        )
+    return found
+
+
+def _named_encoder(model: str, weights: str) -> EncoderConfig:
+    """OpenAI's ViT-B/16 where nothing else is named; so a file without a model's name is taken for OpenAI's, with QuickGELU."""
+    default = EncoderConfig()
+    openai = True if not model and Path(weights).is_file() else None
+    return replace(default, model=model or default.model, pretrained=weights or default.pretrained, quick_gelu=openai)
+
+
+def training_free() -> dict[str, SegmenterConfig]:
+    """The methods that need no weights of their own, by name."""
+    configs = {field.name: getattr(Methods(), field.name) for field in fields(Methods)}
+    return {name: config for name, config in configs.items() if not isinstance(config, TrainedConfig)}
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _folder_in(folder: Path, method: str) -> Path:
+    """`folder` itself where it holds a checkpoint, or that of one method where it is a run's."""
+    if (folder / MODEL).is_file():
+        return folder
+    trained = {file.parent.name: file.parent for file in sorted(folder.glob(f"train/*/{MODEL}"))}
+    if method in training_free() and trained:
+        return next(iter(trained.values()))  # all of them stand on the run's one encoder
+    segmenters = [name for name in trained if name != Clip().name]
+    name = method or (segmenters[0] if len(segmenters) == 1 else "")
+    if name in trained:
+        return trained[name]
+    if trained:
+        choice = ", ".join([*segmenters, *training_free()])
+        raise InputError(f"{folder}: which method of this run? name one of {choice}")
+    raise InputError(f"{folder}: holds no {MODEL}; give a folder that the train stage wrote, or a run's")
+
+
+def _check_weights(path: Path, digest: str, file: Path) -> None:
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing, which {file} names; put it back, or give the encoder's weights (--encoder-weights)"
+        )
+    if sha256(path) != digest:
+        raise InputError(f"{path}: not the weights that {file} was written for (another SHA-256)")
+
+
+def _rebuild(kind: Any, value: Any) -> Any:
+    """What `asdict` and JSON have made of settings, as it was."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        hints = get_type_hints(kind)
+        return kind(**{name: _rebuild(hints[name], item) for name, item in value.items()})
+    if get_origin(kind) is tuple:
+        return tuple(_rebuild(get_args(kind)[0], item) for item in value)
+    return value

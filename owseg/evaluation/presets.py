@@ -1,0 +1,173 @@
+"""The two protocols of the field as frozen presets, and what a benchmark becomes under one of them.
+
+`tcl` is TCL's unified protocol (2212.00785): one size and one window everywhere, mmsegmentation's class names verbatim, and
+one background rule that belongs to the method. `sclip` is what SCLIP (2312.01597), NACLIP, ClearCLIP, ProxyCLIP and their kin
+share: smaller windows, sizes by data set, class names with synonyms, and a softmax over them. Numbers of the one must not be
+compared with numbers of the other.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from owseg import InputError
+from owseg.evaluation.datasets import BENCHMARKS, Benchmark, read_names
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """How an image is shown to a method: scaled so that its short side fits, then cut into overlapping windows (pixels)."""
+
+    short_side: int
+    max_long_side: int = 2048
+    window: int
+    stride: int
+
+    def __post_init__(self) -> None:
+        if min(self.short_side, self.max_long_side, self.window, self.stride) < 1 or self.stride > self.window:
+            raise InputError("short_side, window and stride must be positive, and stride at most window")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SoftmaxRule:
+    """SCLIP's reading of scores: softmax of `scale` x score over all names; a class is as probable as its best synonym.
+
+    Where there is a background class, foreground classes that win at most `min_share` of the foreground's pixels are dropped
+    first, and pixels whose best class is less probable than `threshold` become background after that. Scores are meant to be
+    cosines.
+    """
+
+    scale: float = 40.0
+    threshold: float = 0.0
+    min_share: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """A benchmark as one preset scores it: what the evaluator needs beside a method and the files."""
+
+    benchmark: Benchmark
+    """The data set, its classes under the names that the tables show."""
+    view: View
+    """Sizes and windows."""
+    queries: tuple[str, ...]
+    """The texts that are embedded, class by class; synonyms of a class lie side by side."""
+    class_of_query: tuple[int, ...]
+    """Label of each query's class. Without `softmax` the background has no query: the method owns its rule."""
+    softmax: SoftmaxRule | None = None
+    """SCLIP's rule, or None: the highest score wins."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Where the benchmarks live and how they are scored."""
+
+    root: str = ""
+    """Folder that holds VOCdevkit, coco_stuff164k, cityscapes and ade; empty = the miniature world's benchmarks."""
+    classes: str = ""
+    """Folder of <dataset>.txt files with class names (commas part synonyms) that replace the preset's; empty = the preset's."""
+    datasets: tuple[str, ...] = tuple(BENCHMARKS)
+    """Benchmarks to score, in the order of the table."""
+    preset: Literal["tcl", "sclip"] = "tcl"
+    """Protocol: TCL's, or the SCLIP family's with its sizes, synonyms and background rule; never compare across them."""
+    short_side: int = 0
+    """Images are scaled so that their short side has this many pixels; 0 = the preset's."""
+    max_long_side: int = 0
+    """... unless the long side would exceed this many pixels; 0 = the preset's."""
+    window: int = 0
+    """Side of the sliding window in pixels; 0 = the preset's."""
+    stride: int = 0
+    """Step of the sliding window in pixels; 0 = the preset's."""
+    window_batch: int = 4
+    """Windows that are segmented at once: memory and speed; scores change in their last bits at most."""
+    thresholds: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
+    """Background thresholds that are scored beside the method's own, on sets with a background class; [] = none."""
+    unreadable: Literal["stop", "skip"] = "stop"
+    """What an image or label map that cannot be decoded does: stop the run, or be left out and counted."""
+    limit: int = 0
+    """Score only the first this many images of each set; 0 = all."""
+    pictures: bool = True
+    """Draw overlays of the best, median and worst image of each set."""
+
+    def __post_init__(self) -> None:
+        for name in self.datasets:
+            if name not in BENCHMARKS:
+                raise InputError(f"datasets: {name!r} is none of {', '.join(BENCHMARKS)}")
+        for field in ("short_side", "max_long_side", "window", "stride", "limit"):
+            if getattr(self, field) < 0:
+                raise InputError(f"{field}: {getattr(self, field)} is negative; give a positive number, or 0")
+        if self.window_batch < 1:
+            raise InputError(f"window_batch: {self.window_batch} must be at least 1")
+        if len(set(self.thresholds)) != len(self.thresholds):
+            raise InputError("thresholds: a value is given twice")
+        for name in self.datasets:
+            view_of(self, name)
+
+
+OVERRIDES = ("short_side", "max_long_side", "window", "stride")
+_NAMES = Path(__file__).with_name("names") / "sclip"
+_SCLIP_SIDES = {"coco_stuff": 448, "cityscapes": 560}
+_SCLIP_RULES = {
+    "voc21": SoftmaxRule(scale=65.0, threshold=0.1, min_share=0.1),
+    "context60": SoftmaxRule(scale=50.0, threshold=0.1),
+    "coco_object": SoftmaxRule(scale=50.0, threshold=0.1),
+}
+"""The rest is scale 40 (the segmentor's default), threshold 0."""
+
+
+def view_of(config: EvaluateConfig, name: str) -> View:
+    """Sizes and windows of a benchmark: the preset's, with the config's own where it gives any.
+
+    tcl: TCL's `configs`: 2048 x 448, window 448, stride 224. sclip: SCLIP's `configs/cfg_*.py` and `clip_segmentor.py`:
+    2048 x 336 (COCO-Stuff 448, Cityscapes 560), window 224, stride 112.
+    """
+    if config.preset == "tcl":
+        view = View(short_side=448, window=448, stride=224)
+    else:
+        view = View(short_side=_SCLIP_SIDES.get(name, 336), window=224, stride=112)
+    return replace(view, **{key: value for key in OVERRIDES if (value := getattr(config, key))})
+
+
+def protocol_of(config: EvaluateConfig, name: str) -> Protocol:
+    """What `config` makes of a benchmark. Raises InputError for a missing or bad list of class names."""
+    benchmark, lines = _classes(config, name)
+    skipped = 1 if config.preset == "tcl" and benchmark.background else 0
+    queries = [(label, word) for label, line in enumerate(lines) if label >= skipped for word in synonyms(line)]
+    return Protocol(
+        benchmark=benchmark,
+        view=view_of(config, name),
+        queries=tuple(word for _, word in queries),
+        class_of_query=tuple(label for label, _ in queries),
+        softmax=_SCLIP_RULES.get(name, SoftmaxRule()) if config.preset == "sclip" else None,
+    )
+
+
+def synonyms(line: str) -> tuple[str, ...]:
+    """The texts of one class. A name without a comma stays verbatim: mmsegmentation's "bed " keeps its space."""
+    words = tuple(word.strip() for word in line.split(","))
+    return tuple(filter(None, words)) if len(words) > 1 else (line,)
+
+
+def summary_of(config: EvaluateConfig) -> str:
+    """The protocol in a few words, for titles: "preset tcl, short side 96, window 96, stride 48"."""
+    own = [f"{key.replace('_', ' ')} {value}" for key in OVERRIDES if (value := getattr(config, key))]
+    return ", ".join([f"preset {config.preset}", *own, *(["own class names"] if config.classes else [])])
+
+
+def _classes(config: EvaluateConfig, name: str) -> tuple[Benchmark, tuple[str, ...]]:
+    """The benchmark under the names that tables show, and its lines of texts in label order."""
+    benchmark = BENCHMARKS[name]
+    if not config.classes:
+        return benchmark, benchmark.names if config.preset == "tcl" else read_names(_NAMES / f"{name}.txt")
+    path = Path(config.classes) / f"{name}.txt"
+    if not path.is_file():
+        raise InputError(f"evaluate.classes: {path} is missing; it must list the class names of {name}, one a line")
+    lines = read_names(path)
+    if not lines or not all(synonyms(line) for line in lines):
+        raise InputError(f"{path}: a class has no name; give each class a line, with commas between synonyms only")
+    if benchmark.background and config.preset == "tcl" and lines[0] != "background":
+        raise InputError(f"{path}: the first class of {name} must be background")
+    shown = [synonyms(line)[0] for line in lines]
+    if repeated := next((word for number, word in enumerate(shown) if word in shown[:number]), None):
+        raise InputError(f"{path}: names {repeated!r} twice; a class is told by its first name")
+    return replace(benchmark, names=("background", *shown[1:]) if benchmark.background else tuple(shown)), lines

@@ -1,0 +1,183 @@
+"""Segment any photo with any labels:
+
+from owseg.predict import load
+
+model = load("runs/demo/train/tcl")  # or a run's folder, tcl.pth, or a training-free mode such as "naclip"
+result = model.segment("photo.jpg", ["cat", "wooden table", "sky"])
+result.labels  # [H, W]: the index of each pixel's label, -1 where it is none of them
+result.overlay().save("overlay.png")
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from owseg import InputError
+from owseg.checkpoint import TRAINING_FREE, Checkpoint, find_checkpoint
+from owseg.evaluation.pictures import legend_below, overlay, palette
+from owseg.evaluation.presets import View
+from owseg.evaluation.protocol import WINDOW_BATCH, predict_scores, upsample_argmax
+from owseg.methods import load_segmenter
+from owseg.methods.clip import Clip
+from owseg.photos import Photo, read_photo
+
+NOTHING = -1
+MOST_LABELS = 2**15 - 1
+PLANES_AT_ONCE = 256
+"""Masks of windows that are held at a time, so that many labels take time and not memory."""
+OVERLAY_SIDE = 1600
+"""Longest side of an overlay in pixels; masks keep the photo's own size."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation:
+    """What was found in a photo."""
+
+    image: np.ndarray
+    """The photo upright, [H, W, 3] uint8."""
+    names: tuple[str, ...]
+    """The labels that were asked for."""
+    labels: np.ndarray
+    """[H, W] int16: the index in `names` of each pixel's label, -1 where it is none of them."""
+    scores: np.ndarray
+    """[H, W] float32: the highest score that any label has at a pixel (of the method: a mask's value, a cosine)."""
+
+    @property
+    def colours(self) -> np.ndarray:
+        """A colour for each label, [n, 3] uint8."""
+        return palette(len(self.names))
+
+    def shares(self) -> dict[str, float]:
+        """The share of the photo's pixels that each label has, 0..1; what is left to 1 is nothing."""
+        counts = np.bincount(self.labels.ravel() + 1, minlength=1 + len(self.names))[1:]
+        return dict(zip(self.names, (counts / self.labels.size).tolist(), strict=True))
+
+    def mask(self) -> Image.Image:
+        """An indexed picture at the photo's size: 0 = nothing, i = label i counted from 1, in the overlay's colours.
+
+        Beyond 255 labels it has 16 bits and no colours.
+        """
+        index = (self.labels + 1).astype(np.uint16)
+        if len(self.names) > 255:
+            return Image.fromarray(index)
+        mask = Image.fromarray(index.astype(np.uint8), mode="P")
+        mask.putpalette([0, 0, 0, *self.colours.ravel().tolist()])
+        return mask
+
+    def overlay(self, side: int = OVERLAY_SIDE) -> Image.Image:
+        """The labels' colours on the photo, with a legend below; photos longer than `side` are scaled down to it."""
+        height, width = self.labels.shape
+        scale = min(1.0, side / max(height, width))
+        size = (max(round(width * scale), 1), max(round(height * scale), 1))
+        image = np.asarray(Image.fromarray(self.image).resize(size, Image.Resampling.BOX))
+        rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], (height, width), strict=True))
+        drawn = overlay(image, self.labels[rows[:, None], columns], self.colours, ignore=NOTHING)
+        shares = [*self.shares().items()]
+        found = [(name, share, colour) for (name, share), colour in zip(shares, self.colours, strict=True) if share]
+        return legend_below(Image.fromarray(drawn), [(f"{name} {percent(share)}", colour) for name, share, colour in found])
+
+
+class Model:
+    """A method ready to segment photos."""
+
+    def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
+        if isinstance(checkpoint.method, Clip):
+            raise InputError(
+                "clip is an encoder and draws no masks by itself; name a training-free mode, such as maskclip, to read it"
+            )
+        try:
+            self.device = torch.device(device)
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            raise InputError(f"device: {device!r} cannot be used here ({error})") from error
+        self.checkpoint = checkpoint
+        self.segmenter = load_segmenter(checkpoint.method, checkpoint.encoder, checkpoint.weights).to(self.device)
+        self._embedded: tuple[tuple[str, ...], Tensor] | None = None
+
+    @torch.inference_mode()
+    def segment(self, photo: Photo, labels: Sequence[str], *, background: bool = True) -> Segmentation:
+        """Give each pixel of a photo the label that fits it best.
+
+        With `background`, pixels that no label fits as well as the method's threshold asks for become nothing. That is the
+        default: labels of one's own choice seldom cover a photo, and a single label would cover all of it. Without it every
+        pixel gets one of the labels. Raises InputError for labels that are empty or given twice, and unreadable photos.
+        """
+        names = clean_labels(labels)
+        image = read_photo(photo)
+        classes = self._embed(names)
+        threshold = self.segmenter.background_threshold if background else None
+        own_plane = background and threshold is None
+        checkpoint = self.checkpoint
+        scores = predict_scores(
+            self.segmenter,
+            image,
+            classes,
+            own_plane,
+            checkpoint.view,
+            checkpoint.encoder.mean,
+            checkpoint.encoder.std,
+            batch=max(1, min(WINDOW_BATCH, PLANES_AT_ONCE // len(names))),
+        )
+        best, winner = upsample_argmax(scores, (image.shape[0], image.shape[1]))
+        chosen = winner.sub_(int(own_plane)).to(torch.int16)
+        if threshold is not None:
+            chosen[best <= threshold] = NOTHING
+        return Segmentation(image=image, names=names, labels=chosen.cpu().numpy(), scores=best.cpu().numpy())
+
+    def _embed(self, names: tuple[str, ...]) -> Tensor:
+        if self._embedded is None or self._embedded[0] != names:
+            self._embedded = names, self.segmenter.embed_classes(names).to(self.device)
+        return self._embedded[1]
+
+
+def load(
+    checkpoint: str | Path | Checkpoint = TRAINING_FREE,
+    *,
+    method: str = "",
+    encoder_model: str = "",
+    encoder_weights: str = "",
+    view: View | None = None,
+    device: str = "cpu",
+    **settings: Any,
+) -> Model:
+    """A model from a folder that the train stage wrote, a run's folder, an official `tcl.pth`, or a training-free mode's name.
+
+    method and encoder_*: as in `find_checkpoint`. view: sizes and windows; by default what the checkpoint was made for.
+    settings: of the method (`pamr=True`, `background_threshold=0.3`). Raises InputError that says what is wrong or missing.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = find_checkpoint(checkpoint, method, encoder_model=encoder_model, encoder_weights=encoder_weights)
+    known = {field.name for field in fields(checkpoint.method)}
+    if unknown := sorted(settings.keys() - known):
+        raise InputError(f"{unknown[0]}: {checkpoint.method.name} has no such setting; it has {', '.join(sorted(known))}")
+    return Model(replace(checkpoint, method=replace(checkpoint.method, **settings), view=view or checkpoint.view), device)
+
+
+def percent(share: float) -> str:
+    """A share of 0..1 in whole percent; what is there, but less, as "<1 %"."""
+    return f"{100 * share:.0f} %" if share == 0 or share >= 0.005 else "<1 %"
+
+
+def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
+    """Labels with plain single spaces. Raises InputError where there is none, or one is empty or given twice."""
+    if isinstance(labels, str):
+        raise InputError('labels: give a list, such as ["cat", "sky"]')
+    names = tuple(" ".join(label.split()) for label in labels)
+    if not names:
+        raise InputError("labels: there are none; name at least one thing to look for")
+    if len(names) > MOST_LABELS:
+        raise InputError(f"labels: {len(names)} are too many; at most {MOST_LABELS}")
+    seen = set()
+    for number, name in enumerate(names, 1):
+        if not name:
+            raise InputError(f"labels: number {number} is empty")
+        if name.casefold() in seen:
+            raise InputError(f"labels: '{name}' is given twice")
+        seen.add(name.casefold())
+    return names

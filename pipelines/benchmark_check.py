@@ -1,0 +1,40 @@
+"""`--check`: whether the benchmark folders are fit to be scored, told in seconds."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from cluster.tracking import NullTracker
+from owseg import InputError
+from owseg.evaluation.check import Report, check_benchmark
+from owseg.evaluation.presets import EvaluateConfig, protocol_of
+from pipelines.context import Context
+from pipelines.report import print_reports
+from pipelines.run_dir import open_run_dir
+from pipelines.settings import Config
+from pipelines.world import evaluate_config
+
+
+def check(config: Config) -> None:
+    """validate the benchmark folders in seconds and stop: exit code 0, or 2 with a line for each problem"""
+    if config.evaluate.root:
+        settings = config.evaluate
+        if not Path(settings.root).is_dir():
+            raise InputError(f"evaluate.root: {settings.root} is no folder; it must hold VOCdevkit, coco_stuff164k, ...")
+    else:
+        with open_run_dir(config, None) as held:
+            settings = evaluate_config(Context(held, NullTracker()))
+    reports = dict(_reports(settings))
+    print_reports(reports, settings.root)
+    bad = [name for name, report in reports.items() if report.problems]
+    if bad:
+        raise InputError(f"{len(bad)} of {len(reports)} benchmarks cannot be scored as they are: {', '.join(bad)}")
+
+
+def _reports(config: EvaluateConfig) -> Iterator[tuple[str, Report]]:
+    for name in config.datasets:
+        try:
+            benchmark = protocol_of(config, name).benchmark
+        except InputError as error:  # a file of class names
+            yield name, Report(problems=(str(error),))
+        else:
+            yield name, check_benchmark(benchmark, Path(config.root))

@@ -1,0 +1,254 @@
+"""Photos and labels in, segmented photos out: each pixel gets the label that fits it best, or none.
+
+For photo.jpg three files are written: photo.overlay.png (the labels' colours on the photo, with a legend), photo.mask.png (an
+indexed picture of the photo's size: 0 = nothing, i = label i) and photo.json (labels, colours, shares of pixels, and what made
+them). Photos are turned as their EXIF orientation says, and so are the masks.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from owseg import InputError
+from pipelines.config import ConfigError, override
+from pipelines.outcome import DONE, USER_MISTAKE, exit_code, print_text
+
+if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
+    from owseg.checkpoint import Checkpoint
+    from owseg.predict import Model, Segmentation
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif")
+"""What is taken for a photo in a folder; a file that is named itself may have any."""
+OVERLAY, MASK = ".overlay.png", ".mask.png"
+VIEW = ("short_side", "max_long_side", "window", "stride")
+OPTION_OF = {
+    "encoder.pretrained": "--encoder-weights",
+    "encoder.model": "--encoder-model",
+    "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
+}
+"""Settings that errors speak of, by the options of this verb."""
+TRAINING_ONLY = ("phases", "optim", "augment")
+TOLD = 5
+"""Labels in an image's line; its JSON has all of them."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb, with the exit codes of all verbs: 2 also where some of the images could not be read."""
+    parser = _parser()
+    if {"-h", "--help"} & set(argv):
+        print_text(parser.format_help())
+        return DONE
+    unreadable: list[Path] = []
+    code = exit_code(lambda: unreadable.extend(segment(parser.parse_intermixed_args(argv))))
+    return code or (USER_MISTAKE if unreadable else DONE)
+
+
+def segment(arguments: argparse.Namespace) -> list[Path]:
+    """Segment every image; one that cannot be read is told in a line of its own, and returned."""
+    from owseg.predict import clean_labels
+
+    labels = clean_labels(read_labels(arguments.labels))
+    out = _writable(Path(arguments.out))
+    photos = list(find_photos(map(Path, arguments.images)))
+    checkpoint = _checkpoint(arguments)
+    print(f"model: {_name(checkpoint)}", flush=True)
+    model = _load(checkpoint, arguments.device)
+    made_by = {"background": arguments.background, **_settings(checkpoint)}
+    unreadable = []
+    for number, (photo, name) in enumerate(photos, 1):
+        try:
+            if photo.is_dir():
+                raise InputError(f"{photo}: holds no images ({', '.join(SUFFIXES)})")
+            result = model.segment(photo, labels, background=arguments.background)
+        except InputError as error:
+            print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            unreadable.append(photo)
+            continue
+        overlay = write_result(result, out / name, {"image": photo.name, **made_by})
+        line = f"[{number}/{len(photos)}] {photo}: {_told(result)} → {overlay}"
+        print(line.encode(errors="backslashreplace").decode(), flush=True)  # a file's name need not be valid text
+    return unreadable
+
+
+def read_labels(text: str) -> list[str]:
+    """The labels of "cat, wooden table, sky", or of "@FILE" with one a line (which may hold commas)."""
+    if not text.startswith("@"):
+        return text.split(",") if text.strip() else []
+    try:
+        return [line for line in Path(text[1:]).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--labels: {text[1:]} cannot be read ({error})") from None
+
+
+def find_photos(inputs: Iterable[Path]) -> Iterator[tuple[Path, str]]:
+    """Each photo once, and the name of its results: that of the file, below a folder with the way to it.
+
+    A folder without photos is yielded itself. What this verb wrote is not taken for a photo; names that would fall together
+    are numbered.
+    """
+    seen: set[Path] = set()
+    names: set[str] = set()
+    for given in inputs:
+        inside = [path for path in sorted(given.rglob("*")) if _is_photo(path)] if given.is_dir() else []
+        for path in inside or [given]:
+            if path.resolve() in seen:
+                continue
+            seen.add(path.resolve())
+            name = stem = path.relative_to(given).with_suffix("").as_posix() if inside else path.stem
+            number = 1
+            while name.casefold() in names:
+                number += 1
+                name = f"{stem}-{number}"
+            names.add(name.casefold())
+            yield path, name
+
+
+def _is_photo(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES and not path.name.endswith((OVERLAY, MASK)) and path.is_file()
+
+
+def write_result(result: "Segmentation", stem: Path, made_by: dict[str, Any]) -> Path:
+    """Write overlay, mask and JSON; returns the overlay's path. Raises ConfigError where they cannot be written."""
+    height, width = result.labels.shape
+    shares = result.shares()
+    labels = [
+        {"index": index, "label": name, "colour": colour.tolist(), "share": round(share, 6)}
+        for index, ((name, share), colour) in enumerate(zip(shares.items(), result.colours, strict=True), 1)
+    ]
+    nothing = round(max(1 - sum(shares.values()), 0), 6)
+    told = {**made_by, "width": width, "height": height, "labels": labels, "nothing": nothing}
+    overlay = stem.with_name(stem.name + OVERLAY)
+    text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        result.mask().save(stem.with_name(stem.name + MASK))
+        stem.with_name(f"{stem.name}.json").write_text(text, encoding="utf-8", errors="backslashreplace")
+        result.overlay().save(overlay)
+    except OSError as error:
+        raise ConfigError(f"--out: {stem} cannot be written ({error.strerror or error})") from None
+    return overlay
+
+
+def _told(result: "Segmentation") -> str:
+    from owseg.predict import percent
+
+    height, width = result.labels.shape
+    shares = {name: share for name, share in result.shares().items() if share > 0}
+    largest = sorted(shares, key=lambda name: -shares[name])[:TOLD]
+    others = [f"{len(shares) - TOLD} more"] if len(shares) > TOLD else []
+    nothing = [f"nothing {percent(1 - sum(shares.values()))}"] if (result.labels < 0).any() else []
+    return ", ".join([f"{width} x {height}", *(f"{name} {percent(shares[name])}" for name in largest), *others, *nothing])
+
+
+def _writable(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".segment.{os.getpid()}.tmp"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise ConfigError(f"--out: {folder} cannot be written ({error.strerror}); choose another folder") from None
+    return folder
+
+
+def _checkpoint(arguments: argparse.Namespace) -> "Checkpoint":
+    """The checkpoint that the options name, with the settings and sizes that they change."""
+    from owseg.checkpoint import TRAINING_FREE, find_checkpoint
+
+    found = find_checkpoint(
+        arguments.checkpoint or arguments.method or TRAINING_FREE,
+        arguments.method,
+        encoder_model=arguments.encoder_model,
+        encoder_weights=arguments.encoder_weights,
+    )
+    sizes = {name: value for name in VIEW if (value := getattr(arguments, name)) is not None}
+    return replace(found, method=override(found.method, arguments.set), view=replace(found.view, **sizes))
+
+
+def _load(checkpoint: "Checkpoint", device: str) -> "Model":
+    from owseg.predict import Model
+
+    try:
+        return Model(checkpoint, device)
+    except InputError as error:
+        message = str(error)
+        for setting, option in OPTION_OF.items():
+            message = message.replace(setting, option)
+        raise ConfigError(message) from error
+
+
+def _settings(checkpoint: "Checkpoint") -> dict[str, Any]:
+    """What decides the masks, with the SHA-256 of the weights, and without a path of this machine."""
+    settings = checkpoint.describe()
+    settings["method"] = {key: value for key, value in settings["method"].items() if key not in TRAINING_ONLY}
+    del settings["encoder"]["architecture"]
+    return settings
+
+
+def _name(checkpoint: "Checkpoint") -> str:
+    """The model in a few words."""
+    method, encoder, view = checkpoint.method, checkpoint.encoder, checkpoint.view
+    name = getattr(method, "mode", method.name)
+    source = f"from {checkpoint.weights}" if checkpoint.weights else f"on {encoder.model} {encoder.pretrained}"
+    return f"{name} {source}, short side {view.short_side}, window {view.window}, stride {view.stride}"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        usage="python pipelines/segment.py IMAGE... --labels LABELS [--checkpoint PATH] [--out FOLDER] [option ...]",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        add_help=False,
+    )
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="a photo, or a folder of photos")
+    add("--labels", required=True, help='what to look for, any words: "cat, wooden table, sky"; or @FILE with one a line')
+    add("--checkpoint", default="", metavar="PATH", help="a folder of a run's train/, the run's folder, or an official tcl.pth")
+    add(
+        "--method",
+        default="",
+        help="a training-free mode (naclip, maskclip, ...), or one of the methods that a run trained; "
+        "without it and without --checkpoint: naclip on OpenAI's CLIP, which is downloaded",
+    )
+    add("--out", default="segmented", metavar="FOLDER", help="where results go (default: %(default)s)")
+    add(
+        "--no-background",
+        dest="background",
+        action="store_false",
+        help="give every pixel a label; by default those that no label fits well enough become nothing",
+    )
+    add(
+        "--set",
+        default=[],
+        nargs="+",
+        action="extend",
+        metavar="KEY=VALUE",
+        help="settings of the method: background_threshold=0.3, pamr=true",
+    )
+    for name in VIEW:
+        add(f"--{name.replace('_', '-')}", type=int, metavar="PIXELS", help="instead of what the checkpoint was made for")
+    add("--encoder-model", default="", metavar="NAME", help="CLIP of tcl.pth and of training-free modes (default: ViT-B-16)")
+    add(
+        "--encoder-weights",
+        default="",
+        metavar="FILE|TAG",
+        help="its weights (default: openai; so is a file without --encoder-model); or where those of a checkpoint lie by now",
+    )
+    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add("-h", "--help", action="store_true", help="this text")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
