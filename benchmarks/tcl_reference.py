@@ -70,7 +70,7 @@ def mask_losses(method: TclMethod, v: Tensor, texts: Tensor, own_noise: Tensor) 
     masks = torch.sigmoid(logits)
 
     uniform = torch.rand_like(logits)
-    uniform[rows, rows] = own_noise
+    uniform[rows, rows] = own_noise.to(uniform.dtype)
     soft = torch.sigmoid(logits + torch.log(uniform / (1 - uniform)))
     hard = (soft > 0.5).to(soft.dtype) - soft.detach() + soft
 

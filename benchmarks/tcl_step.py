@@ -9,7 +9,6 @@ takes the features V^s as given and measures the losses that read the masks, and
 """
 
 import argparse
-import importlib.util
 import multiprocessing as mp
 import statistics
 import time
@@ -17,9 +16,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
+import tcl_reference as reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,17 +38,6 @@ class Step(NamedTuple):
     seconds: float
     peak: int
     losses: dict[str, float]
-
-
-def load_reference() -> ModuleType:
-    """tcl_reference.py, which lies beside this file and in no package."""
-    path = Path(__file__).with_name("tcl_reference.py")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def build(options: argparse.Namespace) -> TclMethod:
@@ -77,7 +65,6 @@ def whole_step(method: TclMethod, variant: str, options: argparse.Namespace) -> 
     grid = tuple(4 * side for side in method.clip.visual.grid_size)
     noise = torch.rand(options.batch, *grid).clamp(1e-6, 1 - 1e-6).to(options.device)
     if variant == "reference":
-        reference = load_reference()
         return lambda: reference.losses(method, image, tokens, others, noise)
     tcl.gather = lambda text: torch.cat([text, others])
     torch.rand_like = lambda _: noise.clone()
@@ -106,7 +93,6 @@ def masks_step(method: TclMethod, variant: str, options: argparse.Namespace) -> 
         own = method.own_logits(v, slope, texts[: options.batch])
         return {**method.mask_losses(v, slope, own, texts), "hard": 1e-3 * gumbel_sigmoid(own, noise).mean()}
 
-    reference = load_reference()
     return reference_losses if variant == "reference" else package_losses
 
 
@@ -209,7 +195,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--text-chunk", type=int, help="Tcl.text_chunk, in place of its default")
     parser.add_argument("--bf16", action="store_true", help="under autocast, as DeepSpeed runs it")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.texts < options.batch:
+        parser.error(f"--texts counts those of the batch, too: give at least {options.batch}")
+    return options
 
 
 if __name__ == "__main__":

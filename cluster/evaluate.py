@@ -19,7 +19,7 @@ from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
 from owseg.evaluation.presets import EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.run import Score, best_median_worst, score_items
-from owseg.methods import Segmenter, SegmenterConfig, load_segmenter
+from owseg.methods import TRAINING_ONLY, Segmenter, SegmenterConfig, load_segmenter
 
 ITEMS_PER_PART = 20
 FORMAT = 2
@@ -41,9 +41,7 @@ class Contender:
         pretrained = Path(self.encoder.pretrained)
         files = [path for path in (self.weights, pretrained if pretrained.is_file() else None) if path]
         settings = asdict(self.method) | {"encoder": asdict(self.encoder) | {"pretrained": pretrained.name}}
-        # What only training reads has no say in what the weights predict.
-        for key in ("phases", "optim", "augment", "fidelity", "text_chunk"):
-            settings.pop(key, None)
+        settings = {key: value for key, value in settings.items() if key not in TRAINING_ONLY}
         return digest_of([settings, [digest_of_file(path) for path in files]])
 
 
@@ -66,7 +64,7 @@ def evaluate(
 ) -> dict[str, dict[str, Score]]:
     """Scores by contender and dataset. Parts that an earlier run finished are read back; Ray starts only if some are left.
 
-    Raises InputError that names a missing or unreadable file.
+    Raises InputError that names a missing or unreadable file, or a set in which nothing can be scored.
     """
     parts = list_parts(contenders, config, out)
     todo = [part for part in parts if not part.usable(config)]
@@ -89,6 +87,8 @@ def evaluate(
             if not score.images:
                 reason = next(iter(score.skipped.values()))
                 raise InputError(f"{dataset}: none of its {len(score.skipped)} images can be read, the first: {reason}")
+            if not score.counts.any():
+                raise InputError(f"{dataset}: no pixel of its label maps has a class, all are ignored; look at the label maps")
     return scores
 
 
@@ -97,7 +97,7 @@ def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -
 
     A part's file is named by all that its contents depend on, so a changed image costs one part and no more.
     """
-    root = Path(config.root).resolve()
+    root = config.folder.resolve()
     fingerprints = [contender.fingerprint() for contender in contenders]
     parts = []
     for dataset in config.datasets:
@@ -163,7 +163,7 @@ def draw(
 ) -> dict[str, list[Path]]:
     """Pictures by contender: the best, median and worst image of each benchmark, and the curves of the threshold sweeps."""
     pictures: dict[str, list[Path]] = {}
-    root = Path(config.root).resolve()
+    root = config.folder.resolve()
     for contender in contenders:
         segmenter = load_segmenter(contender.method, contender.encoder, contender.weights)
         row, paths = scores[contender.name], pictures.setdefault(contender.name, [])

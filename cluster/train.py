@@ -151,7 +151,7 @@ def train_worker(config: dict[str, Any]) -> None:
 
     def make_engine(groups: Sequence[ParameterGroup]) -> Engine:
         if job.train.engine == "torch":
-            return TorchEngine(method, groups, job.method.optim, device)
+            return TorchEngine(method, groups, job.method.optim, device, bf16=job.train.bf16)
         return DeepSpeedEngine(
             method,
             groups,

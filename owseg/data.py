@@ -152,6 +152,7 @@ class CaptionBatches(Dataset[Batch]):
             auto_augment=augment.rand_augment or None,
             interpolation="bilinear",
             re_prob=augment.erase,
+            re_mode="pixel",
             mean=tuple(mean),
             std=tuple(std),
         )

@@ -29,14 +29,6 @@ class Phase:
             raise InputError("steps must be at least 1, and train must name a parameter prefix")
 
 
-class Trainable(Protocol):
-    """What a training engine needs of a method (an nn.Module)."""
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """Named scalars, already weighted: the engine minimises their sum."""
-        ...
-
-
 class Engine(Protocol):
     """Carries out optimiser steps on fixed parameters; a new phase gets a new engine, which takes over what stays."""
 
@@ -66,7 +58,10 @@ class Engine(Protocol):
 
 
 class TorchEngine:
-    """The plain engine, in which everything can be read: AdamW, gradients averaged over ranks, norm clipped."""
+    """The plain engine, in which everything can be read: AdamW, gradients averaged over ranks, norm clipped.
+
+    It minimises the sum of the method's `losses(batch)`: named scalars, already weighted.
+    """
 
     def __init__(
         self,
@@ -74,8 +69,11 @@ class TorchEngine:
         groups: Sequence[ParameterGroup],
         optim: OptimConfig,
         device: torch.device | None = None,
+        *,
+        bf16: bool = False,
     ) -> None:
         self.device = device or torch.device("cpu")
+        self.bf16 = bf16
         self.method = method.to(self.device)
         self.shared = [parameter for group in groups if not group.local for parameter in group.parameters]
         self.local = [parameter for group in groups if group.local for parameter in group.parameters]
@@ -86,7 +84,8 @@ class TorchEngine:
     def step(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        losses: dict[str, Tensor] = self.method.losses(batch.to(self.device))  # type: ignore[operator]
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
+            losses: dict[str, Tensor] = self.method.losses(batch.to(self.device))  # type: ignore[operator]
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         if self.ranks > 1:
@@ -107,7 +106,7 @@ class TorchEngine:
             torch.save(self.optimizer.state_dict(), self._state_path(folder))
 
     def load(self, folder: Path) -> None:
-        self.optimizer.load_state_dict(torch.load(self._state_path(folder), map_location=self.device, weights_only=True))
+        self.optimizer.load_state_dict(torch.load(self._state_path(folder), map_location="cpu", weights_only=True))
 
     def _state_path(self, folder: Path) -> Path:
         return folder / (f"optimizer-{self.rank}.pt" if self.local else "optimizer.pt")

@@ -14,6 +14,7 @@ from owseg import InputError
 from owseg.data import Batch, seed_step
 from owseg.engine import Engine, Phase
 from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, lr_at, parameter_groups
+from owseg.weights import differences
 
 WEIGHTS = "method.safetensors"
 MakeEngine = Callable[[Sequence[ParameterGroup]], Engine]
@@ -43,12 +44,9 @@ def load_learned(method: nn.Module, phases: Sequence[Phase], path: Path) -> None
         state = load_file(path)
     except Exception as error:  # safetensors raises its own untyped errors for truncated and foreign files
         raise InputError(f"{path}: not a readable checkpoint ({error})") from error
-    expected = learned_state(method, phases)
-    wrong = sorted(name for name in expected.keys() | state.keys() if name not in state or name not in expected) or sorted(
-        name for name, tensor in expected.items() if tensor.shape != state[name].shape
-    )
+    wrong = differences(state, learned_state(method, phases))
     if wrong:
-        raise InputError(f"{path}: belongs to another architecture (first difference: {wrong[0]})")
+        raise InputError(f"{path}: belongs to another architecture ({wrong})")
     method.load_state_dict(state, strict=False)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from owseg import InputError
+from owseg.evaluation.datasets import UNREADABLE
 
 Photo = str | Path | Image.Image | np.ndarray
 """A file, a Pillow image, or an array: [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA in uint8, or [H, W] grey in uint16."""
@@ -31,7 +32,7 @@ def read_photo(photo: Photo) -> np.ndarray:
                 return _to_rgb(opened)
         except FileNotFoundError:
             raise InputError(f"{name}: no such file") from None
-        except (OSError, ValueError, SyntaxError, EOFError, MemoryError, Image.DecompressionBombError) as error:
+        except UNREADABLE as error:
             raise InputError(f"{name}: not a readable image ({error})") from error
 
 

@@ -173,6 +173,7 @@ def main() -> None:
     method = found.method.build(build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
     load_trained(method, found.method.phases, found.weights)
     if given.verb == "export":
+        given.target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(export_official(method), given.target)
         return
     given.target.mkdir(parents=True, exist_ok=True)
@@ -184,6 +185,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except InputError as mistake:
+    except (InputError, OSError) as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

@@ -3,7 +3,6 @@
 import gzip
 import tempfile
 from collections.abc import Callable, Sequence
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,8 +50,9 @@ def clip_tokenizer(vocabulary: int, context_length: int) -> Tokenizer:
     """CLIP's byte-pair tokenizer; a vocabulary below 49408 keeps its most frequent merges only (small text towers)."""
     from open_clip.tokenizer import SimpleTokenizer, default_bpe
 
-    bpe = default_bpe() if vocabulary == CLIP_VOCABULARY else _first_merges(vocabulary)
-    tokenizer: Tokenizer = SimpleTokenizer(bpe_path=bpe, context_length=context_length)
+    with tempfile.TemporaryDirectory(prefix="owseg-bpe-") as folder:
+        bpe = default_bpe() if vocabulary == CLIP_VOCABULARY else _first_merges(vocabulary, Path(folder))
+        tokenizer: Tokenizer = SimpleTokenizer(bpe_path=bpe, context_length=context_length)
     return tokenizer
 
 
@@ -71,13 +71,11 @@ def prompt_templates(name: str) -> tuple[str, ...]:
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
 
 
-@cache
-def _first_merges(vocabulary: int) -> str:
-    """A merges file cut to `vocabulary` entries: 2 * 256 bytes, the merges, start and end of text."""
+def _first_merges(vocabulary: int, folder: Path) -> str:
+    """A merges file in `folder`, cut to `vocabulary` entries: 2 * 256 bytes, the merges, start and end of text."""
     from open_clip.tokenizer import default_bpe
 
     header, *merges = gzip.decompress(Path(default_bpe()).read_bytes()).decode().split("\n")
-    folder = Path(tempfile.mkdtemp(prefix="owseg-bpe-"))
     path = folder / "merges.txt.gz"
     path.write_bytes(gzip.compress("\n".join([header, *merges[: vocabulary - 514]]).encode()))
     return str(path)

@@ -1,7 +1,6 @@
 """`--check`: whether the benchmark folders are fit to be scored, told in seconds."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from cluster.tracking import NullTracker
 from owseg import InputError
@@ -18,7 +17,7 @@ def check(config: Config) -> None:
     """validate the benchmark folders in seconds and stop: exit code 0, or 2 with a line for each problem"""
     if config.evaluate.root:
         settings = config.evaluate
-        if not Path(settings.root).is_dir():
+        if not settings.folder.is_dir():
             raise InputError(f"evaluate.root: {settings.root} is no folder; it must hold VOCdevkit, coco_stuff164k, ...")
     else:
         with open_run_dir(config, None) as held:
@@ -37,4 +36,4 @@ def _reports(config: EvaluateConfig) -> Iterator[tuple[str, Report]]:
         except InputError as error:  # a file of class names
             yield name, Report(problems=(str(error),))
         else:
-            yield name, check_benchmark(benchmark, Path(config.root))
+            yield name, check_benchmark(benchmark, config.folder)

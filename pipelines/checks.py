@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from owseg import InputError
+from owseg.checkpoint import MODEL, read_model
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.presets import protocol_of
@@ -48,16 +49,21 @@ def given_weights(config: Config) -> dict[str, Path]:
 
 
 def check_weights(config: Config) -> None:
-    """Raise InputError where given weights are missing or belong to another architecture than the run's."""
+    """Raise InputError where given weights are missing, or belong to another architecture or another CLIP than the run's."""
+    encoder = located_encoder(config)
     for name, path in given_weights(config).items():
         if not path.is_file():
             raise InputError(f"weights.{name}: {path} does not exist")
         model = getattr(config.models, name)
-        load_trained(model.build(build_encoder(located_encoder(config))), model.phases, path)
+        load_trained(model.build(build_encoder(encoder)), model.phases, path)
+        if path.with_name(MODEL).is_file() and Path(encoder.pretrained).is_file():
+            read_model(path.parent, encoder_weights=encoder.pretrained)
 
 
 def check_benchmarks(config: Config) -> None:
-    """Raise InputError where a file of a benchmark is missing."""
+    """Raise InputError where nothing is to be scored, or a file of a benchmark is missing."""
+    if not config.methods:
+        raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
     if config.evaluate.root:
         for name in config.evaluate.datasets:
-            list_items(protocol_of(config.evaluate, name).benchmark, Path(config.evaluate.root))
+            list_items(protocol_of(config.evaluate, name).benchmark, config.evaluate.folder)

@@ -94,7 +94,7 @@ def settings_of(contender: Contender, config: EvaluateConfig, scores: dict[str, 
 
 def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
     """Changes with the rows, the protocol and the benchmark files (names, sizes, times)."""
-    listed = {name: list_items(protocol_of(config, name).benchmark, Path(config.root)) for name in config.datasets}
+    listed = {name: list_items(protocol_of(config, name).benchmark, config.folder) for name in config.datasets}
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
     return digest_of([FORMAT, rows, to_dict(context.config.evaluate), files])
@@ -109,7 +109,7 @@ def _publish(run: Run, contender: Contender, config: EvaluateConfig, scores: dic
     per_class: list[dict[str, Any]] = []
     for name in config.datasets:
         scored = reports[name] = report(protocol_of(config, name), config, scores[name])
-        scored["settings"] = settings_of(contender, config, scores)
+        scored["settings"] = settings_of(contender, config, {name: scores[name]})
         write_json(out / contender.name / f"{name}.json", scored)
         run.metrics({f"{name}/{metric}": scored[metric] for metric in METRICS})
         per_class += [

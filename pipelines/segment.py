@@ -32,7 +32,6 @@ OPTION_OF = {
     "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
 }
 """Settings that errors speak of, by the options of this verb."""
-TRAINING_ONLY = ("phases", "optim", "augment")
 TOLD = 5
 """Labels in an image's line; its JSON has all of them."""
 
@@ -184,6 +183,8 @@ def _load(checkpoint: "Checkpoint", device: str) -> "Model":
 
 def _settings(checkpoint: "Checkpoint") -> dict[str, Any]:
     """What decides the masks, with the SHA-256 of the weights, and without a path of this machine."""
+    from owseg.methods import TRAINING_ONLY
+
     settings = checkpoint.describe()
     settings["method"] = {key: value for key, value in settings["method"].items() if key not in TRAINING_ONLY}
     del settings["encoder"]["architecture"]
@@ -231,10 +232,9 @@ def _parser() -> _Parser:
     add(
         "--set",
         default=[],
-        nargs="+",
-        action="extend",
+        action="append",
         metavar="KEY=VALUE",
-        help="settings of the method: background_threshold=0.3, pamr=true",
+        help="a setting of the method, such as background_threshold=0.3 or pamr=true; may be given again for another",
     )
     for name in VIEW:
         add(f"--{name.replace('_', '-')}", type=int, metavar="PIXELS", help="instead of what the checkpoint was made for")

@@ -153,6 +153,10 @@ def test_given_weights_are_checked_before_any_work(tiny_run: Path, tmp_path: Pat
         check_weights(settings(f"weights.tcl={tmp_path}/none.safetensors"))
     with pytest.raises(InputError, match="belongs to another architecture"):
         check_weights(settings("encoder.model=configs/miniature_clip.json", f"weights.tcl={tiny_run}/train/tcl"))
+    other = tmp_path / "other.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in tiny.encoder(tmp_path, seed=7).clip.state_dict().items()}, other)
+    with pytest.raises(InputError, match=r"other\.safetensors: not the weights that .*model\.json was written for"):
+        check_weights(settings(own, f"encoder.pretrained={other}", f"weights.tcl={tiny_run}/train/tcl"))
     with pytest.raises(ConfigError, match=r"weights.tlc: no method of that name trains \(did you mean 'tcl'\?\)"):
         settings(f"weights.tlc={tiny_run}/train/tcl")
     with pytest.raises(ConfigError, match=r"weights\.maskclip: no method of that name trains"):
@@ -171,6 +175,7 @@ def test_a_run_with_given_weights_trains_nothing_and_scores_them(tiny_run: Path,
         if change:
             state = load_file(weights / WEIGHTS)
             save_file(state | {change: state[change] - 0.1}, weights / WEIGHTS)
+            (weights / "model.json").unlink()  # it would tell that these are other weights
         result = run("evaluate", tmp_path / "run", *arguments)
         assert result.returncode == 0, result.stderr
         assert "train: skipped, nothing is to be trained" in result.stdout

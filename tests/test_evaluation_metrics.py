@@ -21,7 +21,7 @@ from owseg.evaluation.metrics import (
     sweep,
     threshold_counts,
 )
-from owseg.evaluation.pictures import draw_sweep, overlay, palette
+from owseg.evaluation.pictures import PANORAMA, compose, draw_sweep, overlay, palette
 from owseg.evaluation.presets import protocol_of
 from owseg.evaluation.protocol import upsample_argmax
 from owseg.evaluation.run import report, score_items, threshold_sweep
@@ -192,3 +192,10 @@ def test_real_masks_are_read_and_drawn() -> None:
         assert (drawn[label != 255] != image[label != 255]).any()
         right = boundary_confusion(label, label, len(benchmark.names))
         assert boundary_iou(right) == 100.0
+
+
+@pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (30, 40)])
+def test_pictures_of_any_shape_stay_pictures(size: tuple[int, int]) -> None:
+    drawn = compose([np.zeros((*size, 3), np.uint8)] * 3, ["image", "truth", "prediction"], [("cat", palette(1)[0])], "title")
+    assert 60 < drawn.width < 4 * PANORAMA
+    assert 300 < drawn.height < 600

@@ -224,6 +224,16 @@ def test_a_set_with_no_readable_image_has_no_score(
         evaluate(contenders, replace(voc, unreadable="skip"), SessionConfig(), tmp_path / "out")
 
 
+def test_a_set_in_which_every_pixel_is_ignored_has_no_score(
+    voc: EvaluateConfig, contenders: list[Contender], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    Inline(monkeypatch)
+    for path in (Path(voc.root) / LABELS).iterdir():
+        Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)  # voc20 ignores the background
+    with pytest.raises(InputError, match="voc20: no pixel of its label maps has a class"):
+        evaluate(contenders, voc, SessionConfig(), tmp_path / "out")
+
+
 def stage_settings(run_dir: Path) -> str:
     settings: str = summary(run_dir)["stages"]["evaluate"]["settings"]["maskclip"]
     return settings

@@ -85,6 +85,7 @@ def test_own_class_names_replace_the_presets(tmp_path: Path) -> None:
     assert protocol.class_of_query == (1, 1, 2, 3)
     assert protocol_of(replace(config, preset="sclip"), "voc21").queries[0] == "background"
     assert summary_of(config) == "preset tcl, own class names"
+    assert summary_of(replace(config, limit=10)) == "preset tcl, own class names, first 10 images"
     with pytest.raises(InputError, match=r"ade20k\.txt"):
         protocol_of(config, "ade20k")
     own.write_text("red\ngreen\n")
@@ -96,6 +97,15 @@ def test_own_class_names_replace_the_presets(tmp_path: Path) -> None:
     own.write_text("background\n,\n")
     with pytest.raises(InputError, match="no name"):
         protocol_of(config, "voc21")
+    own.write_bytes(b"background\ncaf\xe9\n")
+    with pytest.raises(InputError, match=r"voc21\.txt: cannot be read"):
+        protocol_of(config, "voc21")
+
+
+@pytest.mark.parametrize(("datasets", "message"), [((), "there are none"), (("voc21", "voc21"), "named twice")])
+def test_a_list_of_benchmarks_names_each_once(datasets: tuple[str, ...], message: str) -> None:
+    with pytest.raises(InputError, match=f"datasets: .*{message}"):
+        EvaluateConfig(datasets=datasets)
 
 
 def test_the_best_synonym_speaks_for_its_class(tmp_path: Path) -> None:

@@ -8,14 +8,16 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tiny import blocks
 from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
 from owseg import InputError
-from owseg.evaluation.datasets import BENCHMARKS, Item, list_items, read_image, read_label
+from owseg.evaluation.datasets import BENCHMARKS, Item, labels_from, list_items, read_image, read_label
 from owseg.evaluation.metrics import class_iou, confusion, mean_iou
 from owseg.evaluation.presets import EvaluateConfig, View, protocol_of
 from owseg.evaluation.protocol import normalise, predict, resize, slide, window_starts
 from owseg.evaluation.run import Score, best_median_worst, report, score_items
+from owseg.photos import read_photo
 
 VIEW = View(short_side=32, window=32, stride=16)
 
@@ -191,6 +193,22 @@ def test_lists_with_paths_in_front_of_ids_are_read(tmp_path: Path) -> None:
     ids = split.read_text().split()
     split.write_text("".join(f"/JPEGImages/{id_}.jpg /SegmentationClass/{id_}.png\n" for id_ in ids))
     assert [item.id for item in list_items(BENCHMARKS["voc21"], tmp_path)] == ids
+    split.write_bytes(b"\xef\xbb\xbf" + b"".join(id_.encode() + b"\r\n" for id_ in ids) + b"\r\n")
+    assert [item.id for item in list_items(BENCHMARKS["voc21"], tmp_path)] == ids
+
+
+def test_a_command_that_is_told_can_be_pasted(tmp_path: Path) -> None:
+    assert labels_from(BENCHMARKS["cityscapes"], Path("/my sets")).endswith("GTFINE '/my sets'")
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jp2", ".png"])
+def test_a_picture_with_spoilt_bytes_is_unreadable(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"photo{suffix}"
+    Image.fromarray(blocks(16, 16)).save(path)
+    path.write_bytes(path.read_bytes()[:-40] + bytes(40))  # headers stay; decoders differ in what they raise
+    for read in (read_image, read_photo):
+        with pytest.raises(InputError, match=path.name):
+            read(path)
 
 
 def test_the_protocol_has_its_eight_sets() -> None:

@@ -9,23 +9,26 @@ import numpy as np
 import pytest
 import tiny
 import torch
-from torch import nn
+from PIL import Image
+from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.data import Batch, CaptionBatches, ShardReader, batches_from, epoch_order
+from owseg.data import AugmentConfig, Batch, CaptionBatches, ShardReader, batches_from, epoch_order
 from owseg.engine import Phase, TorchEngine
-from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters
+from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters, phase_groups
 from owseg.methods.tcl import GROUNDER, Tcl
 from owseg.optim import OptimConfig, lr_at, scaled_lr
 
 
-def caption_batches(folder: Path, *, rank: int = 0, world_size: int = 1, seed: int = 0) -> CaptionBatches:
+def caption_batches(
+    folder: Path, *, rank: int = 0, world_size: int = 1, seed: int = 0, augment: AugmentConfig = tiny.AUGMENT
+) -> CaptionBatches:
     shards = sorted(folder.glob("*.tar")) or tiny.write_shards(folder)
     encoder = tiny.encoder(folder)
     return CaptionBatches(
         ShardReader(shards),
         encoder.tokenize,
-        tiny.AUGMENT,
+        augment,
         mean=(0.5,) * 3,
         std=(0.5,) * 3,
         batch_size=8,
@@ -160,6 +163,34 @@ def test_ranks_share_an_epoch_without_overlap(tmp_path: Path) -> None:
         assert together == whole[step].keys
         seen += together
     assert len(seen) == len(set(seen)) == 40
+
+
+def test_an_erased_box_is_noise(tmp_path: Path) -> None:
+    """Per pixel, as released; a box of the mean colour would be what TCL_v takes for masked-out."""
+    transform = caption_batches(tmp_path, augment=replace(tiny.AUGMENT, erase=1.0)).transform
+    torch.manual_seed(0)
+    image = transform(Image.new("RGB", (40, 40), "red"))
+    erased = (image != torch.tensor([1.0, -1.0, -1.0])[:, None, None]).any(dim=0)
+    assert 0.01 < erased.float().mean() < 0.4
+    assert len(image[:, erased].unique()) > 2 * erased.sum()
+
+
+def test_bfloat16_moves_losses_by_its_rounding_alone(tmp_path: Path) -> None:
+    """The plain engine: weights and optimiser state stay float32."""
+    batch = caption_batches(tmp_path)[0]
+
+    def step(bf16: bool) -> tuple[dict[str, Tensor], TorchEngine]:
+        torch.manual_seed(0)
+        method, config = tiny.tcl_config().build(tiny.encoder(tmp_path)), tiny.tcl_config()
+        engine = TorchEngine(method, phase_groups(method, config.phases, config.optim)[0], config.optim, bf16=bf16)
+        return engine.step(batch, 1e-3), engine
+
+    (exact, _), (found, engine) = step(False), step(True)
+    assert any(not torch.equal(found[name], loss) for name, loss in exact.items())
+    for name, loss in exact.items():
+        torch.testing.assert_close(found[name], loss, rtol=0.05, atol=2e-3)
+    for group in engine.hand_over().values():
+        assert all(state["exp_avg"].dtype == torch.float32 for state in group)
 
 
 def test_every_epoch_has_its_own_order() -> None:

@@ -92,7 +92,7 @@ def test_a_file_name_need_not_be_text(tiny_run: Path, photo: Path, tmp_path: Pat
 def test_options_reach_the_model(tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "labels.txt").write_text("cat, or dog\nsky\n")
     sizes = ("--short-side", 48, "--window", 48, "--stride", 24)
-    settings = ("--set", "background_threshold=0.25", "pamr=true")
+    settings = ("--set", "background_threshold=0.25", "--set", "pamr=true")
     shutil.copy(photo, tmp_path / "other.png")
     options = ("--labels", f"@{tmp_path}/labels.txt", "--out", tmp_path, tmp_path / "other.png", *sizes, *settings)
     assert call(tiny_run, photo, *options) == 0  # options may stand between the images

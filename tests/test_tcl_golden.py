@@ -1,13 +1,14 @@
 """benchmarks/parity.py: TCL against recorded numbers, the official code's where they lie beside the repository."""
 
-import importlib.util
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import open_clip
+import parity
 import pytest
+import tcl_reference as reference
+import tcl_reference_inference as inference
 import torch
 import torch.nn.functional as F
 
@@ -16,28 +17,12 @@ from owseg.methods.tcl import Tcl, TclMethod
 from owseg.published import official_names
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 IMAGES, CONTEXT, VOCABULARY = 4, 12, 300
-
-
-def load(name: str) -> ModuleType:
-    """A script of benchmarks/, which is no package."""
-    spec = importlib.util.spec_from_file_location(name, BENCHMARKS / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-parity, reference, inference = load("parity"), load("tcl_reference"), load("tcl_reference_inference")
 
 
 def run(monkeypatch: pytest.MonkeyPatch, weights: Path, case: Path) -> int:
     monkeypatch.setattr(sys, "argv", ["parity.py", "tcl", "--weights", str(weights), "--case", str(case)])
-    code: int = parity.main()
-    return code
+    return parity.main()
 
 
 def small_tcl() -> TclMethod:

@@ -1,12 +1,11 @@
 """Lean training of TCL: the same losses and gradients as the formulas written plainly, whatever is chunked or recomputed."""
 
-import importlib.util
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import tcl_reference as reference
 import tiny
 import torch
 import torch.nn.functional as F
@@ -22,18 +21,6 @@ from owseg.methods.tcl import TclMethod
 
 BATCH, TEXTS = 4, 10
 GRID = 16
-
-
-def load_benchmark(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "benchmarks" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-reference = load_benchmark("tcl_reference")
 
 
 def gradients(function: Callable[[Tensor], Tensor], module: nn.Module, x: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

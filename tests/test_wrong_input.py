@@ -59,6 +59,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("weights.tcl={there}/other.safetensors",),
         "{there}/other.safetensors: belongs to another architecture",
     ),
+    "no methods": ("evaluate", ("methods=[]",), "methods: there are none to score"),
     "no benchmarks": ("evaluate", ("evaluate.root={there}",), "voc21: {there}/VOCdevkit/"),
 }
 

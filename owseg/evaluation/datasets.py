@@ -1,5 +1,6 @@
 """The eight benchmarks as data: where their images and labels lie, and how labels are encoded (TCL's unified protocol)."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -10,8 +11,8 @@ from PIL import Image
 from owseg import InputError
 
 IGNORE = 255
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
-"""What Pillow raises for files that it cannot decode."""
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, Image.DecompressionBombError)
+"""What Pillow and its decoders raise for files that they cannot decode (RuntimeError: AVIF)."""
 
 
 class UnreadableError(InputError):
@@ -19,8 +20,14 @@ class UnreadableError(InputError):
 
 
 def read_names(path: Path) -> tuple[str, ...]:
-    """Class names, one a line in label order. Spaces count: mmsegmentation's ADE20K has a class "bed " that must stay so."""
-    return tuple(line for line in path.read_text().splitlines() if line.strip())
+    """Class names, one a line in label order. Spaces count: mmsegmentation's ADE20K has a class "bed " that must stay so.
+
+    Raises InputError where the file is no text in UTF-8.
+    """
+    try:
+        return tuple(line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    except ValueError as error:
+        raise InputError(f"{path}: cannot be read ({error}); write class names in UTF-8, one a line") from error
 
 
 _NAMES = {path.stem: read_names(path) for path in sorted(Path(__file__).with_name("names").glob("*.txt"))}
@@ -144,7 +151,8 @@ def find_items(benchmark: Benchmark, root: Path) -> list[Item]:
                 f"{benchmark.name}: {split} is missing; evaluate.root must hold {files.split}: {labels_from(benchmark, root)}"
             )
         # Some published lists give a path in front of the id, or a label path behind it.
-        ids = [Path(line.split()[0]).stem for line in split.read_text(errors="replace").splitlines() if line.strip()]
+        lines = split.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        ids = dict.fromkeys(Path(line.split()[0]).stem for line in lines if line.strip())  # an id given twice counts once
         items = [_item(benchmark, root, id_, root / files.images.format(id=id_), "") for id_ in ids]
     else:
         suffix = files.images.rsplit("*", 1)[1]
@@ -163,7 +171,7 @@ def images_from(benchmark: Benchmark, root: Path) -> str:
 
 def labels_from(benchmark: Benchmark, root: Path) -> str:
     """What to do where label maps are missing."""
-    command = benchmark.files.convert.replace("ROOT", str(root))
+    command = benchmark.files.convert.replace("ROOT", shlex.quote(str(root)))
     return f"run {command}" if command else images_from(benchmark, root)
 
 

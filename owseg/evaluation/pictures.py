@@ -17,7 +17,9 @@ from owseg.evaluation.run import Score, threshold_sweep
 from owseg.methods import Segmenter
 
 PANEL = 320
-"""Height of each of the three panels in pixels."""
+"""Height of each of the three panels in pixels ..."""
+PANORAMA = 8 * PANEL
+"""... unless it would be wider than this."""
 MARGIN = 12
 LINE = 22
 NAME = 60
@@ -83,20 +85,22 @@ def draw_sweep(scores: Mapping[str, Score], path: Path, title: str) -> None:
 
 
 def compose(panels: list[np.ndarray], captions: list[str], legend: list[tuple[str, np.ndarray]], title: str) -> Image.Image:
-    """Panels side by side under a title, with captions and a colour legend below."""
+    """Panels of one size side by side under a title, with captions and a colour legend below."""
     font = ImageFont.load_default(14)
-    scaled = [
-        Image.fromarray(panel).resize((round(panel.shape[1] * PANEL / panel.shape[0]), PANEL), Image.Resampling.NEAREST)
-        for panel in panels
-    ]
+    height, width = panels[0].shape[:2]
+    scale = min(PANEL / height, PANORAMA / width)
+    size = (max(round(width * scale), 1), max(round(height * scale), 1))
+    scaled = [Image.fromarray(panel).resize(size, Image.Resampling.NEAREST) for panel in panels]
     width = sum(panel.width for panel in scaled) + MARGIN * (len(scaled) + 1)
-    canvas = Image.new("RGB", (width, PANEL + 2 * LINE), "white")
+    top = LINE + MARGIN // 2
+    bottom = top + size[1]
+    canvas = Image.new("RGB", (width, bottom + LINE), "white")
     draw = ImageDraw.Draw(canvas)
     draw.text((MARGIN, MARGIN // 2), title, fill="black", font=font)
     x = MARGIN
     for panel, caption in zip(scaled, captions, strict=True):
-        canvas.paste(panel, (x, LINE + MARGIN // 2))
-        draw.text((x, PANEL + LINE + MARGIN // 2 + 2), caption, fill=(90, 90, 90), font=font)
+        canvas.paste(panel, (x, top))
+        draw.text((x, bottom + 2), caption, fill=(90, 90, 90), font=font)
         x += panel.width + MARGIN
     return legend_below(canvas, legend)
 

@@ -89,10 +89,19 @@ class EvaluateConfig:
     pictures: bool = True
     """Draw overlays of the best, median and worst image of each set."""
 
+    @property
+    def folder(self) -> Path:
+        """`root` as a path, "~" spelled out."""
+        return Path(self.root).expanduser()
+
     def __post_init__(self) -> None:
+        if not self.datasets:
+            raise InputError(f"datasets: there are none; name at least one of {', '.join(BENCHMARKS)}")
         for name in self.datasets:
             if name not in BENCHMARKS:
                 raise InputError(f"datasets: {name!r} is none of {', '.join(BENCHMARKS)}")
+        if len(set(self.datasets)) != len(self.datasets):
+            raise InputError("datasets: a benchmark is named twice")
         for field in ("short_side", "max_long_side", "window", "stride", "limit"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative; give a positive number, or 0")
@@ -151,7 +160,11 @@ def synonyms(line: str) -> tuple[str, ...]:
 def summary_of(config: EvaluateConfig) -> str:
     """The protocol in a few words, for titles: "preset tcl, short side 96, window 96, stride 48"."""
     own = [f"{key.replace('_', ' ')} {value}" for key in OVERRIDES if (value := getattr(config, key))]
-    return ", ".join([f"preset {config.preset}", *own, *(["own class names"] if config.classes else [])])
+    if config.classes:
+        own.append("own class names")
+    if config.limit:
+        own.append(f"first {config.limit} images")
+    return ", ".join([f"preset {config.preset}", *own])
 
 
 def _classes(config: EvaluateConfig, name: str) -> tuple[Benchmark, tuple[str, ...]]:
@@ -159,7 +172,7 @@ def _classes(config: EvaluateConfig, name: str) -> tuple[Benchmark, tuple[str, .
     benchmark = BENCHMARKS[name]
     if not config.classes:
         return benchmark, benchmark.names if config.preset == "tcl" else read_names(_NAMES / f"{name}.txt")
-    path = Path(config.classes) / f"{name}.txt"
+    path = Path(config.classes).expanduser() / f"{name}.txt"
     if not path.is_file():
         raise InputError(f"evaluate.classes: {path} is missing; it must list the class names of {name}, one a line")
     lines = read_names(path)

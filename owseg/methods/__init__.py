@@ -43,6 +43,11 @@ TrainedConfig = Clip | Tcl
 """Methods that train: their configs have `phases`, `optim` and `augment`."""
 SegmenterConfig = Chance | ZeroShot | Tcl
 """Methods that segment: rows of the results table."""
+TRAINING_ONLY = (
+    *("phases", "optim", "augment", "fidelity", "tcl_weight", "area_weight", "tv_weight", "area_prior"),
+    *("mask_scale", "mask_shift", "text_chunk", "checkpoint_blocks"),
+)
+"""Settings of methods that have no say in what trained weights predict."""
 
 
 class Segmenter(Protocol):
