@@ -11,11 +11,11 @@ import multiprocessing
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import tcl_reference_inference as reference
 import torch
 import torch.nn.functional as F
+from memory import reset_peak, resident
 from torch import Tensor
 
 from owseg.refine import pamr
@@ -31,21 +31,15 @@ def example(classes: int, side: int) -> tuple[Tensor, Tensor]:
     return F.interpolate(image, size=(4 * side, 4 * side), mode="bicubic"), masks
 
 
-def resident(field: str) -> float:
-    """MiB of this process that are resident now ("VmRSS") or were at most since the last reset ("VmHWM")."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**10
-
-
 def peak(kind: str, classes: int, side: int, threads: int) -> float:
     """Rise of this process's resident memory while it refines once, MiB."""
     torch.set_num_threads(threads)
     KINDS[kind](*example(1, 8))
     image, masks = example(classes, side)
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    reset_peak()
     before = resident("VmRSS")
     KINDS[kind](image, masks)
-    return resident("VmHWM") - before
+    return (resident("VmHWM") - before) / 2**20
 
 
 def main() -> None:

@@ -15,12 +15,12 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import tcl_reference as reference
 import torch
 import torch.nn.functional as F
+from memory import reset_peak, resident
 from torch import Tensor
 
 from owseg.data import Batch
@@ -96,12 +96,6 @@ def masks_step(method: TclMethod, variant: str, options: argparse.Namespace) -> 
     return reference_losses if variant == "reference" else package_losses
 
 
-def resident(field: str) -> int:
-    """VmRSS or VmHWM of this process in bytes."""
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(field))
-    return 1024 * int(line.split()[1])
-
-
 class PeakMemory:
     """Bytes that a step takes above what was held when it began."""
 
@@ -112,7 +106,7 @@ class PeakMemory:
         if self.cuda:
             torch.cuda.reset_peak_memory_stats()
         else:
-            Path("/proc/self/clear_refs").write_text("5")  # sets the high-water mark back to what is resident now
+            reset_peak()
         self.before = torch.cuda.memory_allocated() if self.cuda else resident("VmRSS")
 
     def stop(self) -> int:

@@ -212,13 +212,7 @@ def run_block(block: Any, x: Tensor) -> Tensor:
     What block(x) computes. nn.MultiheadAttention, where it records gradients, turns tokens to [L, B, C] and then multiplies
     with the frozen projection position by position.
     """
-    attn = block.attn
-    projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    query, key, value = projected.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    read = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-    x = x + block.ls_1(attn.out_proj(read))
-    mixed: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
-    return x + mixed
+    return feed_forward(block, x + attention(block, x, ["qk"]))
 
 
 def value_only(block: Any, x: Tensor) -> Tensor:
@@ -229,7 +223,27 @@ def value_only(block: Any, x: Tensor) -> Tensor:
     """
     width = x.shape[-1]
     value = F.linear(block.ln_1(x), block.attn.in_proj_weight[2 * width :], block.attn.in_proj_bias[2 * width :])
-    x = x + block.ls_1(block.attn.out_proj(value))
+    return feed_forward(block, x + block.ls_1(block.attn.out_proj(value)))
+
+
+def attention(block: Any, x: Tensor, pairs: Sequence[str], prior: Tensor | None = None) -> Tensor:
+    """What a block's attention reads, without residual and MLP: [B, L, C] → [B, L, C].
+
+    pairs: "qk" compares queries with keys, softmax(q k^T / sqrt(d)), as trained; "qq" and "kk" compare like with like. The
+    readings of the values under all pairs are added. prior: [L, L], added to the similarities before the softmax.
+    """
+    attn = block.attn
+    projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
+    split = projected.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
+    heads = dict(zip("qkv", split, strict=True))
+    mask = None if prior is None else prior.to(split)
+    read = [F.scaled_dot_product_attention(heads[p[0]], heads[p[1]], heads["v"], attn_mask=mask) for p in pairs]
+    output: Tensor = block.ls_1(attn.out_proj(sum(read[1:], read[0]).transpose(1, 2).flatten(2)))
+    return output
+
+
+def feed_forward(block: Any, x: Tensor) -> Tensor:
+    """The second half of a residual block, its MLP: [B, L, C] → [B, L, C]."""
     mixed: Tensor = block.ls_2(block.mlp(block.ln_2(x)))
     return x + mixed
 
@@ -252,23 +266,6 @@ def token_grid(visual: Any, image: Tensor) -> tuple[int, int]:
     return image.shape[-2] // patch_h, image.shape[-1] // patch_w
 
 
-def self_attention(block: Any, x: Tensor, sides: Sequence[str], prior: Tensor | None = None) -> Tensor:
-    """What a block's attention reads where tokens are compared like with like; residual and MLP are left to the caller.
-
-    x: [B, L, C] → [B, L, C]. sides: of "q" and "k"; each compares all queries (keys) with each other, softmax(q q^T / sqrt(d)),
-    and their readings of the values are added. prior: [L, L], added to the similarities before the softmax.
-    """
-    attn = block.attn
-    projected = F.linear(block.ln_1(x), attn.in_proj_weight, attn.in_proj_bias)
-    split = projected.reshape(*x.shape[:2], 3, attn.num_heads, -1).permute(2, 0, 3, 1, 4)
-    heads = dict(zip("qkv", split, strict=True))
-    mask = None if prior is None else prior.to(split)
-    read = [F.scaled_dot_product_attention(heads[s], heads[s], heads["v"], attn_mask=mask) for s in sides]
-    joined = torch.stack(read).sum(dim=0).transpose(1, 2).flatten(2)
-    output: Tensor = block.ls_1(attn.out_proj(joined))
-    return output
-
-
 def gaussian_prior(grid: tuple[int, int], sigma: float) -> Tensor:
     """NACLIP's neighbourhood prior [1 + h*w, 1 + h*w]: exp(-distance^2 / (2 sigma^2)) between patches, 0 with the class token.
 
@@ -287,16 +284,15 @@ def last_block(block: Any, x: Tensor, reading: Reading, grid: tuple[int, int]) -
     """
     match reading:
         case "clip":
-            x = block(x)
+            x = run_block(block, x)
         case "maskclip":
             x = value_only(block, x)
         case "sclip":
-            x = x + self_attention(block, x, "qk")
-            x = x + block.ls_2(block.mlp(block.ln_2(x)))
+            x = feed_forward(block, x + attention(block, x, ["qq", "kk"]))
         case "clearclip":
-            x = self_attention(block, x, "q")
+            x = attention(block, x, ["qq"])
         case "naclip":
-            x = self_attention(block, x, "k", gaussian_prior(grid, sigma=5.0))
+            x = attention(block, x, ["kk"], gaussian_prior(grid, sigma=5.0))
     return x
 
 
