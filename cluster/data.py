@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.stage import InputError, MakeWork, Marker, Runner, ShardWork, finished, run_shard
+from filtering.stage import InputError, MakeWork, Marker, Runner, ShardWork, finished, rows_of, run_shard
 
 CPUS_PER_WORKER = 0.5
 """What a worker reserves. Less than a whole CPU, so that a two-CPU machine still has a slot for Ray Data's own tasks."""
@@ -33,7 +32,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
         found = {source: finished(source, out, fingerprint) for source in sources}
         todo = [source for source, marker in found.items() if marker is None]
         if todo:
-            rows = {source.resolve(): pq.read_metadata(source).num_rows for source in sources}
+            rows = {source.resolve(): rows_of(source) for source in sources}
             done = sum(rows[source.resolve()] for source, marker in found.items() if marker)
             with (
                 Progress(label or "shards", total=sum(rows.values()), unit="rows", start=done) as progress,

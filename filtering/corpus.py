@@ -1,58 +1,46 @@
-"""Links in, the filtered corpus out: partition, tag, count, choose the vocabulary, split.
+"""Links in, the filtered corpus out: read, mark, choose the vocabulary, split.
 
-    partition   the source, streamed into shards by the hash of the caption: duplicates meet, and neither the order of the
-                input nor the block size matters
-    pass one    rules, then the nouns of the captions that are left, written beside them; counts per entity
-    vocabulary  counts of all shards added up; the K most frequent entities are kept
-    pass two    captions that mention none of them are dropped; kept and dropped rows are written
+    read        the source in parts; rows go into shards by the hash of their caption, so that duplicates meet, and neither
+                the order of the input nor the size of its parts matters
+    mark        caption rules; of what is left the forms in which entities may be mentioned; a sample of the captions is tagged
+    vocabulary  tallies of all shards added up: how often a form is a noun, how many captions mention an entity, which to keep
+    split       captions that mention no kept entity are dropped; the tagger reads those that the forms leave undecided
+    index       which kept rows mention an entity
 
-Both passes are `ShardWork` and run wherever a `Runner` runs them; each finished shard has a marker and is not done again.
+Every pass is `ShardWork` and runs wherever a `Runner` runs it; each finished unit has a marker and is not done again.
 """
 
 import json
-import shutil
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filtering import report
-from filtering.entities import EntityFinder, kept_entities, vocabulary
-from filtering.lexicon import lexicon_digest, load_lexicon
-from filtering.reader import SourceConfig, read_links, source_files
+from filtering.balance import Balance
+from filtering.index import merge_index
+from filtering.leakage import leaked
+from filtering.lists import FrequencyList, ListConfig
+from filtering.matching import add_tallies, entity_counts
+from filtering.near_duplicates import NearDuplicate, NearDuplicates
+from filtering.partition import ReadWork, point_at_parts, point_at_shards, remove_strangers
+from filtering.passes import BUILD, ConfirmWork, MakeWords, MarkWork, NoEntity, RareEntity, SignWork, SplitWork, Words
+from filtering.reader import SourceConfig, parts_of, source_fingerprint
 from filtering.rules import DEFAULT_RULES, RuleConfig
-from filtering.schema import CORPUS, DROPPED, LINKS
-from filtering.stage import (
-    InputError,
-    Marker,
-    Rule,
-    Runner,
-    digest_of,
-    digest_of_file,
-    digest_of_markers,
-    mark,
-    run_local,
-    split,
-    sum_counts,
-    write_json,
-    write_table,
-)
-from filtering.tagger import load_tagger
-from filtering.text import normalised
+from filtering.schema import FORMS, KEY_LENGTH
+from filtering.stage import InputError, Marker, Rule, Runner, digest_of, digest_of_file, run_local, sum_counts, write_table
+from filtering.statistics import merge
 
-VERSION = 1
+VERSION = 2
 """Raise it when the same config gives other rows: it is part of every fingerprint."""
 
-BUILD = "_build"
-BLOCK_ROWS = 1 << 18
+Benchmarks = Mapping[str, Sequence[Sequence[str]]]
+"""Per benchmark its classes, and of each class its name and synonyms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,189 +51,196 @@ class FilterConfig:
     """Where the links are and which columns hold them."""
     rules: tuple[RuleConfig, ...] = DEFAULT_RULES
     """Caption rules in their order; the first that refuses a row is its reason."""
+    list: ListConfig = FrequencyList()
+    """Which entities are kept: the most frequent ones (frequency), OVSegmentor's (paper), or your own (file)."""
     top_k: int = 100
-    """Number of entities to keep: the most frequent visual nouns of the corpus."""
+    """Number of entities that a frequency list keeps: the most frequent visual nouns of the corpus."""
     min_count: int = 2
-    """Fewest captions that must mention an entity for it to be kept."""
+    """Fewest captions that must mention an entity for a frequency list to keep it."""
     stop: tuple[str, ...] = ()
     """Names that are never entities, beside the shipped stop list."""
+    exclude_benchmark_classes: bool = False
+    """Leave the classes of the eight benchmarks out of the list, so that the corpus is not selected for what is tested."""
     tagger: str = ""
     """spaCy model that tells nouns, for instance en_core_web_sm; "" is the small tagger that ships with this package."""
+    sample: int = 100_000
+    """Captions that the tagger reads to learn how often each form is a noun; a corpus of fewer links is tagged whole."""
+    certain: float = 0.9
+    """A form that is a noun (or none) in at least this share of the sample is decided without the tagger (0.5 to 1)."""
+    near_duplicates: NearDuplicates | None = None
+    """Drop captions that nearly repeat another kept one; null keeps them."""
+    balance: Balance | None = None
+    """Thin out captions of very frequent entities, as MetaCLIP does; null keeps them all."""
     shards: int = 16
     """Number of corpus shards: units of work and of resuming (up to about 100,000 links each is comfortable)."""
 
     def __post_init__(self) -> None:
-        for key in ("top_k", "min_count", "shards"):
+        for key in ("top_k", "min_count", "sample", "shards"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        if not 0.5 <= self.certain <= 1:
+            raise InputError(f"certain: is a share and must lie between 0.5 and 1, not {self.certain}")
+
+    @property
+    def applied_rules(self) -> tuple[RuleConfig, ...]:
+        """The caption rules, unless the list takes captions as they come: then they are not cleaned either."""
+        return self.rules if self.list.caption_rules else ()
 
 
-def build_corpus(config: FilterConfig, out: Path, *, run: Runner = run_local) -> dict[str, Any]:
+def build_corpus(
+    config: FilterConfig, out: Path, *, run: Runner = run_local, benchmarks: Benchmarks | None = None
+) -> dict[str, Any]:
     """Build the corpus of `config` in the folder `out`; what an earlier call finished is not done again.
 
     `out` gets `kept/*.parquet` (schema `CORPUS`), `dropped/*.parquet` (`DROPPED`), `entities.parquet` (`ENTITIES`),
-    `report.json` and `report.png`. The folder `_build` holds what resuming needs.
+    `index.parquet` (`INDEX`) and the report (`report.html`, `.json`, `.png`). The folder `_build` holds what resuming needs.
+    `benchmarks` are the evaluation's classes, for the report on leakage and for `exclude_benchmark_classes`.
 
     Returns:
-        {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "digest": of all tables}.
+        {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "digest": of all tables,
+        "leakage": {benchmark: share of the kept captions that mention a class of it}}.
 
     Raises:
-        InputError: a source that cannot be read, no such tagger, or no entity that is frequent enough.
+        InputError: a source that cannot be read, no such tagger, a faulty list, or no entity that is frequent enough.
     """
     build = out / BUILD
-    model = load_tagger(config.tagger).meta  # a wrong name should be told here, not by a worker
-    links = partition(config.source, build / "links", config.shards)
-    rules = [asdict(rule) for rule in config.rules]
-    reading = digest_of([VERSION, rules, config.stop, model["name"], model["version"], lexicon_digest()])
-    tagged = run(partial(TagWork, config.rules, config.stop, config.tagger), links, build, fingerprint=reading, label="tag")
-    entities = vocabulary(add_tallies(build, tagged), config.top_k, config.min_count)
-    kept = kept_entities(entities)
-    if not kept:
-        raise InputError(
-            f"filter.min_count: of the captions that passed the rules no {config.min_count} mention the same entity; "
-            f"lower it, or see {build / 'tagged'} for the reasons"
-        )
-    sources = [build / "tagged" / f"{marker.shard}.parquet" for marker in tagged]
-    markers = run(partial(SplitWork, kept), sources, out, fingerprint=digest_of([VERSION, sorted(kept)]), label="split")
-    _remove_strangers(out, markers)
+    make_words = partial(Words, config.list, config.stop, config.tagger)
+    words = make_words()  # a wrong name should be told here, not by a worker
+    leaks = leaked(benchmarks or {}, words.lexicon)
+
+    shards, links = read(config, build, run)
+
+    limit = _sample_limit(config.sample, links)
+    marking = digest_of([VERSION, [asdict(rule) for rule in config.applied_rules], words.fingerprint(), limit])
+    work = partial(MarkWork, make_words, config.applied_rules, out, limit)
+    marked = run(work, shards, build / "mark", fingerprint=marking, label="mark")
+
+    forms = FORMS.empty_table()
+    for marker in marked:  # one after another: all tallies at once would be as large as the corpus has shards
+        forms = add_tallies([forms, pq.read_table(build / "mark" / "tally" / f"{marker.shard}.parquet")])
+    write_table(build / "forms.parquet", forms)
+    entities = choose_entities(config, forms, leaks)
     write_table(out / "entities.parquet", entities)
-    counts = sum_counts(markers)
-    reasons = [*(rule.name for rule in config.rules), NoEntity.name, RareEntity.name]
-    summary = {
-        "links": sum(counts.values()),
-        "kept": counts["kept"],
-        "dropped": {reason: counts[reason] for reason in dict.fromkeys(reasons) if counts.get(reason)},
-        "entities": len(kept),
-        "digest": digest_of([digest_of_markers(markers), digest_of_file(out / "entities.parquet")]),
-    }
-    report.write(out, summary)
+
+    tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
+    chosen = digest_of([marking, tables, config.certain])
+    rules: list[Rule] = []
+    if config.near_duplicates:
+        rules.append(find_near_duplicates(config, config.near_duplicates, make_words, shards, out, chosen, run))
+    if config.balance:
+        rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
+    names = {benchmark: frozenset(classes.values()) for benchmark, classes in leaks.items()}
+    late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
+    splitting = digest_of([chosen, late, sorted((benchmark, sorted(found)) for benchmark, found in names.items())])
+    split = partial(SplitWork, make_words, config.certain, out, rules, names)
+    markers = run(split, shards, out, fingerprint=splitting, label="split")
+    _remove_leftovers(out, markers)
+    merge_index(build / "index", out / "index.parquet")
+
+    statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_text()) for marker in markers)
+    summary = _summary(config, out, markers, statistics)
+    report.write(out, summary, statistics, _details(config, marked, markers, leaks, benchmarks or {}))
     return summary
 
 
-# ---- partition
+def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
+    """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
+    raw = not config.list.caption_rules
+    parts = point_at_parts(build / "parts", (replace(part, raw=raw) for part in parts_of(config.source)))
+    settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
+    identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
+    markers = run(partial(ReadWork, config.shards), parts, build / "read", fingerprint=identity, label="read")
+    links = sum_counts(markers).get("links", 0)
+    if not links:
+        raise InputError(
+            f"filter.source.path: {config.source.path} holds no rows; give a table with a URL and a caption per row"
+        )
+    return point_at_shards(build / "shards", build / "read", markers, config.shards), links
 
 
-def partition(source: SourceConfig, folder: Path, shards: int) -> list[Path]:
-    """Stream the source into `shards` parquet files in `folder`, rows with the same caption in the same one, sorted by key."""
-    paths = [folder / f"{shard:05d}.parquet" for shard in range(shards)]
-    settings = {key: value for key, value in asdict(source).items() if key != "path"}
-    fingerprint = digest_of([VERSION, settings, shards, [digest_of_file(path) for path in source_files(source)]])
-    marker = folder / "partition.done.json"
-    if marker.exists() and json.loads(marker.read_text()) == fingerprint and all(path.exists() for path in paths):
-        return paths
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    with ExitStack() as open_files:
-        spools = [path.with_suffix(".spool") for path in paths]
-        writers = [open_files.enter_context(pq.ParquetWriter(spool, LINKS)) for spool in spools]
-        for table in _blocks(read_links(source)):
-            shard_of = pa.array([_shard(caption, shards) for caption in table["caption"].to_pylist()], pa.int32())
-            for shard, writer in enumerate(writers):
-                writer.write_table(table.filter(pc.equal(shard_of, shard)))
-    for path, spool in zip(paths, spools, strict=True):
-        write_table(path, pq.read_table(spool).sort_by("key"))
-        spool.unlink()
-    write_json(marker, fingerprint)
-    return paths
+def _sample_limit(sample: int, links: int) -> str:
+    """The key below which a row is in the sample that the tagger reads: keys are hashes, so any range is drawn by lot."""
+    if links <= sample:
+        return "g"  # above every hexadecimal digit
+    return f"{sample * 16**KEY_LENGTH // links:0{KEY_LENGTH}x}"
 
 
-def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in blocks of about `BLOCK_ROWS`, so that a spool has few row groups."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(one.num_rows for one in waiting) >= BLOCK_ROWS:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
+def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, Mapping[str, str]]) -> pa.Table:
+    """The vocabulary (schema `ENTITIES`) that the list makes of the tally. InputError if it keeps nothing."""
+    classes = frozenset(name for found in leaks.values() for name in found.values())
+    entities = config.list.choose(
+        entity_counts(forms),
+        top_k=config.top_k,
+        min_count=config.min_count,
+        excluded=classes if config.exclude_benchmark_classes else frozenset(),
+    )
+    if not pc.any(entities["kept"]).as_py():
+        raise InputError(
+            f"filter.min_count: no entity is mentioned by {config.min_count} of the captions that passed the rules; "
+            "lower it, or look at corpus/_build/mark for the reasons"
+        )
+    return entities
 
 
-def _shard(caption: str, shards: int) -> int:
-    return int.from_bytes(sha256(normalised(caption).encode()).digest()[:8], "big") % shards
+def find_near_duplicates(
+    config: FilterConfig, near: NearDuplicates, make_words: MakeWords, shards: list[Path], out: Path, chosen: str, run: Runner
+) -> NearDuplicate:
+    """The rule that refuses kept rows whose caption nearly repeats another's: sign all captions, compare those that meet."""
+    build = out / BUILD
+    fingerprint = digest_of([chosen, asdict(near)])
+    sign = partial(SignWork, make_words, config.certain, out, near, config.shards)
+    signed = run(sign, shards, build / "sign", fingerprint=fingerprint, label="sign")
+    buckets = point_at_shards(build / "buckets", build / "sign", signed, config.shards)
+    confirm = partial(ConfirmWork, build / "sign", near)
+    confirmed = run(confirm, buckets, build / "near", fingerprint=fingerprint, label="confirm")
+    tables = [pq.read_table(build / "near" / file) for marker in confirmed for file in marker.files]
+    return NearDuplicate(pa.concat_tables(tables)["key"].combine_chunks())
 
 
-# ---- pass one
+def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker], statistics: Mapping[str, Any]) -> dict[str, Any]:
+    counts = sum_counts(markers)
+    late = (NoEntity.name, RareEntity.name, NearDuplicate.name, Balance.name)
+    dropped = {
+        reason: counts.get(f"dropped/{reason}", 0)
+        for reason in dict.fromkeys([*(rule.name for rule in config.applied_rules), *late])
+    }
+    tables = [(file, digest) for marker in markers for file, digest in marker.files.items() if not file.startswith(BUILD)]
+    tables += [(name, digest_of_file(out / name)) for name in ("entities.parquet", "index.parquet")]
+    return {
+        "links": counts["links"],
+        "kept": counts["kept"],
+        "dropped": {reason: count for reason, count in dropped.items() if count},
+        "entities": int(pc.sum(pq.read_table(out / "entities.parquet")["kept"]).as_py()),
+        "leakage": {name: round(count / max(1, counts["kept"]), 6) for name, count in sorted(statistics["leakage"].items())},
+        "digest": digest_of(sorted(tables)),
+    }
 
 
-class TagWork:
-    """Pass one over a shard of links: rules, then the entities of what is left, and in how many captions each occurs."""
-
-    def __init__(self, rules: Sequence[Rule], stop: tuple[str, ...], tagger: str) -> None:
-        self._rules = rules
-        self._find = EntityFinder(load_tagger(tagger), load_lexicon(stop))
-
-    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        left = table
-        parts = []
-        for rule in self._rules:  # one at a time: a duplicate of a row that was refused is no duplicate
-            left, refused = split(mark(left, [rule]))
-            parts.append(refused.add_column(len(LINKS), CORPUS.field("entities"), _lists([[]] * refused.num_rows)))
-        found = self._find(left["caption"].to_pylist())
-        left = left.append_column(CORPUS.field("entities"), _lists(found))
-        parts.append(left.append_column(DROPPED.field("drop_reason"), pa.nulls(left.num_rows, pa.string())))
-        write_table(scratch / "tagged" / f"{scratch.name}.parquet", pa.concat_tables(parts).sort_by("key"))
-        tally = Counter(name for names in found for name in names)
-        write_json(scratch / "tally" / f"{scratch.name}.json", dict(sorted(tally.items())))
-        return {"links": table.num_rows, "tagged": left.num_rows}
-
-
-def add_tallies(build: Path, tagged: Iterable[Marker]) -> Counter[str]:
-    """Captions per entity over all shards of pass one."""
-    total: Counter[str] = Counter()
-    for marker in tagged:
-        total.update(json.loads((build / "tally" / f"{marker.shard}.json").read_text()))
-    return total
+def _details(
+    config: FilterConfig,
+    marked: Sequence[Marker],
+    markers: Sequence[Marker],
+    leaks: Mapping[str, Mapping[str, str]],
+    benchmarks: Benchmarks,
+) -> dict[str, Any]:
+    """What the report tells beside the counts."""
+    counts = sum_counts(markers)
+    return {
+        "list": {**asdict(config.list), "top_k": config.top_k, "min_count": config.min_count},
+        "leaks": leaks,
+        "classes": {name: len(classes) for name, classes in benchmarks.items()},
+        "matching": {
+            "sampled": sum_counts(marked).get("sampled", 0),
+            **{way: counts.get(f"matching/{way}", 0) for way in ("rejected", "decided", "tagged")},
+        },
+        "config": {**asdict(config), "rules": [asdict(rule) for rule in config.applied_rules]},
+    }
 
 
-# ---- pass two
-
-
-@dataclass(frozen=True)
-class NoEntity:
-    """Refuses captions that mention nothing one could see."""
-
-    name: ClassVar[str] = "no_entity"
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pc.greater(pc.list_value_length(table["entities"]), 0)
-
-
-@dataclass(frozen=True)
-class RareEntity:
-    """Refuses captions that mention none of the kept entities."""
-
-    kept: frozenset[str]
-    name: ClassVar[str] = "rare_entity"
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pa.array([not self.kept.isdisjoint(names) for names in table["entities"].to_pylist()], pa.bool_())
-
-
-class SplitWork:
-    """Pass two over a tagged shard: kept rows with their kept entities; dropped rows with all entities and the reason."""
-
-    def __init__(self, kept: frozenset[str]) -> None:
-        self._kept = kept
-
-    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        passed, refused = split(table)
-        kept, without = split(mark(passed, [NoEntity(), RareEntity(self._kept)]))
-        names = [[name for name in row if name in self._kept] for row in kept["entities"].to_pylist()]
-        kept = kept.set_column(kept.column_names.index("entities"), CORPUS.field("entities"), _lists(names))
-        dropped = pa.concat_tables([refused, without]).sort_by("key")
-        write_table(scratch / "kept" / f"{scratch.name}.parquet", kept.cast(CORPUS))
-        write_table(scratch / "dropped" / f"{scratch.name}.parquet", dropped.cast(DROPPED))
-        return {"kept": kept.num_rows} | dict(Counter(dropped["drop_reason"].to_pylist()))
-
-
-def _lists(rows: Sequence[Sequence[str]]) -> pa.Array:
-    return pa.array(rows, CORPUS.field("entities").type)
-
-
-def _remove_strangers(out: Path, markers: Iterable[Marker]) -> None:
+def _remove_leftovers(out: Path, markers: Iterable[Marker]) -> None:
     """Delete shards that an earlier config with more of them left behind, and what a killed run was about to rename."""
-    ours = {out / file for marker in markers for file in marker.files}
-    for path in [*out.glob("kept/*.parquet"), *out.glob("dropped/*.parquet"), *out.rglob(".*.tmp")]:
-        if path not in ours:
-            path.unlink()
+    ours = [out / file for marker in markers for file in marker.files]
+    for folder in ("kept", "dropped", f"{BUILD}/index", f"{BUILD}/statistics"):
+        remove_strangers(out / folder, ours)
+    for path in out.rglob(".*.tmp"):
+        path.unlink()

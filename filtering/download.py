@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -27,6 +27,7 @@ from filtering.journal import Journal
 from filtering.schema import CORPUS, STATUS
 from filtering.stage import (
     InputError,
+    MakeWork,
     Runner,
     digest_of,
     digest_of_markers,
@@ -36,6 +37,11 @@ from filtering.stage import (
     write_table,
 )
 from filtering.tar import write_tar
+
+Row = Mapping[str, Any]
+"""A kept row: a value per column."""
+Obtain = Callable[[Sequence[Row], Journal], None]
+"""Puts what became of each row into the journal: the record and the JPEG that `finish` makes."""
 
 _FORMAT = 1  # raise it when the same links and config give other files than before
 
@@ -74,51 +80,65 @@ class DownloadShard:
         self._resize = Resize(config.image)
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        with Journal(scratch / f".journal-{content_digest(self._config)[:16]}") as journal:
-            finished = {key for key, record in journal.records.items() if not record["retryable"]}
-            links = {row["key"]: row["url"] or "" for row in table.select(["key", "url"]).to_pylist()}
-            asyncio.run(self._obtain({key: url for key, url in links.items() if key not in finished}, journal))
-            rows = [{**row, **journal.records[row["key"]]} for row in table.sort_by("key").to_pylist()]
-            write_tar(scratch / f"{scratch.name}.tar", _samples(rows, journal))
-        write_table(scratch / f"{scratch.name}.parquet", pa.Table.from_pylist(rows, schema=STATUS))
-        write_json(scratch / f"{scratch.name}_stats.json", _stats(rows))
-        return {
-            "links": len(rows),
-            "bytes": sum(row["bytes"] for row in rows),
-            "retryable": sum(row["retryable"] for row in rows),
-            **{f"status/{status}": count for status, count in Counter(row["status"] for row in rows).items()},
-        }
+        return write_shard(table, scratch, content_digest(self._config), self._obtain)
 
-    async def _obtain(self, links: Mapping[str, str], journal: Journal) -> None:
+    def _obtain(self, rows: Sequence[Row], journal: Journal) -> None:
+        asyncio.run(self._fetch({row["key"]: row["url"] or "" for row in rows}, journal))
+
+    async def _fetch(self, links: Mapping[str, str], journal: Journal) -> None:
         """Fetch all links at once, as far as the fetcher lets them; resize in one thread meanwhile."""
         with ThreadPoolExecutor(1, "resize") as thread:
             async with Fetcher(self._config.fetch) as fetcher, asyncio.TaskGroup() as tasks:
 
                 async def obtain(key: str, url: str) -> None:
                     async with fetcher.fetch(url) as outcome:
-                        record, jpeg = await asyncio.get_running_loop().run_in_executor(thread, self._finish, outcome)
+                        loop = asyncio.get_running_loop()
+                        record, jpeg = await loop.run_in_executor(thread, finish, outcome, self._resize)
                         journal.append(key, record, jpeg)
 
                 for key, url in links.items():
                     tasks.create_task(obtain(key, url))
 
-    def _finish(self, outcome: Outcome) -> tuple[dict[str, Any], bytes]:
-        """The columns that STATUS adds to CORPUS, and the JPEG to keep."""
-        obtained = outcome.status == "success"
-        resized = self._resize(outcome.body) if obtained else Resized(status=outcome.status)
-        record = {
-            "status": resized.status,
-            "retryable": outcome.retryable,
-            "http_status": outcome.http_status,
-            "attempts": outcome.attempts,
-            "bytes": len(outcome.body),
-            "sha256": hashlib.sha256(outcome.body).hexdigest() if obtained else None,
-            "original_width": resized.original_width,
-            "original_height": resized.original_height,
-            "width": resized.width,
-            "height": resized.height,
-        }
-        return record, resized.jpeg
+
+def write_shard(table: pa.Table, scratch: Path, digest: str, obtain: Obtain) -> Mapping[str, int]:
+    """Write tar, statuses and stats of the rows of `table` into `scratch`, named after it; returns the shard's counts.
+
+    `obtain` puts the images of rows into the journal. It is asked for those that an interrupted run of the same `digest` did
+    not finish; a failure that may pass counts as unfinished.
+    """
+    with Journal(scratch / f".journal-{digest[:16]}") as journal:
+        rows = table.sort_by("key").to_pylist()
+        finished = {key for key, record in journal.records.items() if not record["retryable"]}
+        obtain([row for row in rows if row["key"] not in finished], journal)
+        rows = [{**row, **journal.records[row["key"]]} for row in rows]
+        write_tar(scratch / f"{scratch.name}.tar", _samples(rows, journal))
+    write_table(scratch / f"{scratch.name}.parquet", pa.Table.from_pylist(rows, schema=STATUS))
+    write_json(scratch / f"{scratch.name}_stats.json", _stats(rows))
+    return {
+        "links": len(rows),
+        "bytes": sum(row["bytes"] for row in rows),
+        "retryable": sum(row["retryable"] for row in rows),
+        **{f"status/{status}": count for status, count in Counter(row["status"] for row in rows).items()},
+    }
+
+
+def finish(outcome: Outcome, resize: Resize) -> tuple[dict[str, Any], bytes]:
+    """The columns that STATUS adds to CORPUS, and the JPEG to keep."""
+    obtained = outcome.status == "success"
+    resized = resize(outcome.body) if obtained else Resized(status=outcome.status)
+    record = {
+        "status": resized.status,
+        "retryable": outcome.retryable,
+        "http_status": outcome.http_status,
+        "attempts": outcome.attempts,
+        "bytes": len(outcome.body),
+        "sha256": hashlib.sha256(outcome.body).hexdigest() if obtained else None,
+        "original_width": resized.original_width,
+        "original_height": resized.original_height,
+        "width": resized.width,
+        "height": resized.height,
+    }
+    return record, resized.jpeg
 
 
 def download_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local) -> dict[str, Any]:
@@ -131,15 +151,32 @@ def download_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Run
     next run asks for every link again.
     """
     sources = _cut(corpus, out, config.shard_size)
+    make_work = partial(DownloadShard, config)
+    fingerprint = f"download {content_digest(config)}"
+    return write_shards(make_work, sources, out, run=run, fingerprint=fingerprint, label="download", nothing=_nothing_obtained)
+
+
+def write_shards(
+    make_work: MakeWork,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    run: Runner,
+    fingerprint: str,
+    label: str,
+    nothing: Callable[[Mapping[str, int]], str],
+) -> dict[str, Any]:
+    """Run the work over all shards and write `sizes.json`; returns and raises what `download_corpus` does.
+
+    `nothing` words the mistake if there is no image: statuses and their counts in, message out.
+    """
     _remove_stale(out, {source.stem for source in sources})
-    markers = run(
-        partial(DownloadShard, config), sources, out, fingerprint=f"download {content_digest(config)}", label="download"
-    )
+    markers = run(make_work, sources, out, fingerprint=fingerprint, label=label)
     counts = sum_counts(markers)
     by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
     if not by_status.get("success"):
         shutil.rmtree(out / "_done", ignore_errors=True)
-        raise InputError(_nothing_obtained(by_status))
+        raise InputError(nothing(by_status))
     write_json(out / "sizes.json", {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
     tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
     return {
@@ -159,7 +196,7 @@ _SAMPLE_COLUMNS = (
 )
 
 
-def _samples(rows: Sequence[Mapping[str, Any]], journal: Journal) -> Iterator[tuple[str, bytes]]:
+def _samples(rows: Sequence[Row], journal: Journal) -> Iterator[tuple[str, bytes]]:
     """The files of a tar in order: key.jpg, key.json, key.txt of every image obtained, one image in memory at a time."""
     for row in rows:
         if row["status"] == "success":
@@ -169,7 +206,7 @@ def _samples(rows: Sequence[Mapping[str, Any]], journal: Journal) -> Iterator[tu
             yield f"{key}.txt", (row["caption"] or "").encode()
 
 
-def _stats(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _stats(rows: Sequence[Row]) -> dict[str, Any]:
     """img2dataset's counts of a shard, without its clock times: they would differ from run to run."""
     successes = sum(row["status"] == "success" for row in rows)
     bodies = sum(row["sha256"] is not None for row in rows)
@@ -182,22 +219,33 @@ def _stats(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
-    """Write the links of the corpus, sorted by key, as shards of `shard_size` rows: however many files it came in."""
+def corpus_files(corpus: Path, columns: Sequence[str]) -> list[Path]:
+    """The files of the corpus' kept rows. InputError if there are none, or if one lacks a column."""
     files = sorted((corpus / "kept").glob("*.parquet"))
     if not files:
         raise InputError(f"{corpus / 'kept'}: no parquet files there; run the filter first")
     for file in files:
-        if missing := [name for name in CORPUS.names if name not in pq.read_schema(file).names]:
+        if missing := [name for name in columns if name not in pq.read_schema(file).names]:
             raise InputError(f"{file}: column {missing[0]!r} is missing; it is not a corpus that the filter wrote")
+    if not sum(pq.read_metadata(file).num_rows for file in files):
+        raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
+    return files
+
+
+def refuse_repeats(keys: pa.ChunkedArray, where: Path) -> None:
+    """InputError if a key of the sorted `keys` occurs twice: it is the name of an image."""
+    repeated = keys.slice(1).filter(pc.equal(keys.slice(1), keys.slice(0, len(keys) - 1)))
+    if len(repeated):
+        raise InputError(f"{where}: key {repeated[0].as_py()!r} occurs twice; run the filter again")
+
+
+def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
+    """Write the links of the corpus, sorted by key, as shards of `shard_size` rows: however many files it came in."""
+    files = corpus_files(corpus, CORPUS.names)
     links = pa.concat_tables(
         [pq.read_table(file, columns=CORPUS.names).select(CORPUS.names).cast(CORPUS) for file in files]
     ).sort_by("key")
-    if not links.num_rows:
-        raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
-    repeated = links["key"].slice(1).filter(pc.equal(links["key"].slice(1), links["key"].slice(0, links.num_rows - 1)))
-    if len(repeated):
-        raise InputError(f"{corpus / 'kept'}: key {repeated[0].as_py()!r} occurs twice; run the filter again")
+    refuse_repeats(links["key"], corpus / "kept")
     folder = out / "_links"
     shutil.rmtree(folder, ignore_errors=True)
     shards = [folder / f"{i:05d}.parquet" for i in range(-(-links.num_rows // shard_size))]

@@ -1,12 +1,13 @@
 """Nouns of a caption → canonical entities; counts over the corpus → the vocabulary of the most frequent ones."""
 
-from collections.abc import Iterable, Mapping
-from functools import lru_cache
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import chain
+from typing import Any, TypeVar
 
 import pyarrow as pa
 from spacy.language import Language
 from spacy.lookups import load_lookups
+from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc, Token
 
 from filtering.lexicon import NOT_AN_ENTITY, Lexicon
@@ -15,7 +16,12 @@ from filtering.tagger import COMMON_NOUNS, NOUNS
 from filtering.text import for_tagging
 
 BATCH = 512
+REMEMBERED = 1 << 17
+HYPHEN = "-"
+"""The token that parts a word and is passed over: "t-shirt", "t - shirt"."""
 BEFORE_A_NOUN = frozenset({"DT", "JJ", "PRP$"})
+
+T = TypeVar("T")
 
 
 class EntityFinder:
@@ -28,22 +34,28 @@ class EntityFinder:
         self._nlp = nlp
         self._lexicon = lexicon
         self._lemmas = NounLemmas()
-        self._name_of = lru_cache(maxsize=1 << 16)(self._look_up)
+        self._tokens = Remembered(cut_with(nlp.tokenizer))
 
     def __call__(self, captions: Iterable[str]) -> list[list[str]]:
         """For every caption its entities, each once, in order of first mention."""
         with self._nlp.memory_zone():  # else every word ever seen stays in memory
-            docs = self._nlp.pipe(map(for_tagging, captions), batch_size=BATCH, as_tuples=True)
+            docs = self._nlp.pipe(map(self._doc, captions), batch_size=BATCH, as_tuples=True)
             return [self._entities(doc, lowered) for doc, lowered in docs]
 
+    def _doc(self, caption: str) -> tuple[Doc, bool]:
+        text, lowered = for_tagging(caption)
+        parts = [self._tokens[part] for part in text.split()]
+        spaces = [last for part in parts for last in [*[False] * (len(part) - 1), True]]
+        return Doc(self._nlp.vocab, words=list(chain.from_iterable(parts)), spaces=spaces), lowered
+
     def _entities(self, doc: Doc, lowered: bool) -> list[str]:
-        tokens = [token for token in doc if token.text != "-" and not token.is_space]
+        tokens = [token for token in doc if token.text != HYPHEN]
         found: dict[str, None] = {}
         at = 0
         while at < len(tokens):
             name, length = self._compound(tokens, at)
             if name is None and _is_thing(tokens[at], lowered):
-                name = self._name_of(tokens[at].lower_, tokens[at].tag_ == "NNS")
+                name = name_of(self._lemmas(tokens[at].lower_), tokens[at].tag_ == "NNS", self._lexicon)
             if name:
                 found[name] = None
             at += length
@@ -63,28 +75,63 @@ class EntityFinder:
                     return name, length
         return None, 1
 
-    def _look_up(self, word: str, plural: bool) -> str:
-        """The canonical name of a single noun. A plural is read as one first, then as it stands ("glasses", "bus")."""
-        forms = self._lemmas(word)
-        for form in forms if plural else [word, *forms]:
-            name = self._lexicon.names.get(form)
-            if name is not None:
-                return name
-        return NOT_AN_ENTITY
+
+def name_of(lemmas: Sequence[str], plural: bool, lexicon: Lexicon) -> str:
+    """The canonical name of a single noun, given its `NounLemmas`.
+
+    A plural is read as one first, then as it stands ("glasses", "bus"); the word itself is its last lemma.
+    """
+    word = lemmas[-1]
+    for lemma in lemmas if plural and word not in lexicon.as_written else (word, *lemmas):
+        name = lexicon.names.get(lemma)
+        if name is not None:
+            return name
+    return NOT_AN_ENTITY
 
 
 def _is_thing(token: Token, lowered: bool) -> bool:
     """Whether a single word may name a thing: a common noun, or what only seems to be a proper one.
 
-    Written in lower case by the author (not `lowered` by us) it is none, whatever the tagger says; and the last word after
-    an article, an adjective or other names tells what is named: the Brooklyn *Bridge*, but not *Apple* iPhone.
+    Where the author's capitals say nothing (`lowered`), and in a word that he wrote in lower case, a proper noun is none,
+    whatever the tagger says. Elsewhere the last word after an article, an adjective or other names tells what is named: the
+    Brooklyn *Bridge*, but not *Apple* iPhone.
     """
     if token.tag_ not in NOUNS:
         return False
-    if token.tag_ in COMMON_NOUNS or (token.text.islower() and not lowered):
+    if lowered or token.tag_ in COMMON_NOUNS or token.text.islower():
         return True
     before, after = (token.doc[at].tag_ if 0 <= at < len(token.doc) else "" for at in (token.i - 1, token.i + 1))
     return before in NOUNS | BEFORE_A_NOUN and after not in NOUNS
+
+
+class Remembered(dict[str, T]):
+    """A function of strings whose results are kept, up to `REMEMBERED` of them; then all are forgotten: memory stays flat."""
+
+    def __init__(self, function: Callable[[str], T]) -> None:
+        super().__init__()
+        self._function = function
+
+    def __missing__(self, text: str) -> T:
+        if len(self) >= REMEMBERED:
+            self.clear()
+        result = self[text] = self._function(text)
+        return result
+
+
+def cut_with(tokenizer: Tokenizer) -> Callable[[str], tuple[str, ...]]:
+    """Cuts what stands between white space into tokens, by spaCy's rules for these characters alone.
+
+    spaCy cuts a whole text just so, save that a special case of its may reach over white space ("lovin 'cos"). To be called
+    in a memory zone of the vocabulary.
+    """
+    special = frozenset(tokenizer.rules)
+
+    def cut(part: str) -> tuple[str, ...]:
+        if part.isascii() and part.isalpha() and part not in special:
+            return (part,)  # no affix, no infix
+        return tuple([token.text for token in tokenizer(part)])
+
+    return cut
 
 
 class NounLemmas:

@@ -1,44 +1,95 @@
-"""What a corpus build did, for people: `report.json` and `report.png` beside the tables."""
+"""What a corpus build did and why, for people: `report.json`, the page `report.html` and the picture `report.png`."""
 
-import heapq
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filtering import report_page, report_picture
 from filtering.stage import write_json
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-SAMPLES = 10
 NEXT_IN_LINE = 20
-SHOWN = 40
+HOSTS = 15
+HEAD = 10
+CURVE_POINTS = 120
 
-INK, KEPT, LOST, NEXT = "#1f2933", "#2f7d6d", "#d8dee4", "#c9b27c"
+Content = dict[str, Any]
+"""What `report.json` holds."""
 
 
-def write(out: Path, summary: dict[str, Any]) -> None:
-    """Write the report of the corpus in `out`; `summary` is what `build_corpus` returns. Same corpus, same report."""
-    entities = pq.read_table(out / "entities.parquet").to_pylist()
-    kept = [row for row in entities if row["kept"]]
-    following = [row for row in entities if not row["kept"]][:NEXT_IN_LINE]
-    content = {
+def write(out: Path, summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any]) -> None:
+    """Write the report of the corpus in `out`. The same corpus gives the same bytes: no dates, and no paths of the machine.
+
+    Args:
+        out: has `entities.parquet`.
+        summary: what `build_corpus` returns.
+        statistics: the merged `filtering.statistics` of all shards.
+        details: "list": {"name": ..., and its settings}; "config": the filter's settings as a dict; "matching": rows by how
+            their entities were found, {"rejected", "decided", "tagged"}, and "sampled", the rows tagged to count entities;
+            "leaks": {benchmark: {class: entity}} and "classes": {benchmark: number of its classes}, empty without benchmarks.
+    """
+    content = describe(summary, statistics, details, pq.read_table(out / "entities.parquet"))
+    write_json(out / "report.json", content)
+    report_picture.draw(out / "report.png", content)
+    report_page.write(out / "report.html", content)
+
+
+def numbers(content: Content) -> dict[str, float]:
+    """The figures of `report.json` that are worth comparing between runs, by name."""
+    found = {"kept_share": content["kept"] / max(1, content["links"]), "head_share": content["distributions"]["head"]["after"]}
+    found |= {f"matching/{how}": float(rows) for how, rows in content["matching"].items()}
+    leakage = content["leakage"]
+    for name, row in [("any", leakage["any"]), *leakage["benchmarks"].items()]:
+        found[f"leakage/{name}"] = row["share"]
+        found[f"leakage_classes/{name}"] = float(row["in_list"])
+    return found
+
+
+def describe(
+    summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any], entities: pa.Table
+) -> Content:
+    """The report as JSON; see `write`."""
+    rows = entities.to_pylist()
+    in_corpus = statistics["entities"]
+    kept = [row for row in rows if row["kept"]]
+    leaked = {entity for classes in details["leaks"].values() for entity in classes.values()}
+    barred = leaked if details["config"].get("exclude_benchmark_classes") else set()
+    others = [row for row in rows if not row["kept"]]
+    least = min((row["count"] for row in kept), default=0)
+    return {
         **summary,
+        "list": _without_folders(details["list"]),
+        "settings": _without_folders({key: value for key, value in details["config"].items() if key not in ("source", "list")}),
         "funnel": funnel(summary),
-        "top_entities": [{"entity": row["entity"], "count": row["count"]} for row in kept],
-        "next_in_line": [{"entity": row["entity"], "count": row["count"]} for row in following],
+        "matching": dict(details["matching"]),
+        "top_entities": [
+            {"entity": row["entity"], "count": row["count"], "in_corpus": in_corpus.get(row["entity"], 0)} for row in kept
+        ],
+        "next_in_line": _counts([row for row in others if row["entity"] not in barred]),
+        "left_out": _counts([row for row in others if row["entity"] in barred and row["count"] >= least]),
+        "leakage": _leakage(summary, statistics, details, {row["entity"] for row in kept}),
+        "distributions": {
+            "words": statistics["words"],
+            "entities_per_caption": statistics["entities_per_caption"],
+            "captions_per_entity": _curve(rows),
+            "head": {
+                "entities": HEAD,
+                "before": _head([row["count"] for row in kept]),
+                "after": _head(list(in_corpus.values())),
+            },
+            "hosts": hosts(statistics["hosts"]),
+        },
         "samples": {
-            "kept": samples(out / "kept"),
-            "dropped": {reason: samples(out / "dropped", reason) for reason in summary["dropped"]},
+            "kept": statistics["samples"]["kept"],
+            "dropped": {reason: statistics["samples"]["dropped"].get(reason, []) for reason in summary["dropped"]},
         },
     }
-    write_json(out / "report.json", content)
-    draw(out / "report.png", content)
 
 
-def funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
+def funnel(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
     """For every reason, in the order in which rules were asked: rows dropped and rows left after it."""
     steps = []
     left = summary["links"]
@@ -48,91 +99,66 @@ def funnel(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return steps
 
 
-def samples(folder: Path, reason: str | None = None) -> list[dict[str, Any]]:
-    """The rows with the smallest keys: as good as drawn by lot, since keys are hashes, and always the same ones."""
-    rows = heapq.nsmallest(SAMPLES, _rows(folder, reason), key=lambda row: str(row["key"]))
-    return [{name: row[name] for name in ("url", "caption", "entities")} for row in rows]
+def hosts(lot: list[str]) -> dict[str, Any]:
+    """The hosts of the links drawn by lot (see `filtering.statistics`): how many there are, and those with most links."""
+    links: dict[str, int] = {}
+    kept: dict[str, int] = {}
+    for line in lot:
+        _, host, *mark = line.split(" ")
+        links[host] = links.get(host, 0) + 1
+        kept[host] = kept.get(host, 0) + len(mark)
+    most = sorted(links, key=lambda host: (-links[host], host))[:HOSTS]
+    return {
+        "links": len(lot),
+        "kept": sum(kept.values()),
+        "distinct": len(links),
+        "most": [{"host": host, "links": links[host], "kept": kept[host]} for host in most],
+    }
 
 
-def _rows(folder: Path, reason: str | None) -> Iterator[dict[str, Any]]:
-    """Of every shard (sorted by key) the first rows that were dropped for `reason`; with None, of a folder of kept rows."""
-    for path in sorted(folder.glob("*.parquet")):
-        table = pq.read_table(path, filters=None if reason is None else [("drop_reason", "=", reason)])
-        yield from table.slice(0, SAMPLES).to_pylist()
+def _leakage(
+    summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any], listed: set[str]
+) -> dict[str, Any]:
+    """Per benchmark: its classes that the list contains, and the kept captions that mention one of them."""
+    captions = statistics["leakage"]
+    total = max(1, summary["kept"])
+    benchmarks = {}
+    for name, classes in details["leaks"].items():
+        there = {label: entity for label, entity in classes.items() if entity in listed}
+        benchmarks[name] = {
+            "classes": details["classes"][name],
+            "in_list": len({label.partition(" (")[0] for label in there}),  # "class (synonym)" is another entity of a class
+            "captions": captions[name],
+            "share": captions[name] / total,
+            "names": [
+                {"class": label, "entity": entity, "captions": statistics["entities"].get(entity, 0)}
+                for label, entity in sorted(there.items(), key=lambda item: (-statistics["entities"].get(item[1], 0), item[0]))
+            ],
+        }
+    leaked = {entity for classes in details["leaks"].values() for entity in classes.values()}
+    return {
+        "any": {"in_list": len(leaked & listed), "captions": statistics["leaked"], "share": statistics["leaked"] / total},
+        "benchmarks": benchmarks,
+    }
 
 
-def draw(path: Path, content: dict[str, Any]) -> None:
-    """The funnel, a caption for each of its reasons, and the entity frequencies as one picture."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # here, since workers that import the package draw nothing
-    from matplotlib.figure import Figure
-
-    kept, following = content["top_entities"][:SHOWN], content["next_in_line"][: SHOWN // 4]
-    steps = 1 + len(content["funnel"])
-    rows = max(len(kept) + len(following), 2 * steps + 8)
-    figure = Figure(figsize=(14, 1 + 0.2 * rows), dpi=110, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
-    axes: dict[str, Any] = figure.subplot_mosaic(
-        [["funnel", "entities"], ["samples", "entities"]], width_ratios=(1.15, 1), height_ratios=(steps, 0.75 * rows - steps)
-    )
-    _draw_funnel(axes["funnel"], content)
-    _draw_samples(axes["samples"], content)
-    _draw_entities(axes["entities"], content, kept, following)
-    figure.savefig(path, metadata={"Software": None})
+def _counts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"entity": row["entity"], "count": row["count"]} for row in rows[:NEXT_IN_LINE]]
 
 
-def _draw_funnel(axes: "Axes", content: dict[str, Any]) -> None:
-    links = content["links"]
-    for row, step in enumerate([{"dropped": 0, "left": links}, *content["funnel"]]):
-        axes.barh(row, step["left"], color=KEPT, height=0.7)
-        axes.barh(row, step["dropped"], left=step["left"], color=LOST, height=0.7)
-        lost = f"  −{step['dropped']:,}" if step["dropped"] else ""
-        axes.text(links * 1.015, row, f"{step['left']:,}{lost}", va="center", fontsize=8.5, color=INK)
-    names = ["links", *(step["rule"].replace("_", " ") for step in content["funnel"])]
-    axes.set_yticks(range(len(names)), names, fontsize=8.5)
-    axes.set_xlim(0, links * 1.25)
-    _finish(axes, f"{links:,} links → {content['kept']:,} kept ({content['kept'] / links:.0%})")
-    axes.invert_yaxis()
+def _curve(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Captions by rank, at ranks evenly spaced on a logarithmic scale."""
+    if not rows:
+        return []
+    ranks = np.unique(np.geomspace(1, len(rows), CURVE_POINTS).round().astype(int))
+    return [{"rank": int(rank), "count": rows[rank - 1]["count"]} for rank in ranks]
 
 
-def _draw_samples(axes: "Axes", content: dict[str, Any]) -> None:
-    dropped = content["samples"]["dropped"]
-    each = max(1, 15 // max(1, len(dropped)))
-    lines = [("kept", row["caption"]) for row in content["samples"]["kept"]]
-    lines += [(reason, row["caption"]) for reason, rows in dropped.items() for row in rows[:each]]
-    for row, (reason, caption) in enumerate(lines):
-        color = KEPT if reason == "kept" else "#8a6d1f"
-        axes.text(-0.01, row, reason.replace("_", " "), va="center", ha="right", fontsize=8.5, color=color)
-        axes.text(0.01, row, _printable(caption), va="center", fontsize=8.5, color=INK, parse_math=False)
-    axes.set_xlim(0, 1)
-    axes.set_ylim(max(len(lines), 8) - 0.5, -0.5)
-    axes.set_yticks([])
-    _finish(axes, "captions, by lot")
+def _head(counts: list[int]) -> float:
+    """The share of all mentions that falls to the `HEAD` most frequent entities."""
+    return sum(sorted(counts, reverse=True)[:HEAD]) / max(1, sum(counts))
 
 
-def _draw_entities(axes: "Axes", content: dict[str, Any], kept: list[Any], following: list[Any]) -> None:
-    rows = [*kept, *following]
-    colors = [KEPT] * len(kept) + [NEXT] * len(following)
-    axes.barh(range(len(rows)), [row["count"] for row in rows], color=colors, height=0.72)
-    top = max(row["count"] for row in rows)
-    for at, row in enumerate(rows):
-        axes.text(row["count"] + top * 0.008, at, f"{row['count']:,}", va="center", fontsize=7.5, color=INK)
-    axes.set_yticks(range(len(rows)), [row["entity"] for row in rows], fontsize=8.5)
-    axes.set_xlim(0, top * 1.1)
-    shown = f"{len(kept)} of " if len(kept) < content["entities"] else ""
-    _finish(axes, f"captions per entity: {shown}{content['entities']} kept" + (", then the next in line" if following else ""))
-    axes.invert_yaxis()
-
-
-def _printable(caption: str) -> str:
-    """The caption as far as the picture's width and its font go."""
-    short = caption if len(caption) <= 84 else caption[:83] + "…"
-    return "".join(char if ord(char) < 0x2E80 else "▯" for char in short)
-
-
-def _finish(axes: "Axes", title: str) -> None:
-    axes.set_title(title, loc="left", fontsize=12, fontweight="bold", color=INK)
-    axes.set_xticks([])
-    axes.margins(y=0.01)
-    axes.tick_params(length=0, colors=INK)
-    for side in axes.spines.values():
-        side.set_visible(False)
+def _without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings with paths cut to their last part: a report tells nothing about the machine."""
+    return {key: Path(value).name if key in ("path", "tagger") else value for key, value in settings.items()}

@@ -5,7 +5,10 @@ import hashlib
 import pyarrow as pa
 
 LINKS = pa.schema([("key", pa.string()), ("url", pa.string()), ("caption", pa.string())])
-"""What a source is read into: one row per link."""
+"""What a source is read into: one row per link. Rows of WebDataset tars carry `SAMPLE` as a fourth column, all the way."""
+
+SAMPLE = pa.field("sample", pa.string())
+"""Where the image of a row lies already: "<path of the tar>::<name of the sample>"."""
 
 CORPUS = pa.schema([*LINKS, pa.field("entities", pa.list_(pa.string()))])
 """A kept row: `entities` are the canonical names that the caption mentions, in order of first mention."""
@@ -15,6 +18,21 @@ DROPPED = pa.schema([*CORPUS, pa.field("drop_reason", pa.string())])
 
 ENTITIES = pa.schema([("entity", pa.string()), ("count", pa.int64()), ("rank", pa.int32()), ("kept", pa.bool_())])
 """The entity vocabulary by falling frequency (number of captions that mention the entity)."""
+
+FORMS = pa.schema(
+    [
+        ("form", pa.string()),
+        ("entity", pa.string()),
+        ("captions", pa.int64()),
+        ("sampled", pa.int64()),
+        ("accepted", pa.int64()),
+    ]
+)
+"""A tally of the forms in which entities are written. It counts captions by the first form of each entity: in how many it
+stands, how many of them the tagger read, and in how many of those it agreed. Tallies merge by addition."""
+
+INDEX = pa.schema([("entity", pa.string()), ("key", pa.string())])
+"""Which kept rows mention an entity, sorted by both columns."""
 
 STATUS = pa.schema(
     [

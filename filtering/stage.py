@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,12 +32,20 @@ class Rule(Protocol):
 
 
 def mark(table: pa.Table, rules: Iterable[Rule]) -> pa.Table:
-    """`table` with a `drop_reason` column: the name of the first rule that refuses the row, null where all agree."""
-    reason = pa.nulls(table.num_rows, pa.string())
+    """`table` with a `drop_reason` column: the name of the first rule that refuses the row, null where all agree.
+
+    A rule sees only the rows that those before it let pass: the second copy of a row that was refused is no duplicate.
+    """
+    reasons = np.full(table.num_rows, None, object)
+    rows = np.arange(table.num_rows)
+    left = table
     for rule in rules:
-        keep = pc.fill_null(rule(table), False)
-        reason = pc.if_else(pc.or_(keep, pc.is_valid(reason)), reason, pa.scalar(rule.name, pa.string()))
-    return table.append_column("drop_reason", reason)
+        keep = pc.fill_null(rule(left), False)
+        chosen = keep.to_numpy(zero_copy_only=False)
+        if not chosen.all():
+            reasons[rows[~chosen]] = rule.name
+            left, rows = left.filter(keep), rows[chosen]
+    return table.append_column("drop_reason", pa.array(reasons, pa.string()))
 
 
 def split(marked: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -63,7 +72,7 @@ class ShardWork(Protocol):
     take up where it stopped, and are deleted when the shard is complete.
     """
 
-    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]: ...
+    def __call__(self, table: pa.Table, scratch: Path, /) -> Mapping[str, int]: ...
 
 
 MakeWork = Callable[[], ShardWork]
@@ -76,6 +85,18 @@ class Runner(Protocol):
     def __call__(
         self, make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str
     ) -> list[Marker]: ...
+
+
+def rows_of(source: Path) -> int:
+    """The rows that a source stands for: its own, or those that it points at, if its metadata tell their number."""
+    metadata = pq.read_metadata(source)
+    told = (metadata.metadata or {}).get(b"rows")
+    return int(told) if told is not None else int(metadata.num_rows)
+
+
+def write_pointer(path: Path, rows: list[dict[str, object]], total: int) -> None:
+    """Write a source that holds no rows itself but says where its `total` rows are to be found."""
+    write_table(path, pa.Table.from_pylist(rows).replace_schema_metadata({"rows": str(total)}))
 
 
 def run_local(make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str = "") -> list[Marker]:

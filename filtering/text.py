@@ -14,7 +14,9 @@ _STAND_IN = "Alex"  # a name that is no thing: the tagger reads "<PERSON>" as a 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SMALL_WORDS = frozenset(
-    {"a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "of", "on", "or", "the", "to", "with"}
+    case(word)
+    for word in ("a", "an", "and", "as", "at", "by", "for", "from", "in", "into", "is", "of", "on", "or", "the", "to", "with")
+    for case in (str.lower, str.capitalize, str.upper)
 )
 _SHOUTED = re.compile(r"\b[A-Z]{4,}\b")
 
@@ -25,6 +27,8 @@ def clean(caption: str) -> str:
     >>> clean("Salt &amp; Pepper\\u200b\\n cellar")
     'Salt & Pepper cellar'
     """
+    if caption.isascii() and caption.isprintable() and "&" not in caption and "  " not in caption:
+        return caption.strip(" ")  # most captions; what follows would come to the same
     if "&" in caption:
         caption = html.unescape(html.unescape(caption))  # feeds often escape twice: "&amp;quot;"
     return " ".join(_CONTROL.sub("", unicodedata.normalize("NFC", caption)).split())
@@ -47,10 +51,12 @@ def for_tagging(caption: str) -> tuple[str, bool]:
     (small ones and a capitalised first one aside) open with a capital. Single shouted words are lowered wherever they
     stand. CC12M's person token becomes a name.
     """
-    text = caption[:MAX_TAGGED].replace(PERSON_TOKEN, _STAND_IN).replace("_", " ")
-    content = [word for word in _WORD.findall(text) if word[0].isalpha() and word.lower() not in _SMALL_WORDS]
-    judged = content[1:] if len(content) > 1 and content[0][0].isupper() else content
-    lowered = sum(word[0].isupper() for word in judged) > 0.75 * len(judged)
-    if lowered:
-        text = text.lower().replace(_STAND_IN.lower(), _STAND_IN)
-    return _SHOUTED.sub(lambda match: match[0].lower(), text), lowered
+    text = caption[:MAX_TAGGED].replace("_", " ")
+    if text.islower():  # also the person token has capitals
+        return text, False
+    text = text.replace(PERSON_TOKEN, _STAND_IN)
+    opening = [word[0] for word in text.replace("-", " ").split() if word[0].isalpha() and word not in _SMALL_WORDS]
+    judged = opening[1:] if len(opening) > 1 and opening[0].isupper() else opening
+    if sum(map(str.isupper, judged)) > 0.75 * len(judged):
+        return text.lower().replace(_STAND_IN.lower(), _STAND_IN), True
+    return _SHOUTED.sub(lambda match: match[0].lower(), text), False

@@ -1,11 +1,14 @@
 """Links and captions in, the filtered corpus out: caption rules, entity frequency, and which captions mention a kept entity."""
 
+import json
 import sys
 from pathlib import Path
 
 from cluster.data import run_on_ray
+from filtering import report
 from filtering.corpus import build_corpus
 from filtering.stage import digest_of
+from pipelines.class_names import class_names
 from pipelines.cli import main
 from pipelines.config import to_dict
 from pipelines.context import Context, Result, open_context
@@ -21,12 +24,13 @@ def run_filter(context: Context) -> Result:
 
     def work() -> Result:
         with context.tracker.child("filter", stage="filter") as run:
-            result = build_corpus(config, out, run=run_on_ray(context.config.session))
+            result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=class_names())
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
+            run.metrics(report.numbers(json.loads((out / "report.json").read_text())))
             run.dataset("links", source=config.source.path, digest=fingerprint, context="filtering")
-            run.artifact(out / "report.json")
-            run.artifact(out / "report.png")
+            for name in ("report.html", "report.json", "report.png"):
+                run.artifact(out / name)
         return result
 
     result = context.stage("filter", fingerprint, out, work)
@@ -39,7 +43,7 @@ def run(config: Config) -> None:
     """The verb."""
     with open_context(config) as context:
         run_filter(context)
-        print(f"look at {Path(config.run_dir) / 'corpus' / 'report.png'}")
+        print(f"look at {Path(config.run_dir) / 'corpus' / 'report.html'}")
 
 
 if __name__ == "__main__":

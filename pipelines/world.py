@@ -55,10 +55,10 @@ def download_config(context: Context) -> Iterator[DownloadConfig]:
 
 
 def input_fingerprint(context: Context) -> object:
-    """What identifies the run's links: the world's config, or the source files' names, sizes and times."""
+    """What identifies the run's links: the world's config, or the source files' names and contents."""
     source = context.config.filter.source
     if not source.path:
         return to_dict(context.config.miniature)
-    from filtering.reader import source_files
+    from filtering.reader import source_fingerprint
 
-    return [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in source_files(source)]
+    return source_fingerprint(source)

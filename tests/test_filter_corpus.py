@@ -5,6 +5,7 @@ import os
 import pickle
 import random
 import signal
+import string
 import subprocess
 import sys
 from collections import Counter
@@ -14,59 +15,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpora import bytes_of, config_for, rows_in, write_links
 
-from filtering.corpus import FilterConfig, SplitWork, TagWork, build_corpus
+from filtering.balance import Balance
+from filtering.corpus import FilterConfig, build_corpus
+from filtering.index import merge_index, read_keys, write_index_part
+from filtering.lists import FileList, FrequencyList, PaperList
+from filtering.near_duplicates import NearDuplicates
+from filtering.passes import MarkWork, SplitWork, Words
 from filtering.reader import SourceConfig
 from filtering.rules import DuplicateCaption, TooShort
-from filtering.schema import CORPUS, DROPPED, ENTITIES, key_of
+from filtering.schema import CORPUS, DROPPED, ENTITIES, INDEX, key_of
 from filtering.stage import InputError, MakeWork, Marker, run_local
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
-HOSTILE = [
-    "\0\0\0",
-    '"',
-    "\t\t",
-    "<PERSON>" * 400,
-    "\u202e reversed dog",
-    "a" * 70_000,
-    "&#0; &#xD800; &bogus;",
-    "🐕🐕🐕 dog dog",
-]
-
-
-def write_links(path: Path, seed: int = 0, rows: int = 400) -> list[str]:
-    """Captions in which "dog" is twice as frequent as "cat", and so on, with junk and duplicates; shuffled by `seed`."""
-    draw = random.Random(7)
-    nouns = ["dog"] * 8 + ["cat"] * 4 + ["red car"] * 2 + ["tree"]
-    captions = [f"a {draw.choice(nouns)} near the {draw.choice(nouns)} in picture {number}" for number in range(rows)]
-    captions += [
-        "short",
-        "<b>a dog</b> in html",
-        "собака бежит по траве",
-        "an idea about the meaning of time",
-        "the walrus sang alone",
-    ]
-    captions += [caption.replace("\t", " ") for caption in HOSTILE] + captions[:20]
-    lines = [f"http://pics.example/{number % (rows + 13)}.jpg\t{caption}" for number, caption in enumerate(captions)]
-    lines.append("a row without an address")
-    random.Random(seed).shuffle(lines)
-    path.write_text("\n".join(lines))
-    return lines
-
-
-def config_for(path: Path, **settings: Any) -> FilterConfig:
-    return FilterConfig(source=SourceConfig(path=str(path)), top_k=3, shards=4, **settings)
-
-
-def rows_in(folder: Path) -> list[dict[str, Any]]:
-    return [row for path in sorted(folder.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-
-
-def bytes_of(out: Path) -> dict[str, bytes]:
-    paths = [*out.glob("kept/*"), *out.glob("dropped/*"), out / "entities.parquet", out / "report.json"]
-    return {str(path.relative_to(out)): path.read_bytes() for path in paths}
 
 
 def test_contract(tmp_path: Path) -> None:
@@ -106,7 +71,8 @@ def test_same_bytes_from_any_order_block_size_and_file_layout(tmp_path: Path, mo
     first = build_corpus(config_for(tmp_path / "one.tsv"), tmp_path / "a")
     lines = write_links(tmp_path / "two.tsv", seed=99)
     monkeypatch.setattr("filtering.reader.BATCH_ROWS", 7)
-    monkeypatch.setattr("filtering.corpus.BLOCK_ROWS", 50)
+    monkeypatch.setattr("filtering.reader.PART_BYTES", 1000)
+    monkeypatch.setattr("filtering.partition.BLOCK_ROWS", 50)
     second = build_corpus(config_for(tmp_path / "two.tsv"), tmp_path / "b")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "1.tsv").write_text("\n".join(lines[:100]))
@@ -159,7 +125,10 @@ class Counting:
         return run_local(counting, sources, out, fingerprint=fingerprint, label=label)
 
 
-@pytest.mark.parametrize("limit", [2, 5])
+PASSES = ("read 00000", *(f"{label} {shard:05d}" for label in ("mark", "split") for shard in range(4)))
+
+
+@pytest.mark.parametrize("limit", [0, 1, 3, 7])
 def test_interrupted_anywhere_it_goes_on_and_ends_the_same(tmp_path: Path, limit: int) -> None:
     write_links(tmp_path / "links.tsv")
     config = config_for(tmp_path / "links.tsv")
@@ -168,7 +137,7 @@ def test_interrupted_anywhere_it_goes_on_and_ends_the_same(tmp_path: Path, limit
         build_corpus(config, tmp_path / "cut", run=Counting(limit))
     rest = Counting()
     assert build_corpus(config, tmp_path / "cut", run=rest) == whole
-    assert len(rest.done) == 8 - limit
+    assert tuple(rest.done) == PASSES[limit:]
     assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
     again = Counting()
     assert build_corpus(config, tmp_path / "cut", run=again) == whole
@@ -181,11 +150,11 @@ def test_lost_markers_and_outputs_are_made_again(tmp_path: Path) -> None:
     whole = build_corpus(config, out)
     before = bytes_of(out)
     (out / "_done" / "00001.done.json").unlink()
-    (out / "_build" / "_done" / "00002.done.json").unlink()
+    (out / "_build" / "mark" / "_done" / "00002.done.json").unlink()
     (out / "kept" / "00003.parquet").unlink()
     repair = Counting()
     assert build_corpus(config, out, run=repair) == whole
-    assert sorted(repair.done) == ["split 00001", "split 00003", "tag 00002"]
+    assert sorted(repair.done) == ["mark 00002", "split 00001", "split 00003"]
     assert bytes_of(out) == before
 
 
@@ -193,16 +162,20 @@ def test_a_changed_config_does_again_what_depends_on_it(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv")
     config, out = config_for(tmp_path / "links.tsv"), tmp_path / "corpus"
     build_corpus(config, out)
-    runner = Counting()
-    build_corpus(replace(config, top_k=2), out, run=runner)
-    assert {name.split()[0] for name in runner.done} == {"split"}
-    assert len(runner.done) == 4
-    runner = Counting()
-    build_corpus(replace(config, stop=("dog",)), out, run=runner)
-    assert len(runner.done) == 8
-    fewer = build_corpus(replace(config, shards=2), out)
+
+    def passes(changed: FilterConfig) -> set[str]:
+        runner = Counting()
+        assert build_corpus(changed, out, run=runner) == build_corpus(changed, tmp_path / "fresh" / str(len(done)))
+        done.append(runner.done)
+        return {name.split()[0] for name in runner.done}
+
+    done: list[list[str]] = []
+    assert passes(replace(config, top_k=2)) == {"split"}
+    assert passes(replace(config, stop=("dog",))) == {"mark", "split"}
+    assert passes(replace(config, balance=Balance(per_entity=50))) == {"mark", "split"}
+    assert passes(replace(config, near_duplicates=NearDuplicates())) == {"sign", "confirm", "split"}
+    assert passes(replace(config, shards=2)) == {"read", "mark", "split"}
     assert len(list((out / "kept").glob("*.parquet"))) == len(list((out / "dropped").glob("*.parquet"))) == 2
-    assert fewer == build_corpus(replace(config, shards=2), tmp_path / "fresh")
 
 
 SCRIPT = """
@@ -222,9 +195,9 @@ build_corpus(FilterConfig(source=SourceConfig(path=sys.argv[1]), top_k=3, shards
 """
 
 
-@pytest.mark.parametrize("rename", [3, 9, 27, 46])
+@pytest.mark.parametrize("rename", [3, 13, 30, 45, 55])
 def test_kill_minus_nine(tmp_path: Path, rename: int) -> None:
-    """Every file appears by a rename: killed before the n-th one, in the partition, either pass, or the report."""
+    """Every file appears by a rename: killed before the n-th one, in whichever pass that is."""
     write_links(tmp_path / "links.tsv")
     config, out = config_for(tmp_path / "links.tsv"), tmp_path / "corpus"
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "links.tsv"), str(out), str(rename)]
@@ -234,13 +207,118 @@ def test_kill_minus_nine(tmp_path: Path, rename: int) -> None:
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
     assert not (out / "report.json").exists()
+    finished = len(list(out.rglob("*.done.json")))
     rest = Counting()
     summary = build_corpus(config, out, run=rest)
-    finished = max(0, rename - 6) // 5  # the partition renames 5 times, a shard of either pass too, its marker last
-    assert len(rest.done) == 8 - finished
+    assert len(rest.done) == len(PASSES) - finished
     assert summary == build_corpus(config, tmp_path / "whole")
     assert bytes_of(out) == bytes_of(tmp_path / "whole")
     assert not list(out.rglob("*.tmp"))
+
+
+def test_the_index_names_the_kept_rows_of_each_entity(tmp_path: Path) -> None:
+    write_links(tmp_path / "links.tsv")
+    out = tmp_path / "corpus"
+    build_corpus(config_for(tmp_path / "links.tsv"), out)
+    index = pq.read_table(out / "index.parquet")
+    assert index.schema == INDEX
+    pairs = sorted((name, row["key"]) for row in rows_in(out / "kept") for name in row["entities"])
+    assert list(zip(index["entity"].to_pylist(), index["key"].to_pylist(), strict=True)) == pairs
+    assert read_keys(out / "index.parquet", "cat").to_pylist() == [key for name, key in pairs if name == "cat"]
+    assert read_keys(out / "index.parquet", "unicorn").to_pylist() == []
+
+
+def test_an_index_larger_than_a_row_group_stays_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filtering.index.GROUP_ROWS", 100)
+    rows = [
+        {"key": key_of(str(number), ""), "url": "", "caption": "", "entities": ["dog"] if number % 3 else ["ant", "dog"]}
+        for number in range(2000)
+    ]
+    for part in range(4):
+        table = pa.Table.from_pylist(rows[part::4], schema=CORPUS).sort_by("key")
+        write_index_part(tmp_path / "parts" / f"{part}.parquet", table)
+    write_index_part(tmp_path / "parts" / "4.parquet", pa.Table.from_pylist([], schema=CORPUS))
+    merge_index(tmp_path / "parts", tmp_path / "index.parquet")
+    index = pq.read_table(tmp_path / "index.parquet")
+    pairs = sorted((name, row["key"]) for row in rows for name in row["entities"])
+    assert list(zip(index["entity"].to_pylist(), index["key"].to_pylist(), strict=True)) == pairs
+    groups = pq.read_metadata(tmp_path / "index.parquet")
+    assert max(groups.row_group(number).num_rows for number in range(groups.num_row_groups)) < 200
+
+
+def test_the_users_own_list(tmp_path: Path) -> None:
+    write_links(tmp_path / "links.tsv")
+    (tmp_path / "mine.txt").write_text("hound, dog\nwalrus\n")
+    summary = build_corpus(
+        config_for(tmp_path / "links.tsv", list=FileList(path=str(tmp_path / "mine.txt"))), tmp_path / "corpus"
+    )
+    kept = rows_in(tmp_path / "corpus" / "kept")
+    assert {name for row in kept for name in row["entities"]} == {"hound", "walrus"}
+    assert summary["entities"] == 2
+    assert all("dog" in row["caption"] or "walrus" in row["caption"] for row in kept)
+
+
+def test_the_papers_script_takes_captions_as_they_come(tmp_path: Path) -> None:
+    lines = [
+        "http://a.example/1\ta dog",
+        "http://a.example/2\tA Dog",
+        "no address\tdog dog dog dog dog dog",
+        "http://a.example/3\ttwo dogs",
+    ]
+    (tmp_path / "links.tsv").write_text("\n".join(lines))
+    summary = build_corpus(config_for(tmp_path / "links.tsv", list=PaperList()), tmp_path / "corpus")
+    assert {row["caption"] for row in rows_in(tmp_path / "corpus" / "kept")} == {"a dog", "dog dog dog dog dog dog"}
+    assert summary["dropped"] == {"no_entity": 2}
+
+
+def test_near_duplicates_and_balance(tmp_path: Path) -> None:
+    base = "a brown dog runs along the wide sandy beach under a bright blue summer sky near the old pier"
+    captions = [base, base.replace("brown", "black"), base + " today", "a cat on a red sofa in the living room by the window"]
+    draw = random.Random(3)
+    captions += [f"a bird {' '.join(draw.choices(string.ascii_lowercase, k=9))} in the morning" for _ in range(300)]
+    lines = [f"http://pics.example/{number}.jpg\t{caption}" for number, caption in enumerate(captions)]
+    (tmp_path / "links.tsv").write_text("\n".join(lines))
+    settings: dict[str, Any] = {
+        "near_duplicates": NearDuplicates(threshold=0.7),
+        "balance": Balance(per_entity=60),
+        "min_count": 1,
+        "rules": (),
+    }
+    summary = build_corpus(replace(config_for(tmp_path / "links.tsv", **settings), top_k=9), tmp_path / "corpus")
+    kept = [row["caption"] for row in rows_in(tmp_path / "corpus" / "kept")]
+    assert sum("dog" in caption for caption in kept) == 1
+    assert sum("cat" in caption for caption in kept) == 1
+    assert summary["dropped"]["near_duplicate"] >= 2
+    assert 20 < sum("bird" in caption for caption in kept) < 300
+    other = build_corpus(replace(config_for(tmp_path / "links.tsv", **settings), top_k=9, shards=3), tmp_path / "other")
+    assert {key: other[key] for key in ("kept", "dropped")} == {key: summary[key] for key in ("kept", "dropped")}
+
+
+def test_leakage_and_leaving_benchmark_classes_out(tmp_path: Path) -> None:
+    write_links(tmp_path / "links.tsv")
+    benchmarks = {"pets": (("dog", "hound"), ("kitty", "cat")), "cities": (("tram",),)}
+    summary = build_corpus(config_for(tmp_path / "links.tsv"), tmp_path / "corpus", benchmarks=benchmarks)
+    kept = rows_in(tmp_path / "corpus" / "kept")
+    share = sum(bool({"dog", "cat"} & set(row["entities"])) for row in kept) / len(kept)
+    assert summary["leakage"] == {"cities": 0.0, "pets": pytest.approx(share, abs=1e-5)}
+    honest = build_corpus(
+        config_for(tmp_path / "links.tsv", exclude_benchmark_classes=True), tmp_path / "honest", benchmarks=benchmarks
+    )
+    assert honest["leakage"] == {"cities": 0.0, "pets": 0.0}
+    names = {name for row in rows_in(tmp_path / "honest" / "kept") for name in row["entities"]}
+    assert names
+    assert not names & {"dog", "cat"}
+
+
+def test_a_sample_instead_of_all_gives_nearly_the_same(tmp_path: Path) -> None:
+    write_links(tmp_path / "links.tsv", rows=3000)
+    whole = build_corpus(config_for(tmp_path / "links.tsv"), tmp_path / "whole")
+    sampled = build_corpus(config_for(tmp_path / "links.tsv", sample=500), tmp_path / "sampled")
+    assert abs(whole["kept"] - sampled["kept"]) <= 0.01 * whole["kept"]
+    matching = json.loads((tmp_path / "sampled" / "report.json").read_text())["matching"]
+    assert 0 < matching["sampled"] < 700
+    names = {name for row in rows_in(tmp_path / "sampled" / "kept") for name in row["entities"]}
+    assert names == {"dog", "cat", "car"}
 
 
 def test_report(tmp_path: Path) -> None:
@@ -260,11 +338,15 @@ def test_report(tmp_path: Path) -> None:
 
 
 def test_work_is_what_a_cluster_can_send() -> None:
-    for make in (partial(TagWork, (TooShort(),), ("dog",), ""), partial(SplitWork, frozenset({"dog"}))):
-        assert pickle.loads(pickle.dumps(make))() is not None
+    words = partial(Words, FrequencyList(), ("dog",), "")
+    for make in (
+        partial(MarkWork, words, (TooShort(),), Path(), "8"),
+        partial(SplitWork, words, 0.9, Path(), [TooShort()], {"voc21": frozenset({"dog"})}),
+    ):
+        assert pickle.loads(pickle.dumps(make)).args == make.args or pickle.loads(pickle.dumps(make)).func is make.func
 
 
-@pytest.mark.parametrize("key", ["top_k", "min_count", "shards"])
+@pytest.mark.parametrize("key", ["top_k", "min_count", "sample", "shards", "certain"])
 def test_values_out_of_range(key: str) -> None:
     with pytest.raises(InputError, match=rf"^{key}: "):
         FilterConfig(**{key: 0})

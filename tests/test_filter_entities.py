@@ -2,11 +2,15 @@
 
 import importlib.util
 from pathlib import Path
+from random import Random
 from types import ModuleType
 
 import pytest
+import spacy
+from spacy.language import Language
+from spacy.tokens import Doc
 
-from filtering.entities import EntityFinder, NounLemmas, kept_entities, vocabulary
+from filtering.entities import EntityFinder, NounLemmas, Remembered, cut_with, kept_entities, vocabulary
 from filtering.lexicon import NOT_AN_ENTITY, is_english, load_lexicon
 from filtering.stage import InputError
 from filtering.tagger import SHIPPED, load_tagger
@@ -65,6 +69,46 @@ def test_batches_do_not_change_what_is_found(finder: EntityFinder) -> None:
     assert len(together) == len(captions)
     assert together[:7] == [finder([caption])[0] for caption in captions[:7]]
     assert together[:7] * 100 == together
+
+
+@Language.component("everything_is_a_name")
+def everything_is_a_name(doc: Doc) -> Doc:
+    for token in doc:
+        token.tag_ = "NNP"
+    return doc
+
+
+@pytest.mark.parametrize(
+    ("caption", "entities"),
+    [
+        ("Samsung Camera Bag And Blue Lamp", ["camera", "bag", "lamp"]),  # Title Case: a proper noun is as good as any
+        ("we see the old Camera there", []),  # before another name
+        ("we see the old Camera", ["camera"]),  # the last word of a name
+        ("we see the old camera there", ["camera"]),  # in lower case it is no name
+    ],
+)
+def test_proper_nouns(caption: str, entities: list[str]) -> None:
+    nlp = spacy.blank("en")
+    nlp.add_pipe("everything_is_a_name")
+    assert EntityFinder(nlp, load_lexicon())([caption]) == [entities]
+
+
+def test_captions_are_cut_as_spacy_cuts_them() -> None:
+    tokenizer = spacy.blank("en").tokenizer
+    cut = cut_with(tokenizer)
+    special = sorted(tokenizer.rules)
+    lot = Random(0)
+    parts = [*special, *(case(word) for word in special for case in (str.upper, str.title))]
+    parts += ["".join(lot.choices("abXY.,-'’()!/5_é", k=lot.randint(1, 8))) for _ in range(3000)]
+    parts = [part for text in parts for part in text.split()]
+    assert [cut(part) for part in parts] == [tuple(token.text for token in tokenizer(part)) for part in parts]
+
+
+def test_what_is_remembered_is_forgotten_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("filtering.entities.REMEMBERED", 3)
+    lengths = Remembered(len)
+    assert [lengths["a" * size] for size in range(10)] == list(range(10))
+    assert len(lengths) <= 3
 
 
 def test_stop_words_of_the_user() -> None:
@@ -130,16 +174,12 @@ def test_unknown_tagger_is_told_in_one_line() -> None:
 
 
 def test_a_model_that_cannot_tag_is_refused(tmp_path: Path) -> None:
-    import spacy
-
     spacy.blank("en").to_disk(tmp_path / "blank")
     with pytest.raises(InputError, match="has no tagger"):
         load_tagger(str(tmp_path / "blank"))
 
 
 def test_a_model_of_the_users_own_is_reduced_to_its_tagger(tmp_path: Path) -> None:
-    import spacy
-
     nlp = spacy.load(SHIPPED)
     nlp.add_pipe("sentencizer")
     nlp.to_disk(tmp_path / "own")

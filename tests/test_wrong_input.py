@@ -82,7 +82,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
     result = run(verb, run_dir, "tracking.enabled=false", *(setting.format(there=there) for setting in settings))
     assert result.returncode == 2, result.stderr
-    lines = [line for line in result.stderr.splitlines() if not line.startswith("tag: ")]  # progress
+    lines = [line for line in result.stderr.splitlines() if not line.startswith("read: ")]  # progress
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: " + message.format(there=there, repo=REPO))
     assert not list(run_dir.glob("*.done.json"))

@@ -3,7 +3,7 @@
 `imagenet21k.tsv` is built by `tools/build_lexicon.py`; the other files are kept by hand. A later file overrules an earlier one.
 """
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from filtering.stage import digest_of, digest_of_file
 FOLDER = Path(__file__).parent
 VISIBLE = ("imagenet21k.tsv", "extra.tsv")
 STOP = "stop.txt"
+PAPER = "paper.tsv"
 FOREIGN = "foreign.txt"
 ENGLISH = "english.txt"
 
@@ -28,6 +29,8 @@ class Lexicon:
 
     names: dict[str, str] = field(repr=False)
     """Spelling → canonical name; `NOT_AN_ENTITY` for a spelling that is stopped and must not be read as anything else."""
+    as_written: frozenset[str] = frozenset()
+    """Single words that are read as they stand even where they look like a plural."""
 
     @cached_property
     def longest(self) -> dict[str, int]:
@@ -38,17 +41,32 @@ class Lexicon:
                 longest[first] = max(longest.get(first, 0), 1 + len(rest))
         return longest
 
+    def with_names(self, own: Mapping[str, str]) -> "Lexicon":
+        """This lexicon with other canonical names for some names, in any spelling.
+
+        What meant one of them follows: if "man" becomes "people", so does "guy", which meant "man".
+        """
+        names = {spelling(name): canonical for name, canonical in own.items()}
+        followed = {written: names.get(spelling(name), name) for written, name in self.names.items()}
+        return Lexicon(names=followed | names, as_written=self.as_written | names.keys())
+
 
 def load_lexicon(stop: tuple[str, ...] = ()) -> Lexicon:
     """The shipped lexicon; `stop` adds to the shipped stop list."""
     names: dict[str, str] = {}
     for file in VISIBLE:
-        names.update(_spellings(file))
-    for spelling, _ in _spellings(STOP):
-        names[spelling] = NOT_AN_ENTITY
+        names.update((spelling(name), canonical) for name, canonical in _lines(file))
+    for name, _ in _lines(STOP):
+        names[spelling(name)] = NOT_AN_ENTITY
     for name in stop:
-        names[_spelling(name)] = NOT_AN_ENTITY
-    return Lexicon(names={spelling: _resolve(name, names) for spelling, name in names.items()})
+        names[spelling(name)] = NOT_AN_ENTITY
+    return Lexicon(names={written: _resolve(name, names) for written, name in names.items()})
+
+
+@cache
+def paper_names() -> Mapping[str, str]:
+    """OVSegmentor's 100 words, exactly as its script looks for them and in its order → its 73 canonical names."""
+    return dict(_lines(PAPER))
 
 
 @lru_cache(maxsize=1 << 17)
@@ -75,7 +93,7 @@ def _words(file: str) -> frozenset[str]:
 
 def lexicon_digest() -> str:
     """Changes with the shipped files."""
-    return digest_of([digest_of_file(FOLDER / file) for file in (*VISIBLE, STOP, FOREIGN, ENGLISH)])
+    return digest_of([digest_of_file(FOLDER / file) for file in (*VISIBLE, STOP, PAPER, FOREIGN, ENGLISH)])
 
 
 def _resolve(name: str, names: dict[str, str]) -> str:
@@ -83,17 +101,18 @@ def _resolve(name: str, names: dict[str, str]) -> str:
     seen = set()
     while name and name not in seen:
         seen.add(name)
-        name = names.get(_spelling(name), name)
+        name = names.get(spelling(name), name)
     return name
 
 
-def _spelling(name: str) -> str:
+def spelling(name: str) -> str:
+    """How the lexicon writes a name: lower case, single spaces, hyphens as spaces."""
     return " ".join(name.lower().replace("-", " ").split())
 
 
-def _spellings(file: str) -> Iterator[tuple[str, str]]:
-    """(spelling, canonical name) for every line: a name alone, or a spelling and its canonical name with a tab between."""
+def _lines(file: str) -> Iterator[tuple[str, str]]:
+    """(name, canonical name) for every line: a name alone, or a name and its canonical one with a tab between."""
     for line in (FOLDER / file).read_text(encoding="utf-8").splitlines():
         if line and not line.startswith("#"):
             name, _, canonical = line.partition("\t")
-            yield _spelling(name), canonical or name
+            yield name, canonical or name

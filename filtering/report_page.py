@@ -1,0 +1,363 @@
+"""The report as one page, `report.html`: HTML with its style and charts inside, no script, nothing from the network.
+
+Captions come from strangers. Whatever the page shows of them goes through `text`, and a content policy forbids the rest.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, get_args
+
+from filtering import report_charts
+from filtering.rules import RuleConfig
+from filtering.statistics import LOT
+
+SHOWN_ENTITIES = 120
+SHOWN_HOSTS = 10
+SHOWN_TEXT = 240
+
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
+
+_REASONS = {rule.name: (rule.__doc__ or "").strip().splitlines()[0] for rule in get_args(RuleConfig)} | {
+    "no_entity": "Refuses captions in which no entity was found.",
+    "rare_entity": "Refuses captions that mention visible things, but none of the list.",
+    "near_duplicate": "Refuses captions that say nearly the same as another kept one.",
+    "balanced": "Thins out captions that mention very frequent entities alone, by lot.",
+}
+
+_LISTS = {"frequency": "the most frequent ones", "paper": "OVSegmentor's words", "file": "a list of your own"}
+
+_WAYS = {
+    "rejected": (
+        "mention none, told without the tagger",
+        "no word can stand for an entity of the list, or only in a form that is nearly never a noun",
+    ),
+    "decided": (
+        "mention some, told without the tagger",
+        "each word in question stands in a form that is nearly always, or nearly never, a noun",
+    ),
+    "asked": ("read by the tagger to decide", "a word may be a noun or not (a train, to train): the sentence tells"),
+    "sampled": ("read by the tagger as a sample", "drawn by lot, to learn how often each form is a noun"),
+}
+
+_LEAKAGE = """<p>Classes of the evaluation that the list contains, under their name or a synonym, and kept captions that mention
+one: a corpus selected for the names that are tested is no neutral one. <strong>{names} of the list</strong> belong to some
+benchmark, and <strong>{share}</strong> of the kept captions mention one.</p>"""
+
+_HOW_TO_READ = """<dl class=terms>
+<dt>link<dd>A row of the input: an address and a caption. Each is either kept, or dropped for exactly one reason.
+<dt>entity<dd>A visible thing under its canonical name: "dogs", "Dog" and "dog's" are all dog. A caption counts once for it.
+<dt>form<dd>How a noun is written: in lower case, with a capital, in Title Case. The sample tells how often it is one.
+<dt>by lot<dd>The links with the smallest keys. Keys are hashes of address and caption, so the choice is fair, and repeatable.
+<dt>words<dd>What stands between spaces. Rules on length count words without punctuation, so they may see fewer.
+<dt>files<dd>The rows are in <code>kept/</code> and <code>dropped/</code> beside this page, the entities in
+<code>entities.parquet</code>, all numbers in <code>report.json</code>. The same corpus gives the same page, byte for byte.
+</dl>"""
+
+
+def write(path: Path, content: Mapping[str, Any]) -> None:
+    """Write the page of a `filtering.report.Content` under a temporary name, then rename it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(render(content), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def render(content: Mapping[str, Any]) -> str:
+    """The page."""
+    sections = [
+        ("Funnel", _funnel(content)),
+        ("Decisions", _decisions(content)),
+        ("Entities", _entities(content)),
+        ("Leakage", _leakage(content)),
+        ("Before and after", _distributions(content)),
+        ("Samples", _samples(content)),
+        ("Settings", _settings(content)),
+        ("How to read this", _HOW_TO_READ),
+    ]
+    anchors = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title, _ in sections)
+    body = "".join(f'<section id="{_anchor(title)}"><h2>{title}</h2>{inside}</section>' for title, inside in sections)
+    style = (files("filtering") / "report.css").read_text(encoding="utf-8")
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<title>Corpus report: {content['kept']:,} of {content['links']:,} links kept</title>\n"
+        f"<style>\n{style}</style></head>\n<body><main>{_head(content)}<nav>{anchors}</nav>{body}</main></body></html>\n"
+    )
+
+
+def text(value: object, most: int = SHOWN_TEXT) -> str:
+    """Foreign text, harmless: cut, its control and direction characters replaced, and escaped."""
+    shown = str(value)
+    shown = shown if len(shown) <= most else shown[: most - 1] + "…"
+    return escape(_UNPRINTABLE.sub("\ufffd", shown))
+
+
+# ---- the parts of the page
+
+
+def _head(content: Mapping[str, Any]) -> str:
+    links, kept, leakage, ways = content["links"], content["kept"], content["leakage"], _ways(content)
+    tiles = [
+        ("captions kept", _share(kept, links), f"{kept:,} of {links:,} links"),
+        ("entities in the list", f"{content['entities']:,}", _LISTS[content["list"]["name"]]),
+    ]
+    if ways:
+        tiles.append(
+            ("read by the tagger", _share(ways["asked"] + ways["sampled"], sum(ways.values())), "of what passed the rules")
+        )
+    if leakage["benchmarks"]:
+        names = _count(leakage["any"]["in_list"], "name")
+        tiles.append(
+            ("mention a benchmark class", _percent(leakage["any"]["share"]), f"of the kept captions; {names} of the list")
+        )
+    shown = "".join(f"<div><dt>{label}<dd>{value}<small>{note}</small></div>" for label, value, note in tiles)
+    return (
+        f"<header><p class=kicker>Corpus report</p><h1>{links:,} links → {kept:,} captions</h1><dl class=tiles>{shown}</dl>"
+        f"<p class=digest>digest {text(content['digest'])}</p></header>"
+    )
+
+
+def _funnel(content: Mapping[str, Any]) -> str:
+    links = content["links"]
+    settings = {rule["name"]: rule for rule in content["settings"].get("rules", ())}
+    rows = [f"<tr><th>links<td>{_bar((100, 'kept'))}<td><td><td>{links:,}"]
+    for step in content["funnel"]:
+        reason = step["rule"]
+        limits = ", ".join(
+            f"{key} {value}" for key, value in settings.get(reason, {}).items() if isinstance(value, int | float)
+        )
+        note = text(_REASONS.get(reason, "")) + (f" <code>{text(limits)}</code>" if limits else "")
+        bar = _bar((100 * step["left"] / links, "kept"), (100 * step["dropped"] / links, "lost"))
+        rows.append(
+            f'<tr><th><a href="#dropped-{_anchor(reason)}">{_name(reason)}</a><small>{note}</small><td>{bar}'
+            f"<td>−{step['dropped']:,}<td>{_share(step['dropped'], links)}<td>{step['left']:,}"
+        )
+    idle = ", ".join(_name(name) for name in settings if name not in content["dropped"])
+    return (
+        "<p>Rules are asked one after another; the first that refuses a caption is the reason why it was dropped.</p>"
+        "<table class=funnel><thead><tr><th>rule<th><i class=kept></i> left <i class=lost></i> dropped by this rule"
+        f"<th>dropped<th>of links<th>left<tbody>{''.join(rows)}</table>"
+        + (f"<p class=note>Asked too, but refused nothing: {idle}.</p>" if idle else "")
+    )
+
+
+def _ways(content: Mapping[str, Any]) -> dict[str, int]:
+    """Rows by how their entities were found; empty where none was looked for, or where a list takes words as they stand."""
+    matching = content["matching"]
+    if content["list"].get("match") == "script" or not any(matching.values()):
+        return {}
+    asked = matching["tagged"] - matching["sampled"]
+    return {"rejected": matching["rejected"], "decided": matching["decided"], "asked": asked, "sampled": matching["sampled"]}
+
+
+def _decisions(content: Mapping[str, Any]) -> str:
+    ways = _ways(content)
+    if not ways:
+        return "<p>Captions were read as OVSegmentor's script reads them: a word of the list counts wherever it stands.</p>"
+    total = sum(ways.values())
+    counted = (
+        f"All {total:,} captions that passed the rules were tagged, so every count below is exact."
+        if ways["sampled"] == total
+        else f"{total:,} captions passed the rules. The tagger read those whose words leave open what they mean, and a sample, "
+        "from which the counts of the entities below are estimated."
+    )
+    rows = "".join(
+        f"<tr><th><i class={way}></i> {_WAYS[way][0]}<small>{_WAYS[way][1]}</small><td>{count:,}<td>{_share(count, total)}"
+        for way, count in ways.items()
+    )
+    bar = _bar(*((100 * count / total, way) for way, count in ways.items()))
+    return f"<p>{counted}</p><div class=whole>{bar}</div><table class=ways><tbody>{rows}</table>"
+
+
+def _entities(content: Mapping[str, Any]) -> str:
+    groups = [
+        ("In the list", "kept", content["top_entities"][:SHOWN_ENTITIES]),
+        ("Next in line", "next", content["next_in_line"]),
+        ("Left out, since a benchmark tests them", "leak", content["left_out"]),
+    ]
+    top = max(1, *(row["count"] for _, _, rows in groups for row in rows))
+    more = len(content["top_entities"]) - SHOWN_ENTITIES
+    rest = f"<p class=note>The other {more:,} of the list are in <code>entities.parquet</code>.</p>" if more > 0 else ""
+    return (
+        "<p>Captions that mention each entity, of those that passed the rules.</p>"
+        + "".join(f"<h3>{title}</h3>{_bars(rows, kind, top)}" for title, kind, rows in groups if rows)
+        + rest
+    )
+
+
+def _leakage(content: Mapping[str, Any]) -> str:
+    leakage = content["leakage"]
+    if not leakage["benchmarks"]:
+        return "<p>No benchmarks were given, so nothing is known about what the list shares with them.</p>"
+    rows = list(leakage["benchmarks"].items())
+    shown = []
+    for at, (name, row) in enumerate(rows):
+        shown.append(
+            f"<tr><th>{text(name)}<td>{_bar((100 * row['in_list'] / max(1, row['classes']), 'leak'))}"
+            f"<td>{row['in_list']} of {row['classes']}"
+            f"<td>{_bar((100 * row['share'], 'leak'))}<td>{_percent(row['share'])}<td>{row['captions']:,}"
+        )
+        repeated = at + 1 < len(rows) and rows[at + 1][1]["names"] == row["names"]  # voc20 is voc21 without background
+        if row["names"] and not repeated:
+            shown.append(f"<tr class=names><td colspan=6><div class=tags>{''.join(map(_class, row['names']))}</div>")
+    excluded = content["settings"].get("exclude_benchmark_classes")
+    advice = "They were left out of this list" if excluded else "To build a list without them"
+    return (
+        _LEAKAGE.format(names=_count(leakage["any"]["in_list"], "name"), share=_percent(leakage["any"]["share"]))
+        + f"<p class=note>{advice}: <code>filter.exclude_benchmark_classes=true</code>.</p>"
+        + "<table class=leaks><thead><tr><th>benchmark<th colspan=2>its classes in the list<th colspan=3>kept captions with one"
+        + f"<tbody>{''.join(shown)}</table>"
+    )
+
+
+def _class(row: Mapping[str, Any]) -> str:
+    """A class as a tag: its name, the entity where that is called otherwise, and the kept captions that mention it."""
+    entity = "" if row["entity"] == row["class"].lower() else f" → {text(row['entity'])}"
+    return f"<b>{text(row['class'])}{entity}<small>{row['captions']:,}</small></b>"
+
+
+def _distributions(content: Mapping[str, Any]) -> str:
+    found = content["distributions"]
+    words, head = found["words"], found["head"]
+    balance = content["settings"].get("balance")
+    limit = balance["per_entity"] if balance else None
+    order = sorted((row["in_corpus"] for row in content["top_entities"]), reverse=True)
+    charts = [
+        (
+            "Words per caption",
+            "All links behind, kept captions in front.",
+            report_charts.histogram(words["before"], words["after"], axis="words", label="Words per caption", first=1),
+        ),
+        (
+            "Entities per kept caption",
+            "How many different entities of the list it mentions.",
+            report_charts.histogram(
+                [], found["entities_per_caption"], axis="entities", label="Entities per kept caption", first=1
+            ),
+        ),
+        (
+            "Head and tail",
+            "Captions per entity: the line is every entity before, the dots are the list's in the corpus"
+            + (f", dashed is the balance ({limit:,}). " if limit else ". ")
+            + f"The {head['entities']} most frequent of the list hold {_percent(head['before'])} of its mentions before, "
+            f"{_percent(head['after'])} after.",
+            report_charts.ranks(
+                [(point["rank"], point["count"]) for point in found["captions_per_entity"]],
+                [(rank, count) for rank, count in enumerate(order, start=1) if count],
+                limit,
+                axis="rank",
+                label="Captions per entity by rank",
+            ),
+        ),
+    ]
+    shown = "".join(
+        f"<figure><figcaption><h3>{title}</h3><p>{note}</p></figcaption>{svg}</figure>" for title, note, svg in charts
+    )
+    return f"<div class=charts>{shown}{_hosts(found['hosts'])}</div>"
+
+
+def _hosts(hosts: Mapping[str, Any]) -> str:
+    links, kept = hosts["links"], hosts["kept"]
+    lot = f"{links:,} links drawn by lot" if links >= LOT else f"all {links:,} links"
+    rows = "".join(
+        f"<tr><th><bdi>{text(row['host'] or '(no address)', 60)}</bdi>"
+        f"<td>{_share(row['links'], links)}<td>{_share(row['kept'], kept)}"
+        for row in hosts["most"][:SHOWN_HOSTS]
+    )
+    return (
+        f"<figure><figcaption><h3>Hosts</h3><p>Shares of all links and of the kept ones, told from {lot}. "
+        f"They come from {_count(hosts['distinct'], 'host')}.</p></figcaption>"
+        f"<table class=hosts><thead><tr><th>host<th>before<th>after<tbody>{rows}</table></figure>"
+    )
+
+
+def _samples(content: Mapping[str, Any]) -> str:
+    samples = content["samples"]
+    parts = [f'<h3 id="kept">kept<span>{content["kept"]:,}</span></h3>{_captions(samples["kept"], "kept")}']
+    for reason, rows in samples["dropped"].items():
+        parts.append(
+            f'<h3 id="dropped-{_anchor(reason)}">{_name(reason)}<span>{content["dropped"][reason]:,} dropped</span></h3>'
+            f"<p class=note>{text(_REASONS.get(reason, ''))}</p>{_captions(rows, 'lost')}"
+        )
+    return (
+        "<p>Drawn by lot. Tags are the entities of the list that a caption mentions; of a dropped one, all that it seems to "
+        f"mention.</p>{''.join(parts)}"
+    )
+
+
+def _captions(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
+    items = []
+    for row in rows:
+        tags = "".join(f"<b>{text(name, 60)}</b>" for name in row["entities"])
+        origin = row["url"] or row.get("sample") or "(no address)"
+        items.append(
+            f"<li><p dir=auto>{text(row['caption']) or '(empty)'}</p>"
+            f"<p class=origin>{f'<span class=tags>{tags}</span>' if tags else ''}<bdi>{text(origin, 80)}</bdi></p>"
+        )
+    return f'<ul class="captions {kind}">{"".join(items)}</ul>'
+
+
+def _settings(content: Mapping[str, Any]) -> str:
+    shown = {f"list.{key}": value for key, value in content["list"].items()}
+    for key, value in content["settings"].items():
+        if isinstance(value, Mapping):
+            shown |= {f"{key}.{inner}": setting for inner, setting in value.items()}
+        elif key != "rules":
+            shown[key] = value
+    rows = "".join(f"<tr><th>{text(key)}<td><code>{text(_setting(value))}</code>" for key, value in shown.items())
+    return f"<table class=settings><tbody>{rows}</table>"
+
+
+def _setting(value: object) -> str:
+    if value is None:
+        return "off"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value) if value != "" else "default"
+
+
+# ---- small pieces
+
+
+def _bars(rows: Iterable[Mapping[str, Any]], kind: str, top: int) -> str:
+    """Entities with a bar and a count; the bar of `top` captions is the longest."""
+    items = (
+        f"<li><span>{text(row['entity'], 60)}</span>{_bar((100 * row['count'] / top, kind))}<em>{row['count']:,}</em>"
+        for row in rows
+    )
+    return f"<ol class=bars>{''.join(items)}</ol>"
+
+
+def _bar(*parts: tuple[float, str]) -> str:
+    """A bar of parts, each a width in percent and a CSS class."""
+    return (
+        "<div class=bar>"
+        + "".join(f'<i class={kind} style="width:{width:.3g}%"></i>' for width, kind in parts if width)
+        + "</div>"
+    )
+
+
+def _name(reason: str) -> str:
+    return text(reason.replace("_", " "))
+
+
+def _anchor(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", title.lower())
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
+
+
+def _share(part: int, whole: int) -> str:
+    return _percent(part / max(1, whole))
+
+
+def _percent(share: float) -> str:
+    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"

@@ -1,0 +1,83 @@
+"""docs/extending.md, followed to the letter in a copy of the package: its example becomes a rule like any other."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+REPO = Path(__file__).parents[1]
+UNTOUCHED = ("cluster", "configs", "miniature", "owseg", "pipelines")
+BUILD = """
+import sys
+from pathlib import Path
+from filtering.corpus import build_corpus
+from pipelines.cli import DEFAULT_CONFIG
+from pipelines.config import load
+from pipelines.settings import Config
+
+build_corpus(load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter, Path(sys.argv[1]))
+"""
+TAGGED = ["#dog #puppy on a lawn", "#dog #puppy #cute a dog on a lawn"]
+PLAIN = ["a dog on a lawn", "dog number # 7 and its #1 fan", "the red dog is asleep"]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with the recipe applied: the class above the union, the line at its end."""
+    folder = tmp_path_factory.mktemp("copy")
+    shutil.copytree(REPO / "filtering", folder / "filtering", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in UNTOUCHED:
+        (folder / name).symlink_to(REPO / name)
+    rule, line = recipe("A caption rule")
+    path = folder / "filtering" / "rules.py"
+    before, union, after = re.split(r"^(RuleConfig = \(\n(?: .*\n)+)", path.read_text(), maxsplit=1, flags=re.MULTILINE)
+    path.write_text(f"{before}{rule}\n\n{union}{line}{after}")
+    return folder
+
+
+def recipe(opening: str) -> list[str]:
+    """The blocks of Python under a paragraph that opens so."""
+    text = (REPO / "docs" / "extending.md").read_text()
+    (section,) = re.findall(rf"^\*\*{opening}\*\*.*?(?=^\*\*|\Z)", text, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+
+
+def command() -> list[str]:
+    """The settings of the command line that the recipe gives, without those of its source."""
+    text = (REPO / "docs" / "extending.md").read_text()
+    (line,) = re.findall(r"^python pipelines/filter\.py (.*hashtags.*)$", text, flags=re.MULTILINE)
+    return [setting for setting in shlex.split(line) if not setting.startswith("filter.source")]
+
+
+def run(copy: Path, *argv: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "200"}
+    done = subprocess.run([sys.executable, *argv], cwd=copy, env=environment, text=True, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_tells_of_the_rule(copy: Path) -> None:
+    text = " ".join(run(copy, "pipelines/filter.py", "--help").split())
+    assert "or duplicate_caption or hashtags)]" in text
+    assert "filter.rules.0(hashtags).most 2 Most hashtags." in text
+
+
+def test_the_rule_drops_and_is_reported(copy: Path, tmp_path: Path) -> None:
+    lines = [f"http://a.example/{row}.jpg\t{caption}\n" for row, caption in enumerate([*PLAIN, *TAGGED, "dog #a #b"])]
+    (tmp_path / "links.tsv").write_text("".join(lines))
+    settings = [*command(), f"filter.source.path={tmp_path / 'links.tsv'}", "filter.min_count=1", "filter.shards=2"]
+    run(copy, "-c", BUILD, str(tmp_path / "corpus"), *settings)
+    dropped = [row for path in (tmp_path / "corpus" / "dropped").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
+    assert sorted(row["caption"] for row in dropped if row["drop_reason"] == "hashtags") == sorted([*TAGGED, "dog #a #b"])
+    kept = [
+        row["caption"] for path in (tmp_path / "corpus" / "kept").glob("*.parquet") for row in pq.read_table(path).to_pylist()
+    ]
+    assert sorted(kept) == sorted(PLAIN)
+    assert json.loads((tmp_path / "corpus" / "report.json").read_text())["dropped"] == {"hashtags": 3}
