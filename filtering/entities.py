@@ -92,9 +92,9 @@ def name_of(lemmas: Sequence[str], plural: bool, lexicon: Lexicon) -> str:
 def _is_thing(token: Token, lowered: bool) -> bool:
     """Whether a single word may name a thing: a common noun, or what only seems to be a proper one.
 
-    Where the author's capitals say nothing (`lowered`), and in a word that he wrote in lower case, a proper noun is none,
-    whatever the tagger says. Elsewhere the last word after an article, an adjective or other names tells what is named: the
-    Brooklyn *Bridge*, but not *Apple* iPhone.
+    What is written in lower case is no proper noun, whatever the tagger says; nor can it be told where capitals say nothing
+    (`lowered`). Elsewhere the last word after an article, an adjective or other names tells what is named: the Brooklyn
+    *Bridge*, but not *Apple* iPhone.
     """
     if token.tag_ not in NOUNS:
         return False

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from filtering.entities import Remembered
 from filtering.scan import OVERLAP, CaptionScanner, Meaning, parted
 from filtering.schema import FORMS
 
@@ -201,7 +202,7 @@ class Matcher:
         self._kept = kept
         self._chances = chances(forms)
         self._certain = certain
-        self._of_kept: dict[str, list[Reading]] = {}
+        self._of_kept = Remembered(self._kept_readings)
         self.counts = {"rejected": 0, "decided": 0, "tagged": 0}
 
     def match(self, captions: Sequence[str], forms: pa.ListArray, tagged: Sequence[list[str] | None]) -> list[list[str]]:
@@ -216,7 +217,7 @@ class Matcher:
             tagged: what the tagger found in those that it has read before, taken as it is; None for the others.
         """
         known = np.array([found is not None for found in tagged], bool)
-        mentions = _mentions(forms, self._readings)
+        mentions = _mentions(forms, self._of_kept.__getitem__)
         keep, ask = self._judge(mentions, known)
         entities = _entities(mentions, keep[mentions.row] & (self._chance(mentions) >= LIKELY), len(captions))
         answers = dict(zip(ask, self._find([captions[row] for row in ask]), strict=True))
@@ -228,7 +229,7 @@ class Matcher:
 
     def keep(self, captions: Sequence[str]) -> NDArray[np.bool_]:
         """Which captions mention a kept entity: those for which `match` gives any."""
-        mentions = _mentions(self._scan(captions), self._readings)
+        mentions = _mentions(self._scan(captions), self._of_kept.__getitem__)
         keep, ask = self._judge(mentions, np.zeros(len(captions), bool))
         self._count(keep, ask)
         keep[ask] = [not self._kept.isdisjoint(found) for found in self._find([captions[row] for row in ask])]
@@ -255,13 +256,8 @@ class Matcher:
         each = np.array([1.0 if reading.certain else self._chances[reading.form] for reading in mentions.of], np.float64)
         return np.minimum(each, 1 - 1e-12).take(mentions.number)
 
-    def _readings(self, form: str) -> list[Reading]:
-        """The readings of a form that are kept entities."""
-        some = self._of_kept.get(form)
-        if some is None:
-            some = [reading for reading in readings(form, self._scan.means(form)) if reading.entity in self._kept]
-            self._of_kept[form] = some
-        return some
+    def _kept_readings(self, form: str) -> list[Reading]:
+        return [reading for reading in readings(form, self._scan.means(form)) if reading.entity in self._kept]
 
     def _count(self, keep: NDArray[np.bool_], asked: Sequence[int]) -> None:
         """`asked`: the rows that the tagger has read, now or before."""

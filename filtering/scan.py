@@ -74,7 +74,7 @@ class Scanner:
         self._openings = frozenset(" ".join(words[:length]) for words in compounds for length in range(1, len(words)))
         self._inner = frozenset(word for words in compounds for word in words[:-1])
         self._last = frozenset(words[-1] for words in compounds)
-        self._meanings: dict[str, Meaning] = {}
+        self._meanings = Remembered(self._meaning)
         self._cut = cut_with(tokenizer)
         self._words = Remembered(self._words_of)
         self._vocab = tokenizer.vocab
@@ -119,10 +119,7 @@ class Scanner:
 
     def means(self, form: str) -> Meaning:
         """What a form of this scanner stands for."""
-        meaning = self._meanings.get(form)
-        if meaning is None:
-            meaning = self._meanings[form] = self._meaning(form)
-        return meaning
+        return self._meanings[form]
 
     def _meaning(self, form: str) -> Meaning:
         words = parted(form)[0].split(" ")

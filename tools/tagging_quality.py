@@ -123,9 +123,9 @@ class TwoTiers:
         counts = entity_counts(self._forms)
         return kept_entities(vocabulary(counts, top_k=top_k or len(counts), min_count=1))
 
-    def __call__(self, captions: Sequence[str], kept: frozenset[str], certain: float = FilterConfig.certain) -> list[list[str]]:
+    def __call__(self, captions: Sequence[str], kept: frozenset[str]) -> list[list[str]]:
         """The kept entities per caption."""
-        matcher = Matcher(self._find, self._scan, kept, self._forms, certain)
+        matcher = Matcher(self._find, self._scan, kept, self._forms, FilterConfig.certain)
         return matcher.match(captions, self._scan(captions), [None] * len(captions))
 
 
