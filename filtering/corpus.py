@@ -65,8 +65,8 @@ class FilterConfig:
     """spaCy model that tells nouns, for instance en_core_web_sm; "" is the small tagger that ships with this package."""
     sample: int = 100_000
     """Captions that the tagger reads to learn how often each form is a noun; a corpus of fewer links is tagged whole."""
-    certain: float = 0.9
-    """A form that is a noun (or none) in at least this share of the sample is decided without the tagger (0.5 to 1)."""
+    certain: float = 0.85
+    """Chance of mentioning a kept entity from which on a caption is kept without the tagger; dropped at 1 minus it (0.5 to 1)."""
     near_duplicates: NearDuplicates | None = None
     """Drop captions that nearly repeat another kept one; null keeps them."""
     balance: Balance | None = None
