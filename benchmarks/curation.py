@@ -29,6 +29,7 @@ import pandas as pd
 from captions import miniature_captions, real_captions
 from nltk.tokenize import word_tokenize
 
+from filtering.corpus import FilterConfig
 from filtering.entities import EntityFinder, kept_entities, vocabulary
 from filtering.lexicon import load_lexicon, paper_names
 from filtering.matching import Matcher, tally

@@ -23,7 +23,7 @@ def run(config: Config) -> None:
         run_train(context, shards)
         run_evaluate(context)
         print_funnel(corpus, shards)
-        print(f"corpus report: {context.run_dir / 'corpus' / 'report.png'}")
+        print(f"corpus report: {context.run_dir / 'corpus' / 'report.html'}")
         if context.tracker.uri:
             print(f"MLflow: run `make up` or `mlflow ui --backend-store-uri {context.tracker.uri}`")
     print(f"summary: {context.run_dir / SUMMARY}")
