@@ -34,5 +34,10 @@ def read_marker(run_dir: Path, stage: str, fingerprint: str) -> StageMarker | No
     return marker if marker.fingerprint == fingerprint else None
 
 
+def remove_marker(run_dir: Path, stage: str) -> None:
+    """Say that `stage` is not complete. Call it before anything on disk changes."""
+    _path(run_dir, stage).unlink(missing_ok=True)
+
+
 def _path(run_dir: Path, stage: str) -> Path:
     return run_dir / f"{stage}.done.json"

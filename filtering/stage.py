@@ -120,6 +120,7 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
     for path in _outputs(scratch):  # left by an interrupted run, perhaps of another config
         path.unlink()
     counts = work(pq.read_table(source), scratch)
+    _marker_path(out, name).unlink(missing_ok=True)  # of another config: from here on its files are no longer what it says
     files = {}
     for path in _outputs(scratch):
         relative = path.relative_to(scratch)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.storage import StageMarker, read_marker, write_marker
+from cluster.storage import StageMarker, read_marker, remove_marker, write_marker
 from cluster.tracking import Tracker, open_tracker
 from filtering.stage import write_json
 from pipelines.config import to_dict
@@ -49,6 +49,7 @@ class Context:
             print(f"{name}: skipped, complete already ({output})", flush=True)
         else:
             print(f"{name}: started", flush=True)
+            remove_marker(self.run_dir, name)  # what it tells of, such as another list in the same file, is about to change
             status, result = "done", work()
             seconds = time.monotonic() - began
             write_marker(
