@@ -17,6 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -232,20 +233,22 @@ def corpus_files(corpus: Path, columns: Sequence[str]) -> list[Path]:
     return files
 
 
-def refuse_repeats(keys: pa.ChunkedArray, where: Path) -> None:
-    """InputError if a key of the sorted `keys` occurs twice: it is the name of an image."""
-    repeated = keys.slice(1).filter(pc.equal(keys.slice(1), keys.slice(0, len(keys) - 1)))
-    if len(repeated):
-        raise InputError(f"{where}: key {repeated[0].as_py()!r} occurs twice; run the filter again")
+def without_repeats(table: pa.Table) -> pa.Table:
+    """The first row of every key of a table sorted by key.
+
+    A key is the name of an image. Rows that share one have the same URL and caption; a filter without rules keeps them all.
+    """
+    keys = table["key"].combine_chunks()
+    first = np.ones(len(keys), bool)
+    first[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
+    return table if first.all() else table.filter(pa.array(first))
 
 
 def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
     """Write the links of the corpus, sorted by key, as shards of `shard_size` rows: however many files it came in."""
     files = corpus_files(corpus, CORPUS.names)
-    links = pa.concat_tables(
-        [pq.read_table(file, columns=CORPUS.names).select(CORPUS.names).cast(CORPUS) for file in files]
-    ).sort_by("key")
-    refuse_repeats(links["key"], corpus / "kept")
+    tables = [pq.read_table(file, columns=CORPUS.names).select(CORPUS.names).cast(CORPUS) for file in files]
+    links = without_repeats(pa.concat_tables(tables).sort_by("key"))
     folder = out / "_links"
     shutil.rmtree(folder, ignore_errors=True)
     shards = [folder / f"{i:05d}.parquet" for i in range(-(-links.num_rows // shard_size))]

@@ -19,7 +19,7 @@ from filtering.download import (
     content_digest,
     corpus_files,
     finish,
-    refuse_repeats,
+    without_repeats,
     write_shard,
     write_shards,
 )
@@ -102,7 +102,7 @@ def _cut(corpus: Path, out: Path) -> list[Path]:
     files = corpus_files(corpus, _COLUMNS)
     counts: Counter[str] = Counter()
     for file in files:
-        counts.update(_tars(pq.read_table(file, columns=[SAMPLE.name])).to_pylist())
+        counts.update(_tars(_read(file, ["key", SAMPLE.name])).to_pylist())
     groups = min(MAX_GROUPS, -(-counts.total() // GROUP_ROWS))
     group_of = {}
     before = 0
@@ -115,8 +115,7 @@ def _cut(corpus: Path, out: Path) -> list[Path]:
     for old in (blocks, folder):
         shutil.rmtree(old, ignore_errors=True)
     for file in files:
-        table = pq.read_table(file, columns=_COLUMNS).select(_COLUMNS).sort_by("key")
-        refuse_repeats(table["key"], file)  # the same key means the same caption, and those lie in the same file
+        table = _read(file, _COLUMNS)
         write_block(blocks / file.name, table, np.array([group_of[tar] for tar in _tars(table).to_pylist()], np.int32), groups)
     shards: list[Path] = []
     for group, tars in groupby(group_of, group_of.__getitem__):
@@ -129,6 +128,12 @@ def _cut(corpus: Path, out: Path) -> list[Path]:
             start += counts[tar]
     shutil.rmtree(blocks)
     return shards
+
+
+def _read(file: Path, columns: list[str]) -> pa.Table:
+    """Columns of a file of the corpus, sorted by key, each key once. Rows with one key lie in one file."""
+    table = pq.read_table(file, columns=columns).select(columns)
+    return without_repeats(table.sort_by([("key", "ascending"), (SAMPLE.name, "ascending")]))
 
 
 def _tars(table: pa.Table) -> pa.ChunkedArray:
