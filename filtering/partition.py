@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -22,18 +23,19 @@ from filtering.stage import Marker, write_pointer
 from filtering.words import normalised_of
 
 BLOCK_ROWS = 1 << 18
+READ_UNITS = 64
 
 
 class ReadWork:
-    """Reads a part of the source and puts its rows into blocks, those with the same caption in the same shard."""
+    """Reads parts of the source and puts their rows into blocks, those with the same caption in the same shard."""
 
     def __init__(self, shards: int) -> None:
         self._shards = shards
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        (part,) = table.to_pylist()
+        tables = chain.from_iterable(read_part(Part(**part)) for part in table.to_pylist())
         links = 0
-        for number, block in enumerate(_blocks(read_part(Part(**part)))):
+        for number, block in enumerate(_blocks(tables)):
             texts = normalised_of(block["caption"]).to_pylist()
             shard_of = np.array([_shard(text, self._shards) for text in texts], np.int32)
             write_block(scratch / f"{scratch.name}-{number:04d}.parquet", block, shard_of, self._shards)
@@ -41,14 +43,32 @@ class ReadWork:
         return {"links": links}
 
 
-def point_at_parts(folder: Path, parts: Iterable[Part]) -> list[Path]:
-    """One source for `ReadWork` per part."""
+def point_at_parts(folder: Path, parts: Sequence[Part]) -> list[Path]:
+    """The sources of `ReadWork`: one per part, or per group of small neighbours."""
     sources = []
-    for number, part in enumerate(parts):
+    for number, group in enumerate(_groups(parts)):
         sources.append(folder / f"{number:05d}.parquet")
-        write_pointer(sources[-1], [asdict(part)], part.rows_hint)
+        write_pointer(sources[-1], [asdict(part) for part in group], sum(part.rows_hint for part in group))
     remove_strangers(folder, sources)
     return sources
+
+
+def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts in groups of up to a block's rows, so that thousands of small files do not become thousands of tiny blocks.
+
+    A small source stays in `READ_UNITS` groups or more, as far as it has parts, for workers to share.
+    """
+    most = min(BLOCK_ROWS, sum(part.rows_hint for part in parts) // READ_UNITS)
+    group: list[Part] = []
+    rows = 0
+    for part in parts:
+        if group and rows + part.rows_hint > most:
+            yield group
+            group, rows = [], 0
+        group.append(part)
+        rows += part.rows_hint
+    if group:
+        yield group
 
 
 def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shards: int) -> list[Path]:
@@ -58,17 +78,14 @@ def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shard
     """
     digests = {file: digest for marker in markers for file, digest in sorted(marker.files.items())}
     remove_strangers(blocks, [blocks / file for file in digests])
-    metadata = {file: pq.read_metadata(blocks / file) for file in digests}
+    counts = {file: _rows_of_groups(blocks / file) for file in digests}
     sources = []
     for shard in range(shards):
-        rows = {file: found.row_group(shard).num_rows for file, found in metadata.items()}
-        holders = [file for file, count in rows.items() if count] or list(rows)[
-            :1
-        ]  # of an empty shard one block knows the columns
+        rows = {file: of_shards[shard] for file, of_shards in counts.items()}
+        holders = [file for file in rows if rows[file]] or list(rows)[:1]  # of an empty shard one block tells the columns
+        pointers: list[dict[str, object]] = [{"block": file, "digest": digests[file], "shard": shard} for file in holders]
         sources.append(folder / f"{shard:05d}.parquet")
-        write_pointer(
-            sources[-1], [{"block": file, "digest": digests[file], "shard": shard} for file in holders], sum(rows.values())
-        )
+        write_pointer(sources[-1], pointers, sum(rows.values()))
     remove_strangers(folder, sources)
     return sources
 
@@ -101,6 +118,11 @@ def gather(blocks: Path, pointers: pa.Table) -> pa.Table:
 def _metadata(path: Path, digest: str) -> pq.FileMetaData:
     """A block's footer tells of hundreds of row groups: parsed once, not for each shard. `digest` tells old from new."""
     return pq.read_metadata(path)
+
+
+def _rows_of_groups(path: Path) -> list[int]:
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
 def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
