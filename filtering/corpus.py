@@ -66,7 +66,7 @@ class FilterConfig:
     sample: int = 100_000
     """Captions that the tagger reads to learn how often each form is a noun; a corpus of fewer links is tagged whole."""
     certain: float = 0.85
-    """Chance of mentioning a kept entity from which on a caption is kept without the tagger; dropped at 1 minus it (0.5 to 1)."""
+    """Chance of mentioning a kept entity from which a caption is kept without the tagger; dropped at 1 minus it (0.5 to 1)."""
     near_duplicates: NearDuplicates | None = None
     """Drop captions that nearly repeat another kept one; null keeps them."""
     balance: Balance | None = None
@@ -125,13 +125,16 @@ def build_corpus(
     tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
     chosen = digest_of([marking, tables, config.certain])
     rules: list[Rule] = []
+    repeated = ""
     if config.near_duplicates:
         rules.append(find_near_duplicates(config, config.near_duplicates, make_words, shards, out, chosen, run))
+        repeated = digest_of_file(build / "repeated.parquet")  # what a shard repeats may lie in another one
     if config.balance:
         rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
     names = {benchmark: frozenset(classes.values()) for benchmark, classes in leaks.items()}
     late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
-    splitting = digest_of([chosen, late, sorted((benchmark, sorted(found)) for benchmark, found in names.items())])
+    told = sorted((benchmark, sorted(found)) for benchmark, found in names.items())
+    splitting = digest_of([chosen, late, repeated, told])
     split = partial(SplitWork, make_words, config.certain, out, rules, names)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
     _remove_leftovers(out, markers)
@@ -143,10 +146,22 @@ def build_corpus(
     return summary
 
 
+def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
+    """Changes with whatever changes the corpus: the settings, and the content of the links, the list and the tagger they name.
+
+    Raises:
+        InputError: as `build_corpus` does for a source, a list or a tagger that is not there.
+    """
+    settings = asdict(config)
+    del settings["source"]["path"]  # the same files elsewhere are the same links
+    words = Words(config.list, config.stop, config.tagger)
+    return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), benchmarks])
+
+
 def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
     """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
     raw = not config.list.caption_rules
-    parts = point_at_parts(build / "parts", (replace(part, raw=raw) for part in parts_of(config.source)))
+    parts = point_at_parts(build / "parts", [replace(part, raw=raw) for part in parts_of(config.source)])
     settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
     identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
     markers = run(partial(ReadWork, config.shards), parts, build / "read", fingerprint=identity, label="read")
@@ -168,13 +183,14 @@ def _sample_limit(sample: int, links: int) -> str:
 def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, Mapping[str, str]]) -> pa.Table:
     """The vocabulary (schema `ENTITIES`) that the list makes of the tally. InputError if it keeps nothing."""
     classes = frozenset(name for found in leaks.values() for name in found.values())
-    entities = config.list.choose(
-        entity_counts(forms),
-        top_k=config.top_k,
-        min_count=config.min_count,
-        excluded=classes if config.exclude_benchmark_classes else frozenset(),
-    )
+    choose = partial(config.list.choose, entity_counts(forms), top_k=config.top_k, min_count=config.min_count)
+    entities = choose(excluded=classes if config.exclude_benchmark_classes else frozenset())
     if not pc.any(entities["kept"]).as_py():
+        if pc.any(choose(excluded=frozenset())["kept"]).as_py():
+            raise InputError(
+                "filter.exclude_benchmark_classes: every entity that the list could keep is a benchmark's class; "
+                "set it to false, or choose a list that names others"
+            )
         raise InputError(
             f"filter.min_count: no entity is mentioned by {config.min_count} of the captions that passed the rules; "
             "lower it, or look at corpus/_build/mark for the reasons"
@@ -185,7 +201,10 @@ def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, M
 def find_near_duplicates(
     config: FilterConfig, near: NearDuplicates, make_words: MakeWords, shards: list[Path], out: Path, chosen: str, run: Runner
 ) -> NearDuplicate:
-    """The rule that refuses kept rows whose caption nearly repeats another's: sign all captions, compare those that meet."""
+    """The rule that refuses kept rows whose caption nearly repeats another's: sign all captions, compare those that meet.
+
+    Leaves the keys of these rows in `repeated.parquet`.
+    """
     build = out / BUILD
     fingerprint = digest_of([chosen, asdict(near)])
     sign = partial(SignWork, make_words, config.certain, out, near, config.shards)
@@ -194,7 +213,9 @@ def find_near_duplicates(
     confirm = partial(ConfirmWork, build / "sign", near)
     confirmed = run(confirm, buckets, build / "near", fingerprint=fingerprint, label="confirm")
     tables = [pq.read_table(build / "near" / file) for marker in confirmed for file in marker.files]
-    return NearDuplicate(pa.concat_tables(tables)["key"].combine_chunks())
+    repeated = pa.concat_tables(tables).sort_by("key").combine_chunks()
+    write_table(build / "repeated.parquet", repeated)
+    return NearDuplicate(repeated["key"].combine_chunks())
 
 
 def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker], statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from filtering.rules import with_counts
 from filtering.schema import CORPUS, DROPPED, SAMPLE
 from filtering.stage import Rule, digest_of, mark, split, write_json, write_table
 from filtering.statistics import describe_shard
-from filtering.tagger import load_tagger
+from filtering.tagger import load_tagger, tagger_digest
 
 BUILD = "_build"
 """The folder inside the corpus's own in which passes leave what others need."""
@@ -40,9 +40,8 @@ class Words:
 
     def fingerprint(self) -> str:
         """Changes with whatever changes the entities of a caption."""
-        model = self.nlp.meta
         names = digest_of([sorted(self.lexicon.names.items()), sorted(self.lexicon.as_written)])
-        return digest_of([self._settings, model["name"], model["version"], lexicon_digest(), names])
+        return digest_of([self._settings, tagger_digest(self.nlp), lexicon_digest(), names])
 
 
 MakeWords = Callable[[], Words]

@@ -6,25 +6,24 @@ from pathlib import Path
 
 from cluster.data import run_on_ray
 from filtering import report
-from filtering.corpus import build_corpus
-from filtering.stage import digest_of
+from filtering.corpus import build_corpus, corpus_fingerprint
 from pipelines.class_names import class_names
 from pipelines.cli import main
-from pipelines.config import to_dict
 from pipelines.context import Context, Result, open_context
 from pipelines.settings import Config
-from pipelines.world import filter_config, input_fingerprint
+from pipelines.world import filter_config
 
 
 def run_filter(context: Context) -> Result:
     """The filter stage: `corpus/` in the run's folder."""
     out = context.run_dir / "corpus"
     config = filter_config(context)
-    fingerprint = digest_of([to_dict(context.config.filter), input_fingerprint(context)])
+    benchmarks = class_names()
+    fingerprint = corpus_fingerprint(config, benchmarks)
 
     def work() -> Result:
         with context.tracker.child("filter", stage="filter") as run:
-            result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=class_names())
+            result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=benchmarks)
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
             run.metrics(report.numbers(json.loads((out / "report.json").read_text())))

@@ -10,7 +10,6 @@ from filtering.download import DownloadConfig
 from miniature.server import serve
 from miniature.world import build_world
 from owseg.evaluation.presets import EvaluateConfig
-from pipelines.config import to_dict
 from pipelines.context import Context
 
 HOSTS = "*.miniature.test"
@@ -52,13 +51,3 @@ def download_config(context: Context) -> Iterator[DownloadConfig]:
     world = world_dir(context)
     with serve(world / "web", log=world / "requests.log") as address:
         yield replace(config, fetch=replace(config.fetch, connect_to={**config.fetch.connect_to, HOSTS: address}))
-
-
-def input_fingerprint(context: Context) -> object:
-    """What identifies the run's links: the world's config, or the source files' names and contents."""
-    source = context.config.filter.source
-    if not source.path:
-        return to_dict(context.config.miniature)
-    from filtering.reader import source_fingerprint
-
-    return source_fingerprint(source)

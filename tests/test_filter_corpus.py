@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import random
+import shutil
 import signal
 import string
 import subprocess
@@ -21,7 +22,7 @@ import pytest
 from corpora import bytes_of, config_for, rows_in, write_links
 
 from filtering.balance import Balance
-from filtering.corpus import FilterConfig, build_corpus
+from filtering.corpus import FilterConfig, build_corpus, corpus_fingerprint
 from filtering.index import merge_index, read_keys, write_index_part
 from filtering.lists import FileList, FrequencyList, PaperList
 from filtering.near_duplicates import NearDuplicates
@@ -29,7 +30,8 @@ from filtering.passes import MarkWork, SplitWork, Words
 from filtering.reader import SourceConfig
 from filtering.rules import DuplicateCaption, TooShort
 from filtering.schema import CORPUS, DROPPED, ENTITIES, INDEX, key_of
-from filtering.stage import InputError, MakeWork, Marker, run_local
+from filtering.stage import InputError, MakeWork, Marker, run_local, write_json
+from filtering.tagger import SHIPPED
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 
@@ -178,6 +180,74 @@ def test_a_changed_config_does_again_what_depends_on_it(tmp_path: Path) -> None:
     assert len(list((out / "kept").glob("*.parquet"))) == len(list((out / "dropped").glob("*.parquet"))) == 2
 
 
+def test_a_change_that_was_cut_short_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_links(tmp_path / "links.tsv")
+    config, out = config_for(tmp_path / "links.tsv"), tmp_path / "corpus"
+    build_corpus(config, out)
+    before = bytes_of(out)
+
+    def killed_before_the_marker(path: Path, value: object) -> None:
+        if path.parent == out / "_done":
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    monkeypatch.setattr("filtering.stage.write_json", killed_before_the_marker)
+    with pytest.raises(KeyboardInterrupt):
+        build_corpus(replace(config, top_k=1), out)
+    monkeypatch.undo()
+    assert bytes_of(out) != before
+    build_corpus(config, out)
+    assert bytes_of(out) == before
+
+
+def test_what_a_caption_repeats_may_lie_in_another_shard(tmp_path: Path) -> None:
+    """The shard of a caption is done again when what it repeats has changed, though it has not."""
+    caption = "a dog runs along the wide sandy beach under a bright summer sky near the old pier"
+    other = f"{caption} again"
+    key = key_of("http://pics.example/1", caption)
+    urls = [f"http://pics.example/{number}" for number in range(2, 50)]
+    smaller, larger = (next(url for url in urls if (key_of(url, other) < key) == less) for less in (True, False))
+    config = config_for(tmp_path / "links", near_duplicates=NearDuplicates(threshold=0.7), min_count=1)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / "same.tsv").write_text(f"http://pics.example/1\t{caption}")
+    for url, kept in ((smaller, other), (larger, caption)):
+        (tmp_path / "links" / "changed.tsv").write_text(f"{url}\t{other}")
+        build_corpus(config, tmp_path / "corpus")
+        assert [row["caption"] for row in rows_in(tmp_path / "corpus" / "kept")] == [kept]
+
+
+def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
+    write_links(tmp_path / "links.tsv")
+    (tmp_path / "mine.txt").write_text("dog\n")
+    shutil.copytree(SHIPPED, tmp_path / "tagger")
+    config = config_for(tmp_path / "links.tsv", list=FileList(path=str(tmp_path / "mine.txt")), tagger=str(tmp_path / "tagger"))
+    first = corpus_fingerprint(config, {})
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(tmp_path / "links.tsv", tmp_path / "elsewhere")
+    moved = replace(config, source=replace(config.source, path=str(tmp_path / "elsewhere" / "links.tsv")))
+    assert corpus_fingerprint(moved, {}) == first
+    seen = {first, corpus_fingerprint(config, {"pets": (("dog",),)}), corpus_fingerprint(replace(config, top_k=9), {})}
+    (tmp_path / "mine.txt").write_text("cat\n")
+    seen.add(corpus_fingerprint(config, {}))
+    (tmp_path / "tagger" / "vocab" / "trained_again").write_text("")
+    seen.add(corpus_fingerprint(config, {}))
+    with (tmp_path / "links.tsv").open("a") as file:
+        file.write("\nhttp://pics.example/new\ta dog")
+    seen.add(corpus_fingerprint(config, {}))
+    assert len(seen) == 6
+
+
+def test_many_small_files_are_few_blocks(tmp_path: Path) -> None:
+    """A row group for each shard and file would be more footer than rows."""
+    lines = write_links(tmp_path / "links.tsv")
+    (tmp_path / "links").mkdir()
+    for number in range(200):
+        (tmp_path / "links" / f"{number:03d}.tsv").write_text("\n".join(["url\tcaption", *lines[number::200]]))
+    summary = build_corpus(config_for(tmp_path / "links"), tmp_path / "many")
+    assert summary == build_corpus(config_for(tmp_path / "links.tsv"), tmp_path / "one")
+    assert 64 <= len(list((tmp_path / "many" / "_build" / "read").glob("*.parquet"))) < 150
+
+
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
@@ -308,6 +378,9 @@ def test_leakage_and_leaving_benchmark_classes_out(tmp_path: Path) -> None:
     names = {name for row in rows_in(tmp_path / "honest" / "kept") for name in row["entities"]}
     assert names
     assert not names & {"dog", "cat"}
+    every = {"all": tuple((name,) for name in pq.read_table(tmp_path / "corpus" / "entities.parquet")["entity"].to_pylist())}
+    with pytest.raises(InputError, match=r"^filter.exclude_benchmark_classes: "):
+        build_corpus(config_for(tmp_path / "links.tsv", exclude_benchmark_classes=True), tmp_path / "none", benchmarks=every)
 
 
 def test_a_sample_instead_of_all_gives_nearly_the_same(tmp_path: Path) -> None:

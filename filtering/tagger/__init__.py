@@ -5,7 +5,7 @@ from pathlib import Path
 import spacy
 from spacy.language import Language
 
-from filtering.stage import InputError
+from filtering.stage import InputError, digest_of, digest_of_file
 
 SHIPPED = Path(__file__).parent / "model"
 COMMON_NOUNS = frozenset({"NN", "NNS"})
@@ -32,3 +32,10 @@ def load_tagger(name: str = "") -> Language:
     needed = {"tagger", "tok2vec", "transformer", "curated_transformer"}
     nlp.select_pipes(enable=[pipe for pipe in nlp.pipe_names if pipe in needed])
     return nlp
+
+
+def tagger_digest(nlp: Language) -> str:
+    """Changes with the files of a tagger: a model that is trained again under its old name and version is another one."""
+    folder = nlp.path
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return digest_of([[path.relative_to(folder).as_posix(), digest_of_file(path)] for path in files])
