@@ -11,7 +11,9 @@ MAX_TAGGED = 10_000
 """Characters of a caption that the tagger reads, whatever the rules let through."""
 
 _STAND_IN = "Alex"  # a name that is no thing: the tagger reads "<PERSON>" as a proper noun
-_CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
+_CONTROL = re.compile(r"[\0-\x08\x0e-\x1f\x7f-\x9f\xad\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufffe\uffff\ud800-\udfff]")
+_STYLED = re.compile(r"[\ufb00-\ufb06\uff01-\uff5e\U0001d400-\U0001d7ff]+")
+"""Ligatures, full-width and mathematical letters: other looks of a word that has to be found. Signs such as "™" stay."""
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SMALL_WORDS = frozenset(
     case(word)
@@ -22,7 +24,7 @@ _SHOUTED = re.compile(r"\b[A-Z]{4,}\b")
 
 
 def clean(caption: str) -> str:
-    """One line of text: HTML entities resolved, Unicode composed, control characters gone, white space single.
+    """One line of text: entities resolved, Unicode composed, ligatures and styled letters plain, no controls, single spaces.
 
     >>> clean("Salt &amp; Pepper\\u200b\\n cellar")
     'Salt & Pepper cellar'
@@ -31,6 +33,7 @@ def clean(caption: str) -> str:
         return caption.strip(" ")  # most captions; what follows would come to the same
     if "&" in caption:
         caption = html.unescape(html.unescape(caption))  # feeds often escape twice: "&amp;quot;"
+    caption = _STYLED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), caption)
     return " ".join(_CONTROL.sub("", unicodedata.normalize("NFC", caption)).split())
 
 

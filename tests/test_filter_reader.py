@@ -21,7 +21,7 @@ from filtering.reader import SourceConfig, parts_of, read_links, read_part, sour
 from filtering.schema import LINKS, SAMPLE, key_of
 from filtering.sources import MAX_LINE
 from filtering.stage import InputError
-from filtering.text import _CONTROL, clean
+from filtering.text import _CONTROL, _STYLED, clean
 from filtering.url import is_url
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
@@ -570,6 +570,7 @@ def plainly_clean(caption: str) -> str:
     """What `clean` means, without its short cut."""
     if "&" in caption:
         caption = html.unescape(html.unescape(caption))
+    caption = _STYLED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), caption)
     return " ".join(_CONTROL.sub("", unicodedata.normalize("NFC", caption)).split())
 
 
