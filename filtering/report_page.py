@@ -156,6 +156,8 @@ def _ways(content: Mapping[str, Any]) -> dict[str, int]:
 
 def _decisions(content: Mapping[str, Any]) -> str:
     ways = _ways(content)
+    if not ways and content["list"].get("match") != "script":
+        return "<p>No caption passed the rules, so no entity was looked for.</p>"
     if not ways:
         return "<p>Captions were read as OVSegmentor's script reads them: a word of the list counts wherever it stands.</p>"
     total = sum(ways.values())

@@ -219,6 +219,13 @@ def test_nothing_dropped_nothing_leaked(tmp_path: Path) -> None:
     assert "every count below is exact" in page
 
 
+def test_nothing_that_passed_the_rules(tmp_path: Path) -> None:
+    told = corpus(["", "nothing"], matching={"rejected": 0, "decided": 0, "tagged": 0, "sampled": 0})
+    page = write(tmp_path, told)
+    assert "No caption passed the rules" in page
+    assert "OVSegmentor" not in page
+
+
 def test_paper_words_need_no_tagger(tmp_path: Path) -> None:
     page = write(tmp_path, corpus(["a dog"], list={"name": "paper", "merge": True, "match": "script"}))
     assert "as OVSegmentor's script reads them" in page
