@@ -68,7 +68,7 @@ class EntityFinder:
             last = tokens[at + length - 1]
             if last.tag_ not in NOUNS:
                 continue
-            opening = " ".join(token.lower_ for token in tokens[at : at + length - 1])
+            opening = " ".join(plain(token.lower_) for token in tokens[at : at + length - 1])
             for form in self._lemmas(last.lower_):
                 name = self._lexicon.names.get(f"{opening} {form}")
                 if name is not None:
@@ -87,6 +87,11 @@ def name_of(lemmas: Sequence[str], plural: bool, lexicon: Lexicon) -> str:
         if name is not None:
             return name
     return NOT_AN_ENTITY
+
+
+def plain(word: str) -> str:
+    """A word with the apostrophe that names are written with."""
+    return word.replace("’", "'")
 
 
 def _is_thing(token: Token, lowered: bool) -> bool:

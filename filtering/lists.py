@@ -136,7 +136,8 @@ class FileList(_NounList):
 
     def lexicon(self, base: Lexicon) -> Lexicon:
         """`base` with the list's names, which overrule it and its stop list."""
-        return base.with_names(self.names())
+        own = self.names()
+        return base.with_names(_singulars(own, base) | own)
 
     def choose(self, counts: Mapping[str, int], *, top_k: int, min_count: int, excluded: frozenset[str]) -> pa.Table:
         """All entities (schema `ENTITIES`), `kept` for the list's that are not `excluded`."""
@@ -144,6 +145,20 @@ class FileList(_NounList):
 
 
 ListConfig = FrequencyList | PaperList | FileList
+
+
+def _singulars(own: Mapping[str, str], base: Lexicon) -> dict[str, str]:
+    """The singulars of names that are plurals, save of those that `base` knows as things of their own ("pants")."""
+    lemmas = NounLemmas()
+    found: dict[str, str] = {}
+    for written, name in own.items():
+        *opening, last = written.split()
+        singulars = [" ".join([*opening, lemma]) for lemma in lemmas(last) if lemma != last]
+        known = [singular for singular in singulars if singular in base.names]
+        for singular in (known or singulars)[:1]:
+            if written not in base.names or base.names[written] == base.names.get(singular):
+                found.setdefault(singular, name)
+    return found
 
 
 def _ranked(counts: Mapping[str, int]) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Protocol
 import pyarrow as pa
 from spacy.tokenizer import Tokenizer
 
-from filtering.entities import HYPHEN, NounLemmas, Remembered, cut_with, name_of
+from filtering.entities import HYPHEN, NounLemmas, Remembered, cut_with, name_of, plain
 from filtering.lexicon import NOT_AN_ENTITY, Lexicon
 from filtering.text import for_tagging
 
@@ -143,7 +143,7 @@ class Scanner:
         return tuple(self._word(token) for token in self._cut(part) if token != HYPHEN)
 
     def _word(self, token: str) -> _Word:
-        lower = token.lower()
+        lower = plain(token.lower())
         lemmas = self._lemmas(lower)
         form = lower if any(self._lexicon.names.get(lemma) for lemma in lemmas) and any(self._names([lower])) else ""
         last = tuple(lemma for lemma in lemmas if lemma in self._last)

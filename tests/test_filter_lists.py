@@ -101,6 +101,13 @@ def test_a_list_of_ones_own(write: Write) -> None:
         ("party\nphoto, picture", "a photo of a party", ["photo", "party"]),  # the stop list is overruled
         ("selfie-stick", "a selfie stick", ["selfie-stick"]),
         ("mobile phone", "a mobile phone and a telephone", ["mobile phone", "phone"]),
+        ("dogs\nT-Shirts", "a dog and two dogs in a T-shirt", ["dogs", "t-shirts"]),  # a plural brings its singular
+        ("wine glasses\naxolotls", "an axolotl in a wine glass", ["axolotls", "wine glasses"]),
+        ("wine glasses", "two wine glasses and a glass", ["wine glasses", "glass"]),
+        ("dogs\ndog, hound", "a dog, a hound and two dogs", ["dog", "dogs"]),  # unless the list has the singular
+        ("pants", "a woman in pants", ["woman", "pants"]),
+        ("Rubik's cube", "a Rubik's cube and a rubik’s cube", ["rubik's cube"]),  # possessives inside names
+        ("lover’s knot, lovers' knot", "a lover's knot and two lovers' knots", ["lover’s knot"]),
     ],
 )
 def test_how_captions_are_read_for_it(write: Write, nlp: Language, text: str, caption: str, entities: list[str]) -> None:
@@ -161,3 +168,5 @@ def test_names_of_ones_own() -> None:
     }  # fmt: skip
     assert base.names["guy"] == "man"
     assert spelling(" T-Shirt ") == "t shirt"
+    assert spelling("Rubik’s Cube") == spelling("rubik's-cube") == "rubik 's cube"
+    assert spelling("lovers' knot o'clock") == "lovers ' knot o'clock"

@@ -3,6 +3,7 @@
 `imagenet21k.tsv` is built by `tools/build_lexicon.py`; the other files are kept by hand. A later file overrules an earlier one.
 """
 
+import re
 from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache, cached_property, lru_cache
@@ -21,6 +22,8 @@ ENGLISH = "english.txt"
 
 NOT_AN_ENTITY = ""
 NOUN_VERB_ADJECTIVE = ("noun", "verb", "adj")
+
+_POSSESSIVE = re.compile(r"(?<=\w)['’](?=s?(?!\S))")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +109,11 @@ def _resolve(name: str, names: dict[str, str]) -> str:
 
 
 def spelling(name: str) -> str:
-    """How the lexicon writes a name: lower case, single spaces, hyphens as spaces."""
-    return " ".join(name.lower().replace("-", " ").split())
+    """How the lexicon writes a name: lower case, single spaces, hyphens as spaces, a possessive's end as a word of its own.
+
+    So it writes a word for each token: "Rubik's Cube" is "rubik 's cube".
+    """
+    return _POSSESSIVE.sub(" '", " ".join(name.lower().replace("-", " ").split()))
 
 
 def _lines(file: str) -> Iterator[tuple[str, str]]:
