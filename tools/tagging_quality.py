@@ -5,8 +5,7 @@
 The labelled captions are `tests/data/labelled_captions.tsv`; what their labels mean is written at its head. With `--treebank`
 (`*test.conllu` or `.conllu.gz` of a Universal Dependencies treebank) nouns are also scored on its test split. With `--captions`
 (tables of links as `filter.source.path` takes them) two-tier matching is scored beside tagging everything: it learns from all
-of their captions which words are nouns. Takes half a
-minute on one core.
+of their captions which words are nouns. Takes half a minute on one core.
 """
 
 import argparse
