@@ -5,6 +5,7 @@ summed in bounded space (samples, hosts) is told of the links with the smallest 
 drawn by lot, they are the same ones however the corpus is cut, and the smallest of all are among the smallest of each part.
 """
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filtering.rules import EmailAddress, PhoneNumber
 from filtering.schema import CORPUS, DROPPED, SAMPLE
 
 SAMPLES = 10
@@ -24,6 +26,10 @@ MOST_ENTITIES = 20
 LONGEST_TEXT = 1000
 """Characters of a URL, caption or sample that a report repeats."""
 LONGEST_HOST = 80
+PERSONAL = frozenset({EmailAddress.name, PhoneNumber.name})
+"""Rules whose dropped captions a report shows without what made them refuse: it would spread what they keep out."""
+
+_PERSONAL_PARTS = re.compile(r"\S+(?=\s?@)|(?<=@)\s?\S+|\d")
 
 _HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#:@\s\[]+)"
 
@@ -61,9 +67,7 @@ def describe_shard(kept: pa.Table, dropped: pa.Table, leaks: Mapping[str, frozen
         **_leakage(kept, leaks),
         "samples": {
             "kept": _samples(kept),
-            "dropped": {
-                reason: _samples(dropped.filter(pc.equal(dropped["drop_reason"], reason))) for reason in sorted(reasons)
-            },
+            "dropped": {reason: _dropped_samples(dropped, reason) for reason in sorted(reasons)},
         },
         "hosts": _hosts(kept, dropped),
     }
@@ -149,6 +153,13 @@ def _samples(table: pa.Table) -> list[dict[str, Any]]:
     shown = [name for name in (*CORPUS.names, SAMPLE.name) if name in table.column_names]
     rows = _lowest(table.select(shown), SAMPLES).to_pylist()
     return [{name: _shortened(value) for name, value in row.items()} for row in rows]
+
+
+def _dropped_samples(dropped: pa.Table, reason: str) -> list[dict[str, Any]]:
+    samples = _samples(dropped.filter(pc.equal(dropped["drop_reason"], reason)))
+    if reason in PERSONAL:
+        samples = [{**row, "caption": _PERSONAL_PARTS.sub("•", row["caption"])} for row in samples]
+    return samples
 
 
 def _shortened(value: Any) -> Any:

@@ -168,3 +168,14 @@ def test_the_lot_is_fair() -> None:
     found = describe_shard(table, DROPPED.empty_table(), {})
     share = sum(" often.example" in line for line in found["hosts"]) / LOT
     assert abs(share - 0.2) < 0.025
+
+
+def test_samples_do_not_spread_personal_data() -> None:
+    captions = {"email_address": "write to jo.doe@mail.example today", "phone_number": "call (402) 505-6600 now"}
+    dropped = [
+        {"key": key_of("", caption), "url": "", "caption": caption, "entities": [], "drop_reason": reason}
+        for reason, caption in captions.items()
+    ]
+    samples = describe_shard(*tables(dropped), LEAKS)["samples"]["dropped"]
+    assert samples["email_address"][0]["caption"] == "write to •@• today"
+    assert samples["phone_number"][0]["caption"] == "call (•••) •••-•••• now"
