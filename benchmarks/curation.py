@@ -30,8 +30,9 @@ from captions import miniature_captions, real_captions
 from nltk.tokenize import word_tokenize
 
 from filtering.corpus import FilterConfig
-from filtering.entities import EntityFinder, kept_entities, vocabulary
+from filtering.entities import EntityFinder
 from filtering.lexicon import load_lexicon, paper_names
+from filtering.lists import FrequencyList, kept_entities
 from filtering.matching import Matcher, tally
 from filtering.scan import Scanner
 from filtering.tagger import load_tagger
@@ -83,7 +84,8 @@ def main() -> None:
     tagged = find(others)
     forms = tally(scan(others), tagged, scan.means)
     learning = time.process_time() - began
-    kept = kept_entities(vocabulary(Counter(chain.from_iterable(tagged)), args.top, min_count=1))
+    counts = Counter(chain.from_iterable(tagged))
+    kept = kept_entities(FrequencyList().choose(counts, top_k=args.top, min_count=1, excluded=frozenset()))
     matcher = Matcher(find, scan, kept, forms, args.certain)
     words = frozenset(paper_names())
 

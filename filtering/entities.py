@@ -1,17 +1,15 @@
-"""Nouns of a caption → canonical entities; counts over the corpus → the vocabulary of the most frequent ones."""
+"""Nouns of a caption → canonical entities."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import chain
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import pyarrow as pa
 from spacy.language import Language
 from spacy.lookups import load_lookups
 from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc, Token
 
 from filtering.lexicon import NOT_AN_ENTITY, Lexicon
-from filtering.schema import ENTITIES
 from filtering.tagger import COMMON_NOUNS, NOUNS
 from filtering.text import for_tagging
 
@@ -153,18 +151,3 @@ class NounLemmas:
         stems = [word[: -len(old)] + new for old, new in self._rules if word.endswith(old) and len(word) > len(old)]
         known = [stem for stem in stems if stem in self._known]
         return [*self._exceptions.get(word, []), *known, *(stem for stem in stems if stem not in known), word]
-
-
-def vocabulary(counts: Mapping[str, int], top_k: int, min_count: int) -> pa.Table:
-    """All entities by falling count (ties by name), `kept` for the first `top_k` with at least `min_count` captions."""
-    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rows: list[dict[str, Any]] = [
-        {"entity": entity, "count": count, "rank": rank, "kept": rank <= top_k and count >= min_count}
-        for rank, (entity, count) in enumerate(ranked, start=1)
-    ]
-    return pa.Table.from_pylist(rows, schema=ENTITIES)
-
-
-def kept_entities(table: pa.Table) -> frozenset[str]:
-    """The kept names of a `vocabulary` table."""
-    return frozenset(table.filter(table["kept"])["entity"].to_pylist())

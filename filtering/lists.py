@@ -23,8 +23,10 @@ Finder = Callable[[Iterable[str]], list[list[str]]]
 class _NounList:
     """A list whose entities are the nouns that the tagger tells."""
 
-    caption_rules = True
-    """Whether the caption rules are asked before this list."""
+    @property
+    def caption_rules(self) -> bool:
+        """Whether captions are cleaned, and the caption rules asked, before this list."""
+        return True
 
     def lexicon(self, base: Lexicon) -> Lexicon:
         """`base` with the list's own names."""
@@ -64,8 +66,8 @@ class PaperList(_NounList):
     """"script": rows and words exactly as the released script has them, no caption rules; "nouns": as for other lists."""
 
     @property
-    def caption_rules(self) -> bool:  # type: ignore[override]
-        """Whether the caption rules are asked before this list: the script has none."""
+    def caption_rules(self) -> bool:
+        """Whether captions are cleaned, and the caption rules asked, before this list: the script does neither."""
         return self.match == "nouns"
 
     def names(self) -> dict[str, str]:
@@ -159,6 +161,11 @@ def _singulars(own: Mapping[str, str], base: Lexicon) -> dict[str, str]:
             if written not in base.names or base.names[written] == base.names.get(singular):
                 found.setdefault(singular, name)
     return found
+
+
+def kept_entities(entities: pa.Table) -> frozenset[str]:
+    """The kept names of a table that `choose` made (schema `ENTITIES`)."""
+    return frozenset(entities.filter(entities["kept"])["entity"].to_pylist())
 
 
 def _ranked(counts: Mapping[str, int]) -> list[str]:

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from filtering.index import write_index_part
 from filtering.lexicon import Lexicon, lexicon_digest, load_lexicon
-from filtering.lists import ListConfig
+from filtering.lists import ListConfig, kept_entities
 from filtering.matching import Matcher, tally
 from filtering.near_duplicates import NearDuplicates, confirm, sign
 from filtering.partition import gather, write_block
@@ -117,8 +117,7 @@ class Selection:
     """
 
     def __init__(self, make_words: MakeWords, certain: float, out: Path) -> None:
-        entities = pq.read_table(out / "entities.parquet")
-        self._kept = frozenset(entities.filter(entities["kept"])["entity"].to_pylist())
+        self._kept = kept_entities(pq.read_table(out / "entities.parquet"))
         words = make_words()
         self.matcher = Matcher(words.find, words.scan, self._kept, pq.read_table(out / BUILD / "forms.parquet"), certain)
         self._build = out / BUILD

@@ -10,7 +10,7 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from filtering.entities import EntityFinder, NounLemmas, Remembered, cut_with, kept_entities, vocabulary
+from filtering.entities import EntityFinder, NounLemmas, Remembered, cut_with
 from filtering.lexicon import NOT_AN_ENTITY, is_english, load_lexicon, spelling
 from filtering.stage import InputError
 from filtering.tagger import SHIPPED, load_tagger
@@ -157,15 +157,6 @@ def test_views_of_a_caption() -> None:
     assert for_tagging("Old House By The Sea") == ("old house by the sea", True)
     assert for_tagging("A dog in Paris") == ("A dog in Paris", False)
     assert "person" not in for_tagging("<PERSON> At The Beach")[0].lower()
-
-
-def test_vocabulary() -> None:
-    table = vocabulary({"dog": 3, "cat": 5, "ant": 3, "bee": 1, "cow": 2}, top_k=3, min_count=2)
-    assert table["entity"].to_pylist() == ["cat", "ant", "dog", "cow", "bee"]
-    assert table["rank"].to_pylist() == [1, 2, 3, 4, 5]
-    assert kept_entities(table) == {"cat", "ant", "dog"}
-    assert kept_entities(vocabulary({"dog": 3, "cat": 1}, top_k=9, min_count=2)) == {"dog"}
-    assert kept_entities(vocabulary({}, top_k=9, min_count=1)) == frozenset()
 
 
 def test_unknown_tagger_is_told_in_one_line() -> None:

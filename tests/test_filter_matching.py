@@ -13,8 +13,9 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from filtering.entities import EntityFinder, kept_entities, vocabulary
+from filtering.entities import EntityFinder
 from filtering.lexicon import Lexicon, load_lexicon
+from filtering.lists import FrequencyList, kept_entities
 from filtering.matching import Matcher, add_tallies, chances, entity_counts, tally
 from filtering.reader import SourceConfig, read_links
 from filtering.scan import Meaning, Scanner
@@ -309,7 +310,9 @@ def test_no_captions(scan: Scanner) -> None:
 def test_two_tiers_keep_what_full_tagging_keeps(scan: Scanner, find: EntityFinder, file: str) -> None:
     captions = captions_of(file)[:3000]
     truth = find(captions)
-    kept = kept_entities(vocabulary(Counter(chain.from_iterable(truth)), top_k=100, min_count=2))
+    kept = kept_entities(
+        FrequencyList().choose(Counter(chain.from_iterable(truth)), top_k=100, min_count=2, excluded=frozenset())
+    )
     tallied = tally(scan(captions[::2]), truth[::2], scan.means)
     matcher = Matcher(find, scan, kept, tallied, certain=0.9)
     others, expected = captions[1::2], [[name for name in names if name in kept] for names in truth[1::2]]

@@ -18,8 +18,9 @@ from spacy.tokens import Doc
 from train_tagger import Sentence, as_caption, docs_of, find
 
 from filtering.corpus import FilterConfig
-from filtering.entities import EntityFinder, kept_entities, vocabulary
+from filtering.entities import EntityFinder
 from filtering.lexicon import load_lexicon
+from filtering.lists import FrequencyList, kept_entities
 from filtering.matching import Matcher, entity_counts, tally
 from filtering.reader import SourceConfig, read_links
 from filtering.scan import Scanner
@@ -120,7 +121,7 @@ class TwoTiers:
     def names(self, top_k: int | None = None) -> frozenset[str]:
         """The `top_k` most frequent entities of the corpus, or all."""
         counts = entity_counts(self._forms)
-        return kept_entities(vocabulary(counts, top_k=top_k or len(counts), min_count=1))
+        return kept_entities(FrequencyList().choose(counts, top_k=top_k or len(counts), min_count=1, excluded=frozenset()))
 
     def __call__(self, captions: Sequence[str], kept: frozenset[str]) -> list[list[str]]:
         """The kept entities per caption."""
