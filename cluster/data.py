@@ -5,16 +5,32 @@ import traceback
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import pyarrow as pa
 
+from cluster.following import Following, pass_on_warnings
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.stage import InputError, MakeWork, Marker, Runner, ShardWork, finished, rows_of, run_shard
+from filtering.stage import (
+    Describe,
+    InputError,
+    MakeWork,
+    Marker,
+    Runner,
+    ShardWork,
+    finished,
+    make_work_for,
+    rows_of,
+    run_shard,
+)
 
 CPUS_PER_WORKER = 0.5
 """What a worker reserves. Less than a whole CPU, so that a two-CPU machine still has a slot for Ray Data's own tasks."""
+
+START_SECONDS = 120
+"""How long to wait for a first free CPU. After that a shard may take whatever time it needs."""
 
 
 class ShardError(RuntimeError):
@@ -27,43 +43,62 @@ def run_on_ray(config: SessionConfig) -> Runner:
     The runner raises InputError as the work raised it, and ShardError for anything else. Finished shards stay finished.
     """
 
-    def run(make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str) -> list[Marker]:
+    def run(
+        make_work: MakeWork,
+        sources: Sequence[Path],
+        out: Path,
+        *,
+        fingerprint: str,
+        label: str,
+        at_once: int = 1,
+        describe: Describe | None = None,
+    ) -> list[Marker]:
         out = out.resolve()  # workers have another working directory
-        found = {source: finished(source, out, fingerprint) for source in sources}
+        found = {source.resolve(): finished(source, out, fingerprint) for source in sources}
         todo = [source for source, marker in found.items() if marker is None]
         if todo:
-            rows = {source.resolve(): rows_of(source) for source in sources}
-            done = sum(rows[source.resolve()] for source, marker in found.items() if marker)
+            rows = {source.stem: rows_of(source) for source in found}
+            before = [marker for marker in found.values() if marker]
+            done = sum(rows[marker.shard] for marker in before)
             with (
                 Progress(label or "shards", total=sum(rows.values()), unit="rows", start=done) as progress,
+                Following(progress, out, rows, before, describe) as following,
                 # Closed at once when a shard fails: workers must not go on behind the back of whoever tries again.
-                closing(_results(config, make_work, [source.resolve() for source in todo], out, fingerprint)) as results,
+                closing(_results(config, make_work, todo, out, fingerprint, at_once)) as results,
             ):
                 for row in results:
                     _raise_failure(row)
-                    progress.advance(rows[Path(row["source"])])
-        markers = [finished(source, out, fingerprint) for source in sources]
-        lost = [str(source) for source, marker in zip(sources, markers, strict=True) if marker is None]
+                    source = Path(row["source"])
+                    if marker := finished(source, out, fingerprint):
+                        found[source] = marker
+                        following.add(marker)
+        lost = [str(source) for source, marker in found.items() if marker is None]
         if lost:
             raise ShardError(f"{len(lost)} shards were reported complete but left no marker in {out}, first {lost[0]}")
-        return [marker for marker in markers if marker is not None]
+        return [marker for marker in found.values() if marker is not None]
 
     return run
 
 
 class RunShards:
-    """The Ray actor: builds the work when its first shard arrives, then runs one shard per call. Never raises for a shard."""
+    """The Ray actor: builds the work when its first shard arrives, then runs one shard per call. Never raises for a shard.
 
-    def __init__(self, make_work: MakeWork, out: Path, fingerprint: str) -> None:
-        self.make_work, self.out, self.fingerprint = make_work, out, fingerprint
+    Ray calls it from as many threads as shards may be in work at once.
+    """
+
+    def __init__(self, make_work: MakeWork, workers: int, out: Path, fingerprint: str) -> None:
+        self.make_work, self.workers, self.out, self.fingerprint = make_work, workers, out, fingerprint
         self.work: ShardWork | None = None
+        self.making = Lock()
+        pass_on_warnings(out)
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         return pa.Table.from_pylist([self._run(source) for source in batch["source"].to_pylist()], schema=_RESULT)
 
     def _run(self, source: str) -> dict[str, Any]:
         try:
-            self.work = self.work or self.make_work()
+            with self.making:
+                self.work = self.work or make_work_for(self.workers, self.make_work)
             run_shard(self.work, Path(source), self.out, self.fingerprint)
         except InputError as error:
             return {"source": source, "mistake": str(error), "failure": None}
@@ -76,7 +111,7 @@ _RESULT = pa.schema([("source", pa.string()), ("mistake", pa.string()), ("failur
 
 
 def _results(
-    config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str
+    config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str, at_once: int
 ) -> Generator[dict[str, Any], None, None]:
     """One row per shard, as each completes."""
     ensure_session(config)
@@ -86,7 +121,9 @@ def _results(
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # its plans and hints are for Ray Data's developers; they stay in the session's log file
             handler.setLevel(logging.ERROR)
+    _await_cpu(config.data_label)
     context = ray.data.DataContext.get_current().copy()
+    context.execution_no_progress_timeout_s = -1  # it takes a shard that is long in work for a plan that hangs
     context.execution_options.label_selector = selector_of(config.data_label)
     cpus = ray.cluster_resources().get("CPU", 1)
     workers = max(1, min(len(sources), config.data_workers or int(cpus), int(cpus / CPUS_PER_WORKER)))
@@ -94,10 +131,15 @@ def _results(
         shards = ray.data.from_items([{"source": str(source)} for source in sources], override_num_blocks=len(sources))
         results = shards.map_batches(
             RunShards,
-            fn_constructor_kwargs={"make_work": make_work, "out": out, "fingerprint": fingerprint},
-            # One shard in flight per worker: a queued shard would wait behind a long one while another worker is idle.
+            fn_constructor_kwargs={"make_work": make_work, "workers": workers, "out": out, "fingerprint": fingerprint},
             compute=ray.data.ActorPoolStrategy(
-                min_size=1, initial_size=workers, max_size=workers, max_tasks_in_flight_per_actor=1
+                min_size=1,
+                initial_size=workers,
+                max_size=workers,
+                # No queued shards: one would wait behind a long one while another worker is idle.
+                max_tasks_in_flight_per_actor=at_once,
+                max_concurrent_calls_per_actor=at_once,
+                enable_true_multi_threading=True,
             ),
             num_cpus=CPUS_PER_WORKER,
             batch_format="pyarrow",
@@ -105,6 +147,24 @@ def _results(
         )
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
+
+
+def _await_cpu(label: str) -> None:
+    """InputError where no worker can start."""
+    import ray
+
+    started = ray.remote(_nothing).options(num_cpus=CPUS_PER_WORKER, label_selector=selector_of(label) or {}).remote()
+    try:
+        ray.get(started, timeout=START_SECONDS)
+    except ray.exceptions.GetTimeoutError:
+        ray.cancel(started)
+        nodes = f"session.data_label: no Ray node with the label {label}" if label else "session: no Ray node"
+        raise InputError(
+            f"{nodes} had a CPU to spare for {START_SECONDS} s; wait for other jobs to end or add nodes (see `ray status`)"
+        ) from None
+
+
+def _nothing() -> None: ...
 
 
 def _raise_failure(row: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, Tex
 from rich.progress import Progress as Bar
 
 SECONDS_BETWEEN_LINES = 5.0
+RECENT_SECONDS = 60.0
+"""The rate and the time left are those of the last minute: what came before tells little of what comes."""
 
 
 class Progress:
@@ -22,9 +25,10 @@ class Progress:
         self.label, self.total, self.unit = label, total, unit
         self.done, self.note = start, ""
         self._start = start
-        self._told = -1
+        self._told: tuple[int, str] | None = None
         self._stream = stream or sys.stderr
         self._began = self._last_line = time.monotonic()
+        self._recent = deque([(self._began, start)])
         self._bar = _bar(self._stream) if self._stream.isatty() else None
         self._task = self._bar.add_task(label, total=total, completed=start, unit=unit, note="") if self._bar else None
 
@@ -36,7 +40,7 @@ class Progress:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if self._bar:
             self._bar.stop()
-        elif error is not None or self.done != self._told:
+        elif error is not None or (self.done, self.note) != self._told:
             self._print("" if error is None else "stopped")
 
     def advance(self, count: int = 1, note: str = "") -> None:
@@ -48,14 +52,29 @@ class Progress:
         self.done, self.note = done, note or self.note
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, note=self.note)
-        elif time.monotonic() - self._last_line >= SECONDS_BETWEEN_LINES:
+            return
+        now = time.monotonic()
+        if now - self._recent[-1][0] >= 1.0:
+            self._recent.append((now, done))
+        while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_SECONDS:
+            self._recent.popleft()
+        if now - self._last_line >= SECONDS_BETWEEN_LINES and (self.done, self.note) != self._told:
             self._print("")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        line = f"{self.label}: {line}"
+        if self._bar:
+            self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(line, file=self._stream, flush=True)
 
     def _print(self, ending: str) -> None:
         now = time.monotonic()
-        self._last_line, self._told = now, self.done
+        self._last_line, self._told = now, (self.done, self.note)
         elapsed = now - self._began
-        rate = (self.done - self._start) / elapsed if elapsed > 0 else 0.0
+        since, before = (self._began, self._start) if self.done >= self.total else self._recent[0]
+        rate = max(self.done - before, 0) / (now - since) if now > since else 0.0
         parts = [
             f"{self.label}: {self.done}/{self.total} {self.unit}",
             f"{rate:.3g} {self.unit}/s",
@@ -77,6 +96,7 @@ def _bar(stream: TextIO) -> Bar:
         TimeRemainingColumn(elapsed_when_finished=True),
         TextColumn("{task.fields[note]}"),
         console=Console(file=stream),
+        speed_estimate_period=RECENT_SECONDS,
     )
 
 

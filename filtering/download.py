@@ -1,50 +1,43 @@
 """Links to image shards: fetch, check, resize, and write WebDataset tars as img2dataset lays them out.
 
-Beside `00000.tar` (key.jpg, key.json, key.txt per image) lie `00000.parquet`, with the status of every link, and
-`00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
+A link is in the shard that its key, a hash, falls into. The next run asks only for links that are new, and for those that
+failed for a passing reason; everything else it takes from the shards that are there.
 """
 
 import asyncio
-import hashlib
 import json
-import re
+import os
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from threading import Lock, Thread
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.fetch import FetchConfig, Fetcher, Outcome
-from filtering.image import ImageConfig, Resize, Resized
-from filtering.journal import Journal
-from filtering.schema import CORPUS, STATUS
-from filtering.stage import (
-    InputError,
-    MakeWork,
-    Runner,
-    digest_of,
-    digest_of_markers,
-    run_local,
-    sum_counts,
-    write_json,
-    write_table,
-)
-from filtering.tar import write_tar
+from filtering.download_progress import describe
+from filtering.fetch import FetchConfig, Fetcher
+from filtering.image import ImageConfig, Resize
+from filtering.image_shards import check_keys, corpus_files, finish, shard_files, without_repeats, write_shard, write_shards
+from filtering.partition import regroup
+from filtering.results import Known, Results, Retry, Row, Validity
+from filtering.schema import CORPUS
+from filtering.stage import InputError, Runner, digest_of, run_local, write_json, write_table
 
-Row = Mapping[str, Any]
-"""A kept row: a value per column."""
-Obtain = Callable[[Sequence[Row], Journal], None]
-"""Puts what became of each row into the journal: the record and the JPEG that `finish` makes."""
+SHARDS_AT_ONCE = 2
+"""Shards that a worker has in work: while one waits for its last slow servers, the next has begun."""
 
-_FORMAT = 1  # raise it when the same links and config give other files than before
+_FORMAT = 2  # raise it when the same links and config give other files than before
+_BATCH_ROWS = 1 << 16
+_LAYOUT = "_layout.json"
+_PREVIOUS = "_previous"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,220 +49,234 @@ class DownloadConfig:
     image: ImageConfig = field(default_factory=ImageConfig)
     """Which images are kept, and at what size."""
     shard_size: int = 1000
-    """Links per shard; a tar holds those of them that could be had."""
+    """Links per shard, about and at most: links are spread over a power of two of shards, by their keys."""
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
             raise InputError(f"shard_size: {self.shard_size} is below 1")
 
 
-def content_digest(config: DownloadConfig) -> str:
-    """The digest of what decides for good about a link. How patiently and by which route it is asked for does not."""
+def validity_of(config: DownloadConfig) -> Validity:
+    """What results depend on. How patiently and by which route a link is asked for does not decide for good about it."""
     fetch = config.fetch
-    return digest_of([_FORMAT, asdict(config.image), fetch.respect_opt_out, fetch.max_bytes, fetch.max_redirects])
+    images = [_FORMAT, asdict(config.image), fetch.respect_opt_out]
+    return Validity(
+        images=digest_of(images), rules=digest_of([*images, fetch.max_bytes, fetch.max_redirects, sorted(fetch.allow)])
+    )
+
+
+def content_digest(config: DownloadConfig) -> str:
+    """The digest of the settings that the shards depend on."""
+    return digest_of(asdict(validity_of(config)))
+
+
+def download_corpus(
+    config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local, retry: Retry = "passing"
+) -> dict[str, Any]:
+    """Download the links of `corpus/kept/*.parquet` into shards in `out`, and write `sizes.json` when all are complete.
+
+    Links that an earlier run settled are not asked for again; of the failures those that `retry` names are. Returns {"links",
+    "success", "retryable", "asked" (links asked for in this run), "bytes" (of the originals), "shards", "by_failure":
+    {class: links}, "by_status": {status: links}, "digest"}. The digest is that of the tars: the statuses beside them also tell
+    how many attempts a link took, which is the web's mood.
+
+    Raises InputError if there are no links, if not one image was obtained, or if the network is dead. If no server answered at
+    all, nothing is remembered, so that the next run asks for every link again.
+    """
+    out = out.resolve()
+    sources = _cut(corpus, out, config.shard_size)
+    result = write_shards(
+        partial(DownloadShard, config, out, retry),
+        sources,
+        out,
+        run=run,
+        fingerprint=f"download {content_digest(config)}",
+        label="download",
+        retry=retry,
+        at_once=SHARDS_AT_ONCE,
+        describe=describe,
+        nothing=_nothing_obtained,
+    )
+    shutil.rmtree(out / _PREVIOUS, ignore_errors=True)
+    return result
 
 
 class DownloadShard:
     """The `ShardWork` of the download: rows of schema CORPUS in; tar, statuses and stats named after the scratch folder out.
 
-    Each finished link goes to a private journal first, so that after a kill no image is fetched again. A link whose failure may
-    pass is asked again.
+    Each finished link goes to a private journal first, so that after a kill no image is fetched again. Several shards may be in
+    work at the same time, from as many threads; they share one fetcher.
     """
 
-    def __init__(self, config: DownloadConfig) -> None:
-        self._config = config
-        self._resize = Resize(config.image)
+    def __init__(self, config: DownloadConfig, out: Path, retry: Retry = "passing") -> None:
+        self._out, self._retry = out, retry
+        self._shards = _layout(out) or 1
+        self._validity = validity_of(config)
+        self._client = _Client(config)
+
+    def share(self, workers: int) -> None:
+        self._client.workers = workers
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        return write_shard(table, scratch, content_digest(self._config), self._obtain)
-
-    def _obtain(self, rows: Sequence[Row], journal: Journal) -> None:
-        asyncio.run(self._fetch({row["key"]: row["url"] or "" for row in rows}, journal))
-
-    async def _fetch(self, links: Mapping[str, str], journal: Journal) -> None:
-        """Fetch all links at once, as far as the fetcher lets them; resize in one thread meanwhile."""
-        with ThreadPoolExecutor(1, "resize") as thread:
-            async with Fetcher(self._config.fetch) as fetcher, asyncio.TaskGroup() as tasks:
-
-                async def obtain(key: str, url: str) -> None:
-                    async with fetcher.fetch(url) as outcome:
-                        loop = asyncio.get_running_loop()
-                        record, jpeg = await loop.run_in_executor(thread, finish, outcome, self._resize)
-                        journal.append(key, record, jpeg)
-
-                for key, url in links.items():
-                    tasks.create_task(obtain(key, url))
-
-
-def write_shard(table: pa.Table, scratch: Path, digest: str, obtain: Obtain) -> Mapping[str, int]:
-    """Write tar, statuses and stats of the rows of `table` into `scratch`, named after it; returns the shard's counts.
-
-    `obtain` puts the images of rows into the journal. It is asked for those that an interrupted run of the same `digest` did
-    not finish; a failure that may pass counts as unfinished.
-    """
-    with Journal(scratch / f".journal-{digest[:16]}") as journal:
         rows = table.sort_by("key").to_pylist()
-        finished = {key for key, record in journal.records.items() if not record["retryable"]}
-        obtain([row for row in rows if row["key"] not in finished], journal)
-        rows = [{**row, **journal.records[row["key"]]} for row in rows]
-        write_tar(scratch / f"{scratch.name}.tar", _samples(rows, journal))
-    write_table(scratch / f"{scratch.name}.parquet", pa.Table.from_pylist(rows, schema=STATUS))
-    write_json(scratch / f"{scratch.name}_stats.json", _stats(rows))
-    return {
-        "links": len(rows),
-        "bytes": sum(row["bytes"] for row in rows),
-        "retryable": sum(row["retryable"] for row in rows),
-        **{f"status/{status}": count for status, count in Counter(row["status"] for row in rows).items()},
-    }
+        known = self._known(scratch.name, [row["key"] for row in rows])
+        with Results(scratch, known, self._validity, self._retry) as results:
+            return write_shard(rows, scratch, self._validity, results, self._client.obtain)
+
+    def _known(self, shard: str, keys: Sequence[str]) -> Known:
+        """What shards of this key range know: the one of this name, and those of another layout."""
+        known = Known(keys, self._validity)
+        for folder in sorted((self._out / _PREVIOUS).glob("[0-9]*")):
+            for name in _overlapping(int(shard), self._shards, int(folder.name)):
+                known.add_shard(folder / f"{name}.parquet")
+                for journal in folder.glob(f"{name}{self._validity.journal}"):
+                    known.add_journal(journal)
+        known.add_shard(self._out / f"{shard}.parquet")
+        return known
 
 
-def finish(outcome: Outcome, resize: Resize) -> tuple[dict[str, Any], bytes]:
-    """The columns that STATUS adds to CORPUS, and the JPEG to keep."""
-    obtained = outcome.status == "success"
-    resized = resize(outcome.body) if obtained else Resized(status=outcome.status)
-    record = {
-        "status": resized.status,
-        "retryable": outcome.retryable,
-        "http_status": outcome.http_status,
-        "attempts": outcome.attempts,
-        "bytes": len(outcome.body),
-        "sha256": hashlib.sha256(outcome.body).hexdigest() if obtained else None,
-        "original_width": resized.original_width,
-        "original_height": resized.original_height,
-        "width": resized.width,
-        "height": resized.height,
-    }
-    return record, resized.jpeg
+class _Client:
+    """The fetcher on an event loop in a thread of its own, and the thread that resizes: open while a shard is in work."""
 
+    def __init__(self, config: DownloadConfig) -> None:
+        self.workers = 1
+        self._config = config
+        self._resize = Resize(config.image)
+        self._lock = Lock()
+        self._users = 0
 
-def download_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local) -> dict[str, Any]:
-    """Download the links of `corpus/kept/*.parquet` into shards in `out`, and write `sizes.json` when all are complete.
+    def obtain(self, rows: Sequence[Row], results: Results) -> None:
+        """Ask for the links of rows at once, as far as the fetcher lets them, and add what became of them to the results."""
+        if rows:
+            with self._opened():
+                self._wait(self._obtain(rows, results))
 
-    Returns {"links", "success", "retryable", "bytes" (of the originals), "shards", "by_status": {status: links}, "digest"}. The
-    digest is that of the tars: the statuses beside them also tell how many attempts a link took, which is the web's mood.
+    async def _obtain(self, rows: Sequence[Row], results: Results) -> None:
+        loop = asyncio.get_running_loop()
 
-    Raises InputError if there are no links, or if not one image was obtained. In that case no shard counts as done, so that the
-    next run asks for every link again.
-    """
-    sources = _cut(corpus, out, config.shard_size)
-    make_work = partial(DownloadShard, config)
-    fingerprint = f"download {content_digest(config)}"
-    return write_shards(make_work, sources, out, run=run, fingerprint=fingerprint, label="download", nothing=_nothing_obtained)
+        async def one(row: Row) -> None:
+            async with self._fetcher.fetch(row["url"] or "") as outcome:
+                if outcome.status == "success":
+                    record, jpeg = await loop.run_in_executor(self._thread, finish, outcome, self._resize)
+                else:
+                    record, jpeg = finish(outcome, self._resize)
+                results.add(row["key"], record, jpeg)
 
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for row in rows:
+                    tasks.create_task(one(row))
+        except ExceptionGroup as group:
+            raise group.exceptions[0] from None  # one reason to stop is enough: they are all cancelled then
 
-def write_shards(
-    make_work: MakeWork,
-    sources: Sequence[Path],
-    out: Path,
-    *,
-    run: Runner,
-    fingerprint: str,
-    label: str,
-    nothing: Callable[[Mapping[str, int]], str],
-) -> dict[str, Any]:
-    """Run the work over all shards and write `sizes.json`; returns and raises what `download_corpus` does.
+    @contextmanager
+    def _opened(self) -> Iterator[None]:
+        with self._lock:
+            if not self._users:
+                self._open()
+            self._users += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._users -= 1
+                if not self._users:
+                    self._close()
 
-    `nothing` words the mistake if there is no image: statuses and their counts in, message out.
-    """
-    _remove_stale(out, {source.stem for source in sources})
-    markers = run(make_work, sources, out, fingerprint=fingerprint, label=label)
-    counts = sum_counts(markers)
-    by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
-    if not by_status.get("success"):
-        shutil.rmtree(out / "_done", ignore_errors=True)
-        raise InputError(nothing(by_status))
-    write_json(out / "sizes.json", {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
-    tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
-    return {
-        "links": counts["links"],
-        "success": by_status["success"],
-        "retryable": counts["retryable"],
-        "bytes": counts["bytes"],
-        "shards": len(markers),
-        "by_status": by_status,
-        "digest": digest_of_markers(tars),
-    }
+    def _open(self) -> None:
+        with ExitStack() as parts:
+            self._thread = parts.enter_context(ThreadPoolExecutor(1, "resize"))
+            self._loop = asyncio.new_event_loop()
+            parts.callback(self._loop.close)
+            thread = Thread(target=self._loop.run_forever, name="fetch", daemon=True)
+            thread.start()
+            parts.callback(thread.join)
+            parts.callback(self._loop.call_soon_threadsafe, self._loop.stop)
+            self._fetcher = Fetcher(self._config.fetch, self.workers)
+            self._wait(self._fetcher.__aenter__())
+            parts.callback(lambda: self._wait(self._fetcher.__aexit__(None, None, None)))
+            self._close = parts.pop_all().close
 
-
-_SAMPLE_COLUMNS = (
-    *("key", "url", "caption", "entities", "status", "sha256"),
-    *("width", "height", "original_width", "original_height"),
-)
-
-
-def _samples(rows: Sequence[Row], journal: Journal) -> Iterator[tuple[str, bytes]]:
-    """The files of a tar in order: key.jpg, key.json, key.txt of every image obtained, one image in memory at a time."""
-    for row in rows:
-        if row["status"] == "success":
-            key = row["key"]
-            yield f"{key}.jpg", journal.body(key)
-            yield f"{key}.json", json.dumps({name: row[name] for name in _SAMPLE_COLUMNS}, indent=4).encode()
-            yield f"{key}.txt", (row["caption"] or "").encode()
-
-
-def _stats(rows: Sequence[Row]) -> dict[str, Any]:
-    """img2dataset's counts of a shard, without its clock times: they would differ from run to run."""
-    successes = sum(row["status"] == "success" for row in rows)
-    bodies = sum(row["sha256"] is not None for row in rows)
-    return {
-        "count": len(rows),
-        "successes": successes,
-        "failed_to_download": len(rows) - bodies,
-        "failed_to_resize": bodies - successes,
-        "status_dict": dict(Counter(row["status"] for row in rows).most_common()),
-    }
-
-
-def corpus_files(corpus: Path, columns: Sequence[str]) -> list[Path]:
-    """The files of the corpus' kept rows. InputError if there are none, or if one lacks a column."""
-    files = sorted((corpus / "kept").glob("*.parquet"))
-    if not files:
-        raise InputError(f"{corpus / 'kept'}: no parquet files there; run the filter first")
-    for file in files:
-        if missing := [name for name in columns if name not in pq.read_schema(file).names]:
-            raise InputError(f"{file}: column {missing[0]!r} is missing; it is not a corpus that the filter wrote")
-    if not sum(pq.read_metadata(file).num_rows for file in files):
-        raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
-    return files
-
-
-def without_repeats(table: pa.Table) -> pa.Table:
-    """The first row of every key of a table sorted by key.
-
-    A key is the name of an image. Rows that share one have the same URL and caption; a filter without rules keeps them all.
-    """
-    keys = table["key"].combine_chunks()
-    first = np.ones(len(keys), bool)
-    first[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
-    return table if first.all() else table.filter(pa.array(first))
+    def _wait(self, work: Coroutine[Any, Any, Any]) -> None:
+        future = asyncio.run_coroutine_threadsafe(work, self._loop)
+        try:
+            future.result()
+        except BaseException:
+            future.cancel()  # an interrupt from the keyboard reaches this thread alone
+            raise
 
 
 def _cut(corpus: Path, out: Path, shard_size: int) -> list[Path]:
-    """Write the links of the corpus, sorted by key, as shards of `shard_size` rows: however many files it came in."""
+    """Write the links of the corpus, sorted by key, as shards. In memory at once: a batch, or some neighbouring shards."""
     files = corpus_files(corpus, CORPUS.names)
-    tables = [pq.read_table(file, columns=CORPUS.names).select(CORPUS.names).cast(CORPUS) for file in files]
-    links = without_repeats(pa.concat_tables(tables).sort_by("key"))
+    links = sum(pq.read_metadata(file).num_rows for file in files)
+    shards = 1 << (-(-links // shard_size) - 1).bit_length()
+    groups = 1 << (-(-links // _BATCH_ROWS) - 1).bit_length()
+    _lay_out(out, shards)
+
+    def batches() -> Iterator[pa.Table]:
+        for path in files:
+            with pq.ParquetFile(path) as file:
+                for batch in file.iter_batches(_BATCH_ROWS, columns=CORPUS.names):
+                    table = pa.Table.from_batches([batch]).select(CORPUS.names).cast(CORPUS)
+                    check_keys(table["key"], path)
+                    yield table
+
     folder = out / "_links"
     shutil.rmtree(folder, ignore_errors=True)
-    shards = [folder / f"{i:05d}.parquet" for i in range(-(-links.num_rows // shard_size))]
-    for i, shard in enumerate(shards):
-        write_table(shard, links.slice(i * shard_size, shard_size))
-    return shards
+    sources = [folder / f"{shard:05d}.parquet" for shard in range(shards)]
+    at_once = min(groups, shards)
+    for group, rows in enumerate(regroup(batches(), lambda table: _range_of(table, at_once), at_once, out / "_blocks")):
+        table = without_repeats(rows.sort_by("key")).combine_chunks()
+        shard_of = _range_of(table, shards)
+        for shard in range(group * shards // at_once, (group + 1) * shards // at_once):
+            start, stop = np.searchsorted(shard_of, [shard, shard + 1])
+            write_table(sources[shard], table.slice(start, stop - start))
+    return sources
 
 
-def _remove_stale(out: Path, shards: set[str]) -> None:
-    """Remove `sizes.json`, which says "complete", and what a larger corpus left behind, lest it be read along with ours."""
-    (out / "sizes.json").unlink(missing_ok=True)
-    for path in [*out.glob("[0-9]*"), *out.glob("_done/[0-9]*"), *out.glob("_work/[0-9]*")]:
-        if (shard := re.match(r"\d+", path.name)) and shard[0] not in shards:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+def _range_of(table: pa.Table, ranges: int) -> npt.NDArray[np.int32]:
+    """Which of so many equal ranges of all keys each row's key falls into."""
+    heads = np.array([int(key[:8], 16) for key in table["key"].to_pylist()], np.int64)
+    return (heads * ranges >> 32).astype(np.int32)
+
+
+def _overlapping(shard: int, shards: int, others: int) -> list[str]:
+    """The names of those of `others` shards whose keys range over those of one of `shards`."""
+    return [f"{other:05d}" for other in range(shard * others // shards, -(-(shard + 1) * others // shards))]
+
+
+def _layout(out: Path) -> int | None:
+    """The number of shards that the files in `out` are cut for; None if there are none."""
+    try:
+        return int(json.loads((out / _LAYOUT).read_text())["shards"])
+    except (FileNotFoundError, ValueError, KeyError):
+        return None
+
+
+def _lay_out(out: Path, shards: int) -> None:
+    """Make room for another number of shards: the old ones are put aside, for the new ones to take their images from."""
+    before = _layout(out)
+    if before is not None and before != shards:
+        aside = out / _PREVIOUS / f"{before:05d}"
+        aside.mkdir(parents=True, exist_ok=True)
+        for name, path in list(shard_files(out)):
+            if path.parent == out:
+                os.replace(path, aside / path.name)
+            else:
+                for journal in path.glob(".journal-*"):
+                    os.replace(journal, aside / f"{name}{journal.name}")
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    write_json(out / _LAYOUT, {"shards": shards})
 
 
 _HINTS = {
-    "dns": "no name could be looked up: is there a network?",
+    "dns": "no name server answers: is there a network?",
+    "dns_unknown": "no name could be looked up: is there a network?",
     "connect": "no server could be reached: is there a network, and does connect_to point at a server that runs?",
     "timeout": "no server answered in time: is there a network? Otherwise raise timeout",
     "opt_out": "every server asks not to use its images for training",
+    "forbidden_address": "the addresses are not public; list those that may be reached in fetch.allow",
 }
 
 
@@ -277,4 +284,4 @@ def _nothing_obtained(by_status: Mapping[str, int]) -> str:
     links = sum(by_status.values())
     reason, count = max(by_status.items(), key=lambda item: item[1])
     hint = _HINTS.get(reason, "open one of the links in a browser to see why")
-    return f"nothing could be fetched: {count} of {links} links failed with {reason!r} ({hint}); a new run asks again for all"
+    return f"nothing could be fetched: {count} of {links} links failed with {reason!r} ({hint})"

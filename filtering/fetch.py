@@ -1,31 +1,38 @@
 """One asynchronous HTTP client: a URL in, its body or the reason why not out. It never raises for what the web does."""
 
 import asyncio
-import email.utils
-import ipaddress
 import logging
+import os
 import random
+import resource
+import ssl
 import time
-from collections import defaultdict
 from collections.abc import AsyncIterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
 
 import aiohttp
-from yarl import URL
 
+from filtering.addresses import ConnectError, ForbiddenAddressError, Gate, Link, LinkError, follow, link_of
+from filtering.headers import opts_out, retry_after
+from filtering.hosts import HostDown, Hosts
+from filtering.names import Names, UnknownNameError, address_of, is_address, nameserver_of
+from filtering.reasons import failure_of
 from filtering.stage import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class FetchConfig:
-    """How links are asked for. The limits hold per worker process."""
+    """How links are asked for. Limits hold per worker process unless they say otherwise."""
 
     timeout: float = 20.0
     """Seconds that one image may take in all: redirects, the whole body, further attempts (the waits between not counted)."""
+    connect_timeout: float = 5.0
+    """Seconds until a connection stands: name look-up, TCP and TLS."""
+    first_byte_timeout: float = 10.0
+    """Seconds from the start of a request until the headers of its answer are there."""
     max_bytes: int = 32 * 2**20
     """Largest body in bytes, after content decoding; more is refused as "too_large"."""
     max_redirects: int = 10
@@ -35,53 +42,96 @@ class FetchConfig:
     backoff: float = 0.5
     """Seconds before the second attempt; doubles with each further one, with a jitter of half its length."""
     max_wait: float = 30.0
-    """Longest wait in seconds before another attempt; a server whose Retry-After asks for more is left alone in this run."""
-    concurrency: int = 64
+    """Longest wait in seconds for a host that paused; one whose Retry-After asks for more is left alone in this run."""
+    concurrency: int = 256
     """Links in flight at once."""
     per_host: int = 8
-    """Links in flight at once on one host."""
+    """Connections at once to one host, over all workers."""
+    per_host_rate: float = 20.0
+    """Requests per second to one host, over all workers; 0 = no limit."""
     user_agent: str = "Mozilla/5.0 (compatible; open-world-segmentation/0.1)"
     """User-Agent header; an X-Robots-Tag scoped to an agent applies if the agent's name occurs in it."""
+    contact: str = ""
+    """A web page or e-mail address for those who run the servers; part of the User-Agent."""
     respect_opt_out: bool = True
     """Refuse images whose X-Robots-Tag header says noai, noimageai, noindex, noimageindex or none."""
+    allow: tuple[str, ...] = ()
+    """Networks and addresses that may be reached though they are not public, such as "10.0.0.0/8"."""
     connect_to: dict[str, str] = field(default_factory=dict)
     """Where to connect instead: host name or "*.suffix" → "address:port"; the URL and the Host header stay. For mirrors."""
+    nameservers: tuple[str, ...] = ()
+    """Name servers as "address" or "address:port"; none = the system's."""
+    host_failures: int = 10
+    """Failures in a row after which a host is left alone for a while."""
+    host_pause: float = 30.0
+    """Seconds that such a host is left alone; doubles as long as it goes on failing; 0 = never."""
+    outage_patience: float = 600.0
+    """Seconds to wait for a network on which nobody answers, before the run stops; 0 = do not watch for it."""
 
     def __post_init__(self) -> None:
-        for name in ("timeout", "max_bytes", "attempts", "concurrency", "per_host"):
-            if getattr(self, name) <= 0:
+        positive = (
+            *("timeout", "connect_timeout", "first_byte_timeout", "max_bytes", "attempts", "concurrency", "per_host"),
+            "host_failures",
+        )
+        for name in positive:
+            if not getattr(self, name) > 0:
                 raise InputError(f"{name}: {getattr(self, name)} is not above 0")
-        for name in ("max_redirects", "backoff", "max_wait"):
-            if getattr(self, name) < 0:
+        for name in ("max_redirects", "backoff", "max_wait", "per_host_rate", "host_pause", "outage_patience"):
+            if not getattr(self, name) >= 0:
                 raise InputError(f"{name}: {getattr(self, name)} is below 0")
+        for name in ("user_agent", "contact"):
+            if not getattr(self, name).isprintable():
+                raise InputError(f"{name}: {getattr(self, name)!r} holds control characters; it must be one line")
+        Gate(self.allow)
         for host, target in self.connect_to.items():
-            if _is_ip_address(host):
+            if is_address(host):
                 raise InputError(f"connect_to: {host!r} is an address; give the host name that the links carry, or '*.suffix'")
-            _address(target)
+            address_of(target, "connect_to")
+        for server in self.nameservers:
+            nameserver_of(server)
+
+    @property
+    def agent(self) -> str:
+        """The User-Agent header with the contact in it."""
+        if not self.contact:
+            return self.user_agent
+        head, bracket, tail = self.user_agent.rpartition(")")
+        return f"{head}; +{self.contact})" if bracket and not tail else f"{self.user_agent} (+{self.contact})"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """What became of one URL: `body` is there if and only if `status` is "success".
 
-    Other statuses: http_<code>, timeout, dns, connect, tls, incomplete, bad_http, too_large, too_many_redirects, opt_out,
-    bad_scheme, bad_url, client_error. `retryable` says whether asking again on another day may help; `attempts` counts the
-    requests made, redirects not counted.
+    Other statuses: http_<code>, timeout, dns, dns_unknown, connect, tls, incomplete, host_down, bad_http, bad_url, bad_scheme,
+    forbidden_address, too_large, too_many_redirects, opt_out, client_error. `attempts` counts the requests made, redirects not
+    counted; `message` says in words what was wrong.
     """
 
     status: str
-    retryable: bool = False
     http_status: int | None = None
     attempts: int = 0
     body: bytes = field(default=b"", repr=False)
+    message: str | None = field(default=None, compare=False)
+
+    @property
+    def retryable(self) -> bool:
+        """Whether asking again on another day may help."""
+        return failure_of(self.status) == "passing"
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Answer:
+    """What came of one request."""
+
     status: str
     http_status: int | None = None
     body: bytes = b""
+    message: str | None = None
+    answered: bool = False
+    """Whether the head of an answer was there."""
     retry_after: float | None = None
+    location: str | None = None
 
 
 # In this order: aiohttp's exceptions inherit from one another.
@@ -89,8 +139,6 @@ _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (TimeoutError, "timeout"),
     (aiohttp.ClientConnectorDNSError, "dns"),
     (aiohttp.ClientSSLError, "tls"),
-    (aiohttp.TooManyRedirects, "too_many_redirects"),
-    (aiohttp.NonHttpUrlClientError, "bad_scheme"),
     (aiohttp.ClientPayloadError, "incomplete"),
     (aiohttp.ClientConnectionError, "connect"),
     (aiohttp.ClientResponseError, "bad_http"),
@@ -99,32 +147,71 @@ _FAILURES: tuple[tuple[type[BaseException], str], ...] = (
     (Exception, "client_error"),  # a flaw of the client's that some server found: it must not stop millions of other links
 )
 
-# Worth another attempt within the run. "dns" is here although many names are dead for ever: getaddrinfo answers the same
-# "unknown name" when the network is down.
+# Worth another attempt within the run. A timeout has had its full time and mostly meets a slow host; a certificate will not
+# heal in seconds.
 _ASK_AGAIN = frozenset({"dns", "connect", "incomplete", "http_408", "http_425", "http_429"})
-_OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})  # "none" is short for "noindex, nofollow"
-_DIRECTIVES_WITH_VALUE = frozenset({"unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"})
-_CHUNK = 2**16
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_BUFFER = 2**17  # bytes: twice as many are read ahead before the server has to wait
+_IDLE = 3.0  # seconds that a connection is kept for the next link; with a host per link, most are never used again
+_OPEN_FILES = 2**14
+_UNKNOWN_FOR, _REMEMBERED = 60.0, 2**16  # seconds, and names: those that do not exist are not looked up for each of their links
 _LOG = logging.getLogger(__name__)
 
 
-class Fetcher:
-    """The client, an async context manager. One serves many links, so that connections are kept alive."""
+class _Flight:
+    """One link under way: the seconds that it has left, the requests made for it, and the turn that it holds."""
 
-    def __init__(self, config: FetchConfig) -> None:
+    __slots__ = ("held", "requests", "seconds")
+
+    def __init__(self, seconds: float, held: AsyncExitStack) -> None:
+        self.seconds = seconds
+        self.requests = 0
+        self.held = held
+
+
+class Fetcher:
+    """The client, an async context manager. One serves many links, so that connections are kept alive.
+
+    `workers` processes share the limits per host. Thousands of tasks may wait on one fetcher: those for a busy host stand in
+    that host's queue and take no place of others.
+    """
+
+    def __init__(self, config: FetchConfig, workers: int = 1) -> None:
         self._config = config
-        self._slots = asyncio.Semaphore(config.concurrency)
-        self._hosts: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(config.per_host))
+        self._workers = workers
+        self._agent = config.agent
+        self._gate = Gate(config.allow)
+        self._unknown: dict[str, float] = {}
+        """Names that do not exist, and until when they need not be looked up again."""
 
     async def __aenter__(self) -> Self:
-        # Looking a name up blocks a thread for seconds when the name is dead: the default pool of cpu + 4 would be the brake.
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(self._config.concurrency, "dns"))
+        config = self._config
+        _allow_open_files()
+        self._hosts = Hosts(
+            at_once=config.concurrency,
+            per_host=max(1, config.per_host // self._workers),
+            rate=config.per_host_rate / self._workers,
+            failures=config.host_failures,
+            pause=config.host_pause,
+            max_wait=config.max_wait,
+            patience=config.outage_patience,
+        )
+        # A look-up ends before the connection's deadline, so that a dead name server is told from a dead server.
+        servers = [nameserver_of(server) for server in config.nameservers]
+        self._names = Names(self._gate, config.connect_to, servers, 0.8 * config.connect_timeout)
         self._session = aiohttp.ClientSession(
-            # No limits here: waiting in the connector's queue would count against the deadline of a link.
-            connector=aiohttp.TCPConnector(resolver=_Route(self._config.connect_to), limit=0, ttl_dns_cache=300),
-            timeout=aiohttp.ClientTimeout(total=None),
+            connector=aiohttp.TCPConnector(
+                resolver=self._names,
+                socket_factory=self._names.open_socket,
+                limit=0,  # waiting in the connector's queue would count against the deadline of a link
+                ttl_dns_cache=300,
+                keepalive_timeout=_IDLE,
+            ),
+            timeout=aiohttp.ClientTimeout(total=None, connect=config.connect_timeout),
             cookie_jar=aiohttp.DummyCookieJar(),
-            headers={"User-Agent": self._config.user_agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
+            headers={"User-Agent": self._agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
+            read_bufsize=_BUFFER,
+            trust_env=False,  # a proxy would resolve names itself and connect to what the gate refuses
         )
         return self
 
@@ -132,157 +219,162 @@ class Fetcher:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self._session.close()
+        await self._names.close()
 
     @asynccontextmanager
     async def fetch(self, url: str) -> AsyncIterator[Outcome]:
-        """The outcome of one URL. The link holds its slot until the block is left, so bodies in memory ≤ concurrency."""
-        if (refusal := _refusal(url)) is not None:
-            yield Outcome(status=refusal)
-            return
-        seconds, attempts = self._config.timeout, 0
-        while True:
-            async with self._hosts[URL(url).host or ""], self._slots:
-                began = time.monotonic()
-                answer = await self._ask(url, seconds)
-                seconds -= time.monotonic() - began
-                attempts += 1
-                again = _worth_asking_again(answer.status)
-                pause = self._pause(answer, attempts) if again and attempts < self._config.attempts and seconds > 0 else None
-                if pause is None:
-                    # A timeout has had its full time and mostly meets a slow host: not again now, but on another day.
-                    retryable = again or answer.status == "timeout"
-                    yield Outcome(
-                        status=answer.status,
-                        retryable=retryable,
-                        http_status=answer.http_status,
-                        attempts=attempts,
-                        body=answer.body,
-                    )
-                    return
-            await asyncio.sleep(pause)
+        """The outcome of one URL. A body's link keeps its turn until the block is left, so bodies in memory ≤ concurrency.
 
-    def _pause(self, answer: _Answer, attempts: int) -> float | None:
-        """Seconds to wait before the next attempt; None if the server wants to be left alone for longer than `max_wait`."""
-        pause = self._config.backoff * 2.0 ** (attempts - 1) * random.uniform(0.5, 1.5)
-        if answer.retry_after is None:
-            return min(pause, self._config.max_wait)
-        return max(pause, answer.retry_after) if answer.retry_after <= self._config.max_wait else None
+        Raises `hosts.NetworkDown` if nobody has answered for `outage_patience` seconds.
+        """
+        async with AsyncExitStack() as held:
+            yield await self._obtain(url, _Flight(self._config.timeout, held))
 
-    async def _ask(self, url: str, seconds: float) -> _Answer:
-        """One attempt, over at the deadline whatever the server does."""
+    async def _obtain(self, url: str, flight: _Flight) -> Outcome:
+        """Ask until there is an answer that asking again will not change today."""
         try:
-            async with (
-                asyncio.timeout(seconds),
-                # aiohttp raises when the count reaches the maximum, hence + 1.
-                self._session.get(url, max_redirects=self._config.max_redirects + 1) as response,
-            ):
+            link = link_of(url)
+        except LinkError as refusal:
+            return Outcome(status=refusal.status, message=str(refusal))
+        answer = await self._follow(link, flight)
+        while self._is_worth_asking_again(answer, flight):
+            pause = self._config.backoff * 2.0 ** (flight.requests - 1) * random.uniform(0.5, 1.5)
+            await asyncio.sleep(min(pause, self._config.max_wait))
+            again = await self._follow(link, flight)
+            if again.status == "host_down":
+                break  # what the host said before says more
+            answer = again
+        return Outcome(
+            status=answer.status,
+            http_status=answer.http_status,
+            attempts=flight.requests,
+            body=answer.body,
+            message=answer.message,
+        )
+
+    def _is_worth_asking_again(self, answer: _Answer, flight: _Flight) -> bool:
+        if flight.requests >= self._config.attempts or flight.seconds <= 0:
+            return False
+        return answer.status in _ASK_AGAIN or answer.status.startswith("http_5")
+
+    async def _follow(self, link: Link, flight: _Flight) -> _Answer:
+        """One attempt: a request, and those that its redirects lead to."""
+        for hop in range(self._config.max_redirects + 1):
+            answer = await self._hop(link, flight, first=hop == 0)
+            if answer.location is None:
+                return answer
+            try:
+                link = follow(link, answer.location)
+            except LinkError as refusal:
+                return _Answer(status=refusal.status, http_status=answer.http_status, message=str(refusal))
+        return _Answer(
+            status="too_many_redirects",
+            http_status=answer.http_status,
+            message=f"more than {self._config.max_redirects} redirects",
+        )
+
+    async def _hop(self, link: Link, flight: _Flight, first: bool) -> _Answer:
+        """One request, when its host's turn has come; again if it was the network that failed. Only a body keeps its turn."""
+        if link.is_address and not self._gate.permits(link.host):
+            return _Answer(status=ForbiddenAddressError.status, message=f"{link.host} is not a public address")
+        if self._unknown.get(link.host, 0.0) > time.monotonic():
+            return _Answer(status=UnknownNameError.status, message=f"{link.host} does not exist")
+        while True:
+            try:
+                turn = await flight.held.enter_async_context(self._hosts.turn(link.host))
+            except HostDown as down:
+                return _Answer(status="host_down", message=str(down))
+            began = time.monotonic()
+            answer = await self._request(link, flight.seconds)
+            turn.report(answer.status, answer.retry_after, answered=answer.answered)
+            if answer.status != "success":
+                await flight.held.aclose()
+            if await turn.trusted():
+                break
+        flight.seconds -= time.monotonic() - began
+        flight.requests += first
+        if answer.status == UnknownNameError.status:
+            self._remember_unknown(link.host)
+        return answer
+
+    def _remember_unknown(self, host: str) -> None:
+        if len(self._unknown) >= _REMEMBERED:
+            self._unknown.clear()
+        self._unknown[host] = time.monotonic() + _UNKNOWN_FOR
+
+    async def _request(self, link: Link, seconds: float) -> _Answer:
+        """One request, over at the deadline whatever the server does."""
+        self._names.enter(link.host)
+        began = asyncio.get_running_loop().time()
+        limit = min(seconds, self._config.first_byte_timeout)
+        answered = False
+        try:
+            async with asyncio.timeout(limit) as deadline, self._session.get(link.url, allow_redirects=False) as response:
+                answered = True
+                deadline.reschedule(began + seconds)
                 return await self._read(response)
+        except aiohttp.ServerTimeoutError:  # aiohttp's own: no connection
+            return _Answer(status="timeout", message=f"no connection within {self._config.connect_timeout:g} s")
+        except TimeoutError:
+            message = f"not all of the body within {seconds:.3g} s" if answered else f"no answer within {limit:.3g} s"
+            return _Answer(status="timeout", message=message, answered=answered)
         except Exception as error:
-            status = next(status for kind, status in _FAILURES if isinstance(error, kind))
+            status, message = _failure(error)
             if status == "client_error":
-                _LOG.warning("%s", url, exc_info=error)
-            return _Answer(status=status)
+                _LOG.warning("%s", link.url, exc_info=error)
+            return _Answer(status=status, message=message, answered=answered)
 
     async def _read(self, response: Any) -> _Answer:
         code: int = response.status
+        headers = response.headers
+        location = (headers.get("Location") or None) if code in _REDIRECTS else None
+        if self._config.respect_opt_out and (code == 200 or location is not None):
+            for tag in headers.getall("X-Robots-Tag", ()):
+                if opts_out(tag, self._agent):
+                    return _Answer(status="opt_out", http_status=code, message=_line(f"X-Robots-Tag: {tag}"))
         if code != 200:
             return _Answer(
-                status=f"http_{code}", http_status=code, retry_after=_retry_after(response.headers.get("Retry-After"))
+                status=f"http_{code}",
+                http_status=code,
+                message=_line(f"{code} {response.reason or ''}"),
+                retry_after=retry_after(headers.get("Retry-After")),
+                location=location,
             )
-        tags = response.headers.getall("X-Robots-Tag", [])
-        if self._config.respect_opt_out and any(opts_out(tag, self._config.user_agent) for tag in tags):
-            return _Answer(status="opt_out", http_status=code)
-        body = bytearray()
-        if (response.content_length or 0) <= self._config.max_bytes:
-            async for chunk in response.content.iter_chunked(_CHUNK):
-                body += chunk
-                if len(body) > self._config.max_bytes:
-                    break
-            else:
-                return _Answer(status="success", http_status=code, body=bytes(body))
-        return _Answer(status="too_large", http_status=code)
+        most = self._config.max_bytes
+        if (announced := response.content_length) is not None and announced > most:
+            return _Answer(status="too_large", http_status=code, message=f"{announced} bytes announced, at most {most} wanted")
+        chunks, size = [], 0
+        while chunk := await response.content.readany():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > most:
+                return _Answer(status="too_large", http_status=code, message=f"more than {most} bytes")
+        return _Answer(status="success", http_status=code, body=b"".join(chunks))
 
 
-def opts_out(tag: str, user_agent: str) -> bool:
-    """Whether one X-Robots-Tag header value forbids use: `[agent:] directive, directive, ...`.
-
-    As img2dataset 1.47.0 decides it (a directive without an agent, or with ours), but `unavailable_after: <date>` and its like
-    are not taken for an agent, and an agent may also open a later part: `a: nofollow, b: noai`.
-    """
-    applies = True
-    for part in tag.lower().split(","):
-        name, colon, rest = part.partition(":")
-        directive = name.strip()
-        if colon and directive not in _DIRECTIVES_WITH_VALUE:
-            applies, directive = directive == "*" or directive in user_agent.lower(), rest.strip()
-        if applies and directive in _OPT_OUT:
-            return True
-    return False
+def _failure(error: Exception) -> tuple[str, str]:
+    """The status of what a request raised, and the reason in words."""
+    cause = getattr(error, "os_error", None)
+    if isinstance(cause, ConnectError):
+        return cause.status, str(cause)
+    status = next(status for kind, status in _FAILURES if isinstance(error, kind))
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return status, cause.verify_message
+    if isinstance(cause, ssl.SSLError):
+        return status, (cause.reason or "TLS failed").lower().replace("_", " ")
+    if (number := getattr(cause or error, "errno", None)) is not None:
+        return status, os.strerror(number)
+    return status, _line(getattr(error, "message", "").partition("\n")[0] or str(error) or type(error).__name__)
 
 
-class _Route:
-    """aiohttp's resolver, and the one place where the address of a connection is decided."""
-
-    def __init__(self, connect_to: dict[str, str]) -> None:
-        self._targets = {host.lower(): _address(target) for host, target in connect_to.items()}
-        self._dns = aiohttp.ThreadedResolver()
-
-    async def resolve(self, host: str, port: int = 0, family: int = 0) -> list[dict[str, Any]]:
-        address, port = self._target(host.lower().rstrip(".")) or (host, port)
-        if _is_ip_address(address):
-            return [{"hostname": host, "host": address, "port": port, "family": family, "proto": 0, "flags": 0}]
-        found: list[dict[str, Any]] = await self._dns.resolve(address, port, family)
-        return found
-
-    async def close(self) -> None:
-        await self._dns.close()
-
-    def _target(self, host: str) -> tuple[str, int] | None:
-        """The exact name first, then the longest suffix."""
-        labels = host.split(".")
-        patterns = [host, *("*." + ".".join(labels[i:]) for i in range(1, len(labels)))]
-        return next((self._targets[pattern] for pattern in patterns if pattern in self._targets), None)
+def _line(text: str) -> str:
+    """What a server wrote, fit to be shown: one line, no control characters, not long."""
+    return "".join(c if c.isprintable() else " " for c in text[:200]).strip()
 
 
-def _address(target: str) -> tuple[str, int]:
-    """ "address:port" or "[IPv6]:port" as (address, port)."""
-    address, _, port = target.rpartition(":")
-    if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(f"connect_to: {target!r} is not 'address:port', such as '127.0.0.1:8080'")
-    return address.removeprefix("[").removesuffix("]"), int(port)
-
-
-def _is_ip_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
-
-
-def _refusal(url: str) -> str | None:
-    """Why a URL is not even asked for."""
-    try:
-        parsed = URL(url)
-    except ValueError:
-        return "bad_url"
-    if parsed.scheme and parsed.scheme not in ("http", "https"):
-        return "bad_scheme"
-    return None if parsed.scheme and parsed.host else "bad_url"
-
-
-def _worth_asking_again(status: str) -> bool:
-    return status in _ASK_AGAIN or status.startswith("http_5")
-
-
-def _retry_after(value: str | None) -> float | None:
-    """Seconds that a Retry-After header asks for: a number, or a date. None if there is none or it cannot be read."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value)
-    try:
-        date: float = email.utils.parsedate_to_datetime(value).timestamp()
-        return max(0.0, date - time.time())
-    except ValueError:
-        return None
+def _allow_open_files() -> None:
+    """Raise the soft limit of open files: 1024, a common one, is less than the connections that a fast worker keeps open."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _OPEN_FILES if hard == resource.RLIM_INFINITY else min(_OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

@@ -10,8 +10,12 @@ from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from typing import Any, Literal
 
-from PIL import Image, UnidentifiedImageError
+import cv2
+import numpy as np
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from filtering.phash import phash
+from filtering.pixels import Picture, Size, decoded, orientation_of, scaled, turned, upright
 from filtering.stage import InputError
 
 
@@ -33,6 +37,8 @@ class ImageConfig:
     """Most pixels (width times height); more is refused as "too_many_pixels" before it is decoded."""
     quality: int = 95
     """JPEG quality of the stored image, 1 to 100."""
+    pixels: Literal["fast", "img2dataset"] = "fast"
+    """fast decodes JPEGs at a reduced scale if that is enough; img2dataset gives the very pixels of its version 1.47.0."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "min_side", "max_area"):
@@ -46,9 +52,11 @@ class ImageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Resized:
-    """`jpeg`, `width` and `height` are there if and only if `status` is "success"; the original size if the header was legible.
+    """`jpeg`, `width`, `height` and `phash` are there if and only if `status` is "success".
 
-    Other statuses: not_an_image, truncated, undecodable, unsupported_depth, too_many_pixels, too_small, too_elongated.
+    Other statuses: not_an_image, truncated, undecodable, too_many_pixels, too_small, too_elongated. The original size is that
+    of the upright picture, and there if the header was legible. `phash` is that of the kept picture without its border
+    (`filtering.phash`), `message` what the decoder said.
     """
 
     status: str
@@ -57,62 +65,60 @@ class Resized:
     height: int | None = None
     original_width: int | None = None
     original_height: int | None = None
+    phash: str | None = None
+    message: str | None = None
 
 
-# Pillow warns of many pixels when it reads a header; `max_area` decides about them.
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Pillow warns of many pixels (`max_area` decides about them) and of odd metadata, which thousands of web images have.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
 
-# What browsers show and cv2 decodes.
+# What browsers show.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
-_JPEG, _PNG = b"\xff\xd8", b"\x89PNG"
-_PNG_BIT_DEPTH = 24  # offset of that byte in the IHDR chunk, which the format puts first
+_JPEG = b"\xff\xd8\xff"
+_PNG, _PNG_END = b"\x89PNG\r\n\x1a\n", b"IEND\xaeB`\x82"
+_SIGNATURE = re.compile(_JPEG + b"|" + _PNG + rb"|GIF8[79]a|RIFF....WEBP|....ftypavi[fs]", re.DOTALL)
 # In scan data 0xFF is followed by 00 (stuffing), D0-D7 (restart) or FF (fill); anything else is the next marker.
 _JPEG_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+_JPEG_END = b"\xff\xd9"
+# Progressive JPEGs have about ten scans. Each costs a pass over the whole picture, though a few bytes may be all that it says.
+_JPEG_SCAN, _MOST_SCANS = b"\xff\xda", 100
+_MESSAGE_LENGTH = 200
 _ONE_AT_A_TIME = threading.Lock()
 
 
 class Resize:
-    """Checks and resizes one image. The pixels are those of img2dataset 1.47.0's `Resizer`, the reference of the field."""
+    """Checks and resizes one image. Output sizes are those of img2dataset 1.47.0's `Resizer`, the reference of the field."""
 
     def __init__(self, config: ImageConfig) -> None:
         self._config = config
-        self._resizer = _img2dataset_resizer()(
-            config.image_size, config.resize_mode, config.resize_only_if_bigger, encode_quality=config.quality
-        )
+        self._encoding = [cv2.IMWRITE_JPEG_QUALITY, config.quality]
+        cv2.setNumThreads(1)
+        self._resizer: Any = None
+        if config.pixels == "img2dataset":
+            self._resizer = img2dataset_resizer()(
+                config.image_size, config.resize_mode, config.resize_only_if_bigger, encode_quality=config.quality
+            )
 
     def __call__(self, data: bytes) -> Resized:
-        """Resize the image file `data`. May be called from any thread; one image is resized at a time."""
-        status, size = self._look(data)
-        width, height = size or (None, None)
-        if status == "success":
-            # The Resizer points the process's stdout and stderr to /dev/null meanwhile: two at once would leave them there.
-            with _ONE_AT_A_TIME:
-                jpeg, new_width, new_height, _, _, error = self._resizer(io.BytesIO(data))
-            if error is None:
-                return Resized(
-                    status="success",
-                    jpeg=jpeg,
-                    width=new_width,
-                    height=new_height,
-                    original_width=width,
-                    original_height=height,
-                )
-            status = "undecodable"
-        return Resized(status=status, original_width=width, original_height=height)
-
-    def _look(self, data: bytes) -> tuple[str, tuple[int, int] | None]:
-        """Status and (width, height) as far as the header tells."""
+        """Resize the image file `data`. May be called from any thread; img2dataset's pixels are made one image at a time."""
         try:
-            with Image.open(io.BytesIO(data), formats=_FORMATS) as image:
-                width, height = image.size
-        except UnidentifiedImageError:
-            return "not_an_image", None
-        except Image.DecompressionBombError:
-            return "too_many_pixels", None
-        except Exception:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except Image.DecompressionBombError as error:
+            return Resized(status="too_many_pixels", message=_said(error))
+        except Exception as error:
             # Pillow's readers raise whatever a hostile header makes them stumble over.
-            return "undecodable", None
-        return self._judge(data, width, height), (width, height)
+            return _illegible(data, error)
+        with image:
+            orientation = orientation_of(image)
+            width, height = turned(image.size, orientation)
+            status, message, kept = self._judge(data, width, height), None, {}
+            if status == "success":
+                try:
+                    kept = self._keep(data, image, orientation)
+                except Exception as error:
+                    status, message = "undecodable", _said(error)
+        return Resized(status=status, message=message, original_width=width, original_height=height, **kept)
 
     def _judge(self, data: bytes, width: int, height: int) -> str:
         if width * height > self._config.max_area:
@@ -121,16 +127,64 @@ class Resize:
             return "too_small"
         if max(width, height) > self._config.max_aspect * min(width, height):
             return "too_elongated"
-        if data.startswith(_JPEG) and not _jpeg_is_complete(data):
+        if not _is_complete(data):
             # Some decoders fill the missing part with grey and call it an image: a caption then describes what is not there.
             return "truncated"
-        if data.startswith(_PNG) and data[_PNG_BIT_DEPTH] == 16:
-            # The Resizer would clip 16 bits to 8 and store a white picture.
-            return "unsupported_depth"
         return "success"
 
+    def _keep(self, data: bytes, image: Image.Image, orientation: int) -> dict[str, Any]:
+        """What Resized holds of a kept image."""
+        if "progressive" in image.info and data.count(_JPEG_SCAN) > _MOST_SCANS:
+            raise ValueError(f"more than {_MOST_SCANS} scans")
+        size = turned(image.size, orientation)
+        target = self._target(size)
+        if self._resizer is not None:
+            return self._keep_as_img2dataset(data, image, orientation, target or size)
+        picture = upright(scaled(image, turned(target or size, orientation)), orientation)
+        kept = picture if target is None else self._framed(picture)
+        done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(kept, cv2.COLOR_RGB2BGR), self._encoding)
+        assert done
+        return {"jpeg": jpeg.tobytes(), "width": kept.shape[1], "height": kept.shape[0], "phash": phash(picture)}
 
-def _img2dataset_resizer() -> Any:
+    def _target(self, size: Size) -> Size | None:
+        """The size to scale a picture to before it is cropped or bordered; None to leave it as it is."""
+        config = self._config
+        side = min(size) if config.resize_mode in ("keep_ratio", "center_crop") else max(size)
+        if config.resize_mode == "no" or (config.resize_only_if_bigger and side <= config.image_size):
+            return None
+        scale = config.image_size / side
+        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+
+    def _framed(self, picture: Picture) -> Picture:
+        """The scaled picture cut to a square, or on a white one."""
+        side = self._config.image_size
+        height, width = picture.shape[:2]
+        top, left = abs(side - height) // 2, abs(side - width) // 2
+        if self._config.resize_mode == "center_crop":
+            return picture[top : top + side, left : left + side]
+        if self._config.resize_mode == "border":
+            bottom, right = side - height - top, side - width - left
+            picture = cv2.copyMakeBorder(picture, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
+        return picture
+
+    def _keep_as_img2dataset(self, data: bytes, image: Image.Image, orientation: int, scaled_size: Size) -> dict[str, Any]:
+        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or orientation != 1:
+            # What the Resizer gets wrong (16 bits, CMYK, orientation and more) it is given as 24-bit BMP, without loss.
+            picture = upright(decoded(image), orientation)
+            data = cv2.imencode(".bmp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+        # The Resizer points the process's stdout and stderr to /dev/null meanwhile: two at once would leave them there.
+        with _ONE_AT_A_TIME:
+            jpeg, width, height, _, _, error = self._resizer(io.BytesIO(data))
+        if error is not None:
+            raise ValueError(error)
+        with Image.open(io.BytesIO(jpeg)) as kept:
+            framed = decoded(kept)
+        left, top = max(0, width - scaled_size[0]) // 2, max(0, height - scaled_size[1]) // 2
+        unbordered = np.ascontiguousarray(framed[top : top + scaled_size[1], left : left + scaled_size[0]])
+        return {"jpeg": jpeg, "width": width, "height": height, "phash": phash(unbordered)}
+
+
+def img2dataset_resizer() -> Any:
     """The class `img2dataset.resizer.Resizer`, from its file alone: the package brings torch, Ray and wandb (2 s, 600 MB)."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for its newest version
     package = find_spec("img2dataset")
@@ -144,12 +198,39 @@ def _img2dataset_resizer() -> Any:
     return module.Resizer
 
 
+def _illegible(data: bytes, error: Exception) -> Resized:
+    """What becomes of a file whose header Pillow cannot read."""
+    if not _SIGNATURE.match(data):
+        return Resized(status="not_an_image", message=f"begins with {data[:16]!r}")
+    if not _is_complete(data):
+        return Resized(status="truncated")
+    return Resized(status="undecodable", message=_said(error))
+
+
+def _said(error: Exception) -> str:
+    """The first line of an error, without the memory addresses that make every run's message another."""
+    text = "cannot identify image file" if isinstance(error, UnidentifiedImageError) else str(error) or type(error).__name__
+    return text.splitlines()[0][:_MESSAGE_LENGTH]
+
+
+def _is_complete(data: bytes) -> bool:
+    """Whether a JPEG or PNG reaches its end marker, whatever follows it. Of other formats the decoder will tell."""
+    if data.startswith(_JPEG):
+        return _jpeg_is_complete(data)
+    return _PNG_END in data if data.startswith(_PNG) else True
+
+
 def _jpeg_is_complete(data: bytes) -> bool:
-    """Whether the main image reaches its end marker: segments are skipped by their length, so a thumbnail's does not count."""
+    """Whether the main image reaches its end marker: segments are skipped by their length, so a thumbnail's does not count.
+
+    A file that ends with the marker counts without a search: were it a thumbnail's, there would be no picture to decode.
+    """
+    if data.endswith(_JPEG_END):
+        return True
     at = 2
     while (marker := _JPEG_MARKER.search(data, at)) is not None:
         at, code = marker.end(), data[marker.end() - 1]
-        if code == 0xD9:
+        if code == _JPEG_END[1]:
             return True
         if code not in (0x01, 0xD8):  # these two have no length
             at += int.from_bytes(data[at : at + 2], "big")

@@ -33,6 +33,10 @@ class Journal:
         self._file.flush()
         self._note(key, start, len(body), dict(record))
 
+    def place(self, key: str) -> tuple[int, int]:
+        """Where the body lies in the file: (first byte, length)."""
+        return self._bodies[key]
+
     def body(self, key: str) -> bytes:
         start, length = self._bodies[key]
         self._file.seek(start)

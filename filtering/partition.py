@@ -5,7 +5,8 @@
 No worker ever holds more than one block or one shard, and nothing depends on where parts and blocks begin.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from hashlib import sha256
@@ -100,6 +101,28 @@ def write_block(path: Path, table: pa.Table, shard_of: npt.NDArray[np.int32], sh
         for count in counts.tolist():
             writer.write_table(ordered.slice(start, count), row_group_size=max(1, count))
             start += count
+
+
+def regroup(
+    tables: Iterable[pa.Table], group_of: Callable[[pa.Table], npt.NDArray[np.int32]], groups: int, blocks: Path
+) -> Iterator[pa.Table]:
+    """The rows of `tables` by group: all those of group 0, then those of group 1, and so on; `group_of` tells each row's.
+
+    In memory at once: one of the tables, or one group. The rest waits on disk in the folder `blocks`, which is deleted.
+    """
+    shutil.rmtree(blocks, ignore_errors=True)
+    files = []
+    for number, table in enumerate(tables):
+        files.append(blocks / f"{number:05d}.parquet")
+        write_block(files[-1], table, group_of(table), groups)
+    for group in range(groups):
+        yield pa.concat_tables([_row_group(file, group) for file in files])
+    shutil.rmtree(blocks)
+
+
+def _row_group(path: Path, group: int) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group)
 
 
 def gather(blocks: Path, pointers: pa.Table) -> pa.Table:

@@ -38,18 +38,22 @@ STATUS = pa.schema(
     [
         *CORPUS,
         pa.field("status", pa.string()),
+        pa.field("failure", pa.string()),
         pa.field("retryable", pa.bool_()),
+        pa.field("error_message", pa.string()),
         pa.field("http_status", pa.int32()),
         pa.field("attempts", pa.int32()),
         pa.field("bytes", pa.int64()),
         pa.field("sha256", pa.string()),
+        pa.field("phash", pa.string()),
         pa.field("original_width", pa.int32()),
         pa.field("original_height", pa.int32()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
     ]
 )
-"""What became of a link: `status` is "success" or the reason; `retryable` says whether asking again may help."""
+"""What became of a link: `status` is "success" or the reason, `failure` its class (`filtering.reasons`), and `retryable` says
+whether asking again may help. `bytes` and `sha256` are those of the original file, `phash` is the kept image's."""
 
 KEY_LENGTH = 24
 

@@ -9,25 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.download import (
-    DownloadConfig,
-    Row,
-    content_digest,
-    corpus_files,
-    finish,
-    without_repeats,
-    write_shard,
-    write_shards,
-)
+from filtering.download import DownloadConfig, content_digest, validity_of
 from filtering.fetch import Outcome
 from filtering.image import Resize
-from filtering.journal import Journal
-from filtering.partition import write_block
+from filtering.image_shards import check_keys, corpus_files, finish, without_repeats, write_shard, write_shards
+from filtering.partition import regroup
 from filtering.reader import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
+from filtering.results import Known, Results, Row
 from filtering.schema import CORPUS, SAMPLE
 from filtering.sources import Member, open_tar
 from filtering.stage import Runner, digest_of, run_local, write_table
@@ -64,9 +57,12 @@ class SelectShard:
         self._resize = Resize(config.image)
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        return write_shard(table, scratch, digest_of(["select", content_digest(self._config)]), self._obtain)
+        rows = table.sort_by("key").to_pylist()
+        validity = validity_of(self._config)
+        with Results(scratch, Known([], validity), validity, "none") as results:
+            return write_shard(rows, scratch, validity, results, self._obtain)
 
-    def _obtain(self, rows: Sequence[Row], journal: Journal) -> None:
+    def _obtain(self, rows: Sequence[Row], results: Results) -> None:
         """Stream the tar once. A sample is known by its key: a caption never gets the image of another sample of that name."""
         wanted = {row["key"]: row["sample"].partition("::") for row in rows}
         names = {name for _, _, name in wanted.values()}
@@ -77,11 +73,11 @@ class SelectShard:
                         continue
                     key, outcome = self._read(path, name, files)
                     if wanted.pop(key, None):
-                        journal.append(key, *finish(outcome, self._resize))
+                        results.add(key, *finish(outcome, self._resize))
                     if not wanted:
                         break
         for key in wanted:
-            journal.append(key, *finish(Outcome(status="no_such_sample"), self._resize))
+            results.add(key, *finish(Outcome(status="no_such_sample"), self._resize))
 
     def _read(self, path: str, name: str, files: Iterable[Member]) -> tuple[str, Outcome]:
         """The key of a sample, and its image as if it had been fetched."""
@@ -110,29 +106,26 @@ def _cut(corpus: Path, out: Path) -> list[Path]:
         group_of[tar] = before * groups // counts.total()
         before += counts[tar]
 
-    blocks = out / "_blocks"
     folder = out / "_links"
-    for old in (blocks, folder):
-        shutil.rmtree(old, ignore_errors=True)
-    for file in files:
-        table = _read(file, _COLUMNS)
-        write_block(blocks / file.name, table, np.array([group_of[tar] for tar in _tars(table).to_pylist()], np.int32), groups)
+    shutil.rmtree(folder, ignore_errors=True)
     shards: list[Path] = []
-    for group, tars in groupby(group_of, group_of.__getitem__):
-        rows = pa.concat_tables([_row_group(blocks / file.name, group) for file in files])
+    tables = (_read(file, _COLUMNS) for file in files)
+    tars_of = {group: list(tars) for group, tars in groupby(group_of, group_of.__getitem__)}
+    together = regroup(tables, lambda table: _groups(table, group_of), groups, out / "_blocks")
+    for group, rows in enumerate(together):
         rows = rows.append_column("tar", _tars(rows)).sort_by([("tar", "ascending"), ("key", "ascending")]).drop_columns("tar")
         start = 0
-        for tar in tars:
+        for tar in tars_of.get(group, []):  # a large tar may leave none to the next group
             shards.append(folder / f"{len(shards):05d}.parquet")
             write_table(shards[-1], rows.slice(start, counts[tar]))
             start += counts[tar]
-    shutil.rmtree(blocks)
     return shards
 
 
 def _read(file: Path, columns: list[str]) -> pa.Table:
     """Columns of a file of the corpus, sorted by key, each key once. Rows with one key lie in one file."""
     table = pq.read_table(file, columns=columns).select(columns)
+    check_keys(table["key"], file)
     return without_repeats(table.sort_by([("key", "ascending"), (SAMPLE.name, "ascending")]))
 
 
@@ -141,9 +134,9 @@ def _tars(table: pa.Table) -> pa.ChunkedArray:
     return pc.list_element(pc.split_pattern(table[SAMPLE.name], "::", max_splits=1), 0)
 
 
-def _row_group(path: Path, group: int) -> pa.Table:
-    with pq.ParquetFile(path) as file:
-        return file.read_row_group(group)
+def _groups(table: pa.Table, group_of: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """The group of each row's tar."""
+    return np.array([group_of[tar] for tar in _tars(table).to_pylist()], np.int32)
 
 
 def _nothing_selected(by_status: Mapping[str, int]) -> str:

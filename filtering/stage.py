@@ -8,9 +8,10 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -75,15 +76,42 @@ class ShardWork(Protocol):
     def __call__(self, table: pa.Table, scratch: Path, /) -> Mapping[str, int]: ...
 
 
+@runtime_checkable
+class SharedWork(Protocol):
+    """Work with limits that hold for all workers together, such as requests per second to one host."""
+
+    def share(self, workers: int) -> None:
+        """Told before the first shard: how many workers, this one among them, share the job."""
+
+
 MakeWork = Callable[[], ShardWork]
 """Builds the work once per process, where models are loaded and connections opened. Must be picklable."""
 
+Describe = Callable[[Mapping[str, int]], str]
+"""A few words on how the work goes, from its counts so far."""
+
+LIVE = ".live.json"
+"""A private file in which work may count what it has done of an unfinished shard, for the progress to show. The count "rows"
+tells how many rows are done; the others are described."""
+
 
 class Runner(Protocol):
-    """Runs work over parquet shards and returns their markers in the order of `sources`. `label` names the progress bar."""
+    """Runs work over parquet shards and returns their markers in the order of `sources`.
+
+    `label` names the progress bar and `describe` comments on it. `at_once` is how many shards one worker may have in work at
+    the same time, from as many threads: for work that mostly waits.
+    """
 
     def __call__(
-        self, make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str
+        self,
+        make_work: MakeWork,
+        sources: Sequence[Path],
+        out: Path,
+        *,
+        fingerprint: str,
+        label: str,
+        at_once: int = 1,
+        describe: Describe | None = None,
     ) -> list[Marker]: ...
 
 
@@ -99,17 +127,42 @@ def write_pointer(path: Path, rows: list[dict[str, object]], total: int) -> None
     write_table(path, pa.Table.from_pylist(rows).replace_schema_metadata({"rows": str(total)}))
 
 
-def run_local(make_work: MakeWork, sources: Sequence[Path], out: Path, *, fingerprint: str, label: str = "") -> list[Marker]:
-    """The plain `Runner`: one shard after another in this process."""
-    work: ShardWork | None = None
-    markers = []
-    for source in sources:
-        marker = finished(source, out, fingerprint)
-        if marker is None:
-            work = work or make_work()
-            marker = run_shard(work, source, out, fingerprint)
-        markers.append(marker)
-    return markers
+def run_local(
+    make_work: MakeWork,
+    sources: Sequence[Path],
+    out: Path,
+    *,
+    fingerprint: str,
+    label: str = "",
+    at_once: int = 1,
+    describe: Describe | None = None,
+) -> list[Marker]:
+    """The plain `Runner`: in this process, in the order of `sources`, without progress."""
+    found = [finished(source, out, fingerprint) for source in sources]
+    if not all(found):
+        work = make_work_for(1, make_work)
+
+    def one(source: Path, marker: Marker | None) -> Marker:
+        return marker or run_shard(work, source, out, fingerprint)
+
+    if at_once == 1:
+        return list(map(one, sources, found))
+    with ThreadPoolExecutor(at_once) as threads:
+        return list(threads.map(one, sources, found))
+
+
+def make_work_for(workers: int, make_work: MakeWork) -> ShardWork:
+    """The work of one of `workers` processes."""
+    work = make_work()
+    if isinstance(work, SharedWork):
+        work.share(workers)
+    return work
+
+
+def reopen(out: Path, shards: Iterable[str]) -> None:
+    """Take back that shards are complete: the next run does their work again, beside the files that they have."""
+    for shard in shards:
+        _marker_path(out, shard).unlink(missing_ok=True)
 
 
 def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Marker:

@@ -5,10 +5,10 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.config import ConfigError, load
+from pipelines.config import ConfigError, load, near_miss
 from pipelines.describe import Entry, describe
 from pipelines.outcome import exit_code, print_text
 from pipelines.run_dir import open_run_dir, run_folder
@@ -17,27 +17,37 @@ from pipelines.settings import Config
 DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
 
 Action = Callable[[Config], None]
+"""What is done instead of the verb, without holding the run's folder. Its docstring is its help."""
 
 
-def main(run: Action, *, doc: str, argv: Sequence[str] | None = None, flags: Mapping[str, Action] | None = None) -> int:
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, which the verb gets as a keyword named like the option. `meaning` is its help."""
+
+    values: tuple[str, ...]
+    meaning: str
+
+
+def main(
+    run: Callable[..., None], *, doc: str, argv: Sequence[str] | None = None, flags: Mapping[str, Action | Choice] | None = None
+) -> int:
     """Run a verb with the settings that `argv` asks for and return its exit code. `doc` says what the verb does.
 
-    `flags` are options of this verb alone: what each does instead of `run`, without holding the run's folder; its docstring
-    is its help.
+    `flags` are options of this verb alone.
     """
     flags = flags or {}
 
     def work() -> None:
-        file, overrides, option = _parse(sys.argv[1:] if argv is None else argv, flags)
-        if option == "--help":
+        given = _parse(sys.argv[1:] if argv is None else argv, flags)
+        if given.help:
             print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
             return
-        config = load(Config, file, overrides)
-        if option:
-            flags[option](replace(config, run_dir=str(run_folder(config, file))))
+        config = load(Config, given.file, given.overrides)
+        if given.instead:
+            given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return
-        with open_run_dir(config, file) as held:
-            run(held)
+        with open_run_dir(config, given.file) as held:
+            run(held, **given.chosen)
 
     try:
         return exit_code(work)
@@ -46,36 +56,69 @@ def main(run: Action, *, doc: str, argv: Sequence[str] | None = None, flags: Map
             importlib.import_module("cluster.session").close_session()
 
 
-def _parse(argv: Sequence[str], flags: Mapping[str, Action]) -> tuple[Path, list[str], str]:
-    """The config file, the overrides, and "--help" or the flag that is given, if any."""
-    file, overrides, given = DEFAULT_CONFIG, [], ""
+@dataclass
+class _Given:
+    """A command line, taken apart."""
+
+    file: Path = DEFAULT_CONFIG
+    overrides: list[str] = field(default_factory=list)
+    help: bool = False
+    instead: Action | None = None
+    chosen: dict[str, str] = field(default_factory=dict)
+
+
+def _parse(argv: Sequence[str], flags: Mapping[str, Action | Choice]) -> _Given:
+    given = _Given()
     arguments = iter(argv)
     for argument in arguments:
+        name, equals, value = argument.partition("=")
+        flag = flags.get(name)
         if argument in ("-h", "--help"):
-            return file, [], "--help"
-        if argument in flags:
-            given = argument
-        elif argument == "--config" or argument.startswith("--config="):
-            value = argument.partition("=")[2] or next(arguments, "")
+            return _Given(help=True)
+        if isinstance(flag, Choice):
+            given.chosen[name.removeprefix("--")] = _chosen(name, value if equals else next(arguments, ""), flag)
+        elif flag and not equals:
+            given.instead = flag
+        elif name == "--config":
+            value = value if equals else next(arguments, "")
             if not value:
                 raise ConfigError("--config needs a file: --config FILE")
-            file = Path(value)
+            given.file = Path(value)
         elif argument.startswith("-"):
-            options = ", ".join(["--config FILE", *flags])
-            raise ConfigError(f"unknown option '{argument}'; the options are {options} and --help, settings are key=value")
+            known = ", ".join(["--config FILE", *_usage(flags)])
+            raise ConfigError(f"unknown option '{argument}'; the options are {known} and --help, settings are key=value")
         else:
-            overrides.append(argument)
-    return file, overrides, given
+            given.overrides.append(argument)
+    return given
 
 
-def help_text(doc: str, flags: Mapping[str, Action] | None = None, *, width: int) -> str:
+def _chosen(name: str, value: str, choice: Choice) -> str:
+    if value in choice.values:
+        return value
+    wrong = f"{name}: '{value}' is no choice{near_miss(value, choice.values)}" if value else f"{name} needs a value"
+    raise ConfigError(f"{wrong}; choose from {', '.join(choice.values)}")
+
+
+def _usage(flags: Mapping[str, Action | Choice]) -> dict[str, str]:
+    """How each option is written, and what it means."""
+    return {
+        f"{name} {'|'.join(flag.values)}" if isinstance(flag, Choice) else name: (
+            flag.meaning if isinstance(flag, Choice) else flag.__doc__ or ""
+        )
+        for name, flag in flags.items()
+    }
+
+
+def help_text(doc: str, flags: Mapping[str, Action | Choice] | None = None, *, width: int) -> str:
     """What the verb does, how to call it, and every key with its default and meaning."""
     width = max(width, 60)
-    flags = flags or {}
-    usage = " ".join([f"usage: python {sys.argv[0]}", *(f"[{flag}]" for flag in flags), "[--config FILE] [key=value ...]"])
+    options = _usage(flags or {})
+    usage = " ".join(
+        [f"usage: python {sys.argv[0]}", *(f"[{option}]" for option in options), "[--config FILE] [key=value ...]"]
+    )
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
-    options = {flag: action.__doc__ or "" for flag, action in flags.items()} | {
+    options |= {
         "--config FILE": f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine",
         "--help": "this text",
     }

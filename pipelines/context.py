@@ -17,6 +17,7 @@ from pipelines.settings import Config
 
 SUMMARY = "summary.json"
 Result = dict[str, Any]
+Again = Callable[[Result], bool]
 
 
 @dataclass
@@ -32,19 +33,25 @@ class Context:
         """The folder that holds everything the run writes."""
         return Path(self.config.run_dir)
 
-    def stage(self, name: str, fingerprint: str, output: Path, work: Callable[[], Result]) -> Result:
+    def stage(
+        self, name: str, fingerprint: str, output: Path, work: Callable[[], Result], again: Again = lambda result: False
+    ) -> Result:
         """Run a stage unless it is complete for this fingerprint. `work` returns its counts and the output's "digest".
+
+        `again` tells from the result of a complete stage whether its work, done once more, may come to something better.
 
         The result, with "status" (done or skipped), "seconds" and "output", goes into the summary.
         """
-        result = self.stages[name] = self.part(name, fingerprint, output, work)
+        result = self.stages[name] = self.part(name, fingerprint, output, work, again)
         return result
 
-    def part(self, name: str, fingerprint: str, output: Path, work: Callable[[], Result]) -> Result:
+    def part(
+        self, name: str, fingerprint: str, output: Path, work: Callable[[], Result], again: Again = lambda result: False
+    ) -> Result:
         """The same for a part of a stage, which the summary does not list."""
         began = time.monotonic()
         marker = read_marker(self.run_dir, name, fingerprint)
-        if marker is not None and output.exists():
+        if marker is not None and output.exists() and not again(marker.result):
             status, result = "skipped", marker.result
             print(f"{name}: skipped, complete already ({output})", flush=True)
         else:

@@ -1,44 +1,74 @@
-"""The corpus in, image shards out: fetch (or take out of ready tars), check, resize, and a row of status for every link."""
+"""The corpus in, image shards out: fetch (or take out of ready tars), check, resize, and a row of status for every link.
+
+Run again, it asks only for links that are new, and for those that failed for a reason that may have passed.
+"""
 
 import sys
+from dataclasses import asdict
 
 from cluster.data import run_on_ray
+from cluster.tracking import Run
+from filtering import download_report
 from filtering.download import content_digest, download_corpus
+from filtering.download_progress import conclude
+from filtering.results import RETRIES, Retry
 from filtering.select import in_tars, select_corpus
 from filtering.stage import digest_of
-from pipelines.cli import main
+from pipelines.cli import Choice, main
 from pipelines.context import Context, Result, open_context
 from pipelines.filter import run_filter
 from pipelines.settings import Config
 from pipelines.world import download_config
 
+RETRY = "failed links of earlier runs to ask for again: none, those that failed for a passing reason, or all (permanent)"
 
-def run_download(context: Context, corpus: Result) -> Result:
-    """The download stage: `shards/` in the run's folder. A corpus made from tars is selected from them without a request."""
-    out = context.run_dir / "shards"
+
+def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Result:
+    """The download stage: `shards/` in the run's folder. A corpus made from tars is selected from them without a request.
+
+    A complete stage is done again only where `retry` names failures that it has.
+    """
+    folder, out = context.run_dir / "corpus", context.run_dir / "shards"
+    settings = context.config.download
 
     def work() -> Result:
         with context.tracker.child("download", stage="download") as run, download_config(context) as config:
-            folder = context.run_dir / "corpus"
-            obtain = select_corpus if in_tars(folder) else download_corpus
-            result = obtain(config, folder, out, run=run_on_ray(context.config.session))
-            run.metrics({"links": result["links"], "success": result["success"], "retryable": result["retryable"]})
-            run.metrics({f"status/{status}": count for status, count in result["by_status"].items()})
+            runner = run_on_ray(context.config.session)
+            if in_tars(folder):
+                result = select_corpus(config, folder, out, run=runner)
+            else:
+                result = download_corpus(config, folder, out, run=runner, retry=retry)
+            _record(run, result, download_report.write(out, result, asdict(settings)))
             run.dataset("corpus", source=str(folder), digest=corpus["digest"], context="download")
+            run.dataset("shards", source=str(out), digest=result["digest"], context="download")
+            for name in ("report.html", "report.json", "report.png"):
+                run.artifact(out / name)
         return result
 
-    fingerprint = digest_of([content_digest(context.config.download), corpus["digest"]])
-    result = context.stage("download", fingerprint, out, work)
-    failed = ", ".join(f"{count} {status}" for status, count in result["by_status"].items() if status != "success")
-    print(f"shards: {result['success']} of {result['links']} images obtained; failed: {failed or 'none'}")
+    def again(result: Result) -> bool:
+        failures = {"none": 0, "passing": result["retryable"], "permanent": result["links"] - result["success"]}
+        return failures[retry] > 0 and not in_tars(folder)
+
+    fingerprint = digest_of([content_digest(settings), corpus["digest"]])
+    result = context.stage("download", fingerprint, out, work, again)
+    print(f"shards: {conclude(result['by_status'])}; report: {out / 'report.html'}")
+    if result["retryable"]:
+        print(f"shards: {result['retryable']} may work another day: run pipelines/download.py again to ask for these alone")
     return result
 
 
-def run(config: Config) -> None:
+def _record(run: Run, result: Result, report: download_report.Content) -> None:
+    run.metrics({name: result[name] for name in ("links", "success", "retryable", "bytes")})
+    run.metrics({f"status/{status}": count for status, count in result["by_status"].items()})
+    run.metrics(download_report.numbers(report))
+    run.table(report["hosts"]["most"]["hosts"], "hosts.json")
+
+
+def run(config: Config, retry: Retry = "passing") -> None:
     """The verb; a corpus that is not there yet is filtered first."""
     with open_context(config) as context:
-        run_download(context, run_filter(context))
+        run_download(context, run_filter(context), retry)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or ""))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (here: passing)")}))

@@ -2,24 +2,25 @@
 
 import sys
 
+from filtering.results import RETRIES, Retry
 from pipelines.checks import check_benchmarks, check_encoder, check_weights
-from pipelines.cli import main
+from pipelines.cli import Choice, main
 from pipelines.context import SUMMARY, Result, open_context
-from pipelines.download import run_download
+from pipelines.download import RETRY, run_download
 from pipelines.evaluate import run_evaluate
 from pipelines.filter import run_filter
 from pipelines.settings import Config
 from pipelines.train import run_train
 
 
-def run(config: Config) -> None:
+def run(config: Config, retry: Retry = "none") -> None:
     """filter → download → train → evaluate, tracked as one parent run."""
     check_encoder(config)
     check_weights(config)
     check_benchmarks(config)
     with open_context(config) as context:
         corpus = run_filter(context)
-        shards = run_download(context, corpus)
+        shards = run_download(context, corpus, retry)
         run_train(context, shards)
         run_evaluate(context)
         print_funnel(corpus, shards)
@@ -36,4 +37,4 @@ def print_funnel(corpus: Result, shards: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or ""))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (here: none)")}))

@@ -15,10 +15,11 @@ from pipelines.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.settings import Config
 
 WHERE_NOT_WHAT = (
-    *("run_dir", "session", "tracking", "download.fetch.connect_to"),
+    *("run_dir", "session", "tracking", "download.fetch", "download.target"),
     *("evaluate.unreadable", "evaluate.window_batch"),
 )
-"""Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next."""
+"""Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next: what
+of a download they touch, the download finds out itself."""
 
 CONFIG_FILE = "config.yaml"
 

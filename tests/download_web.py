@@ -3,12 +3,15 @@
 import asyncio
 import gzip
 import io
+import socket
+import ssl
 import struct
 import threading
 import time
 import zlib
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from functools import lru_cache
 from types import TracebackType
 from typing import Self
@@ -111,6 +114,10 @@ class Web:
         """500 for the first `times` requests of a link, then its image."""
         return await self.image(request) if self._seen(request) > int(request.query["times"]) else web.Response(status=500)
 
+    async def back(self, request: web.Request) -> web.Response:
+        """404 for the first `after` requests of a link, then its image."""
+        return await self.image(request) if self._seen(request) > int(request.query["after"]) else web.Response(status=404)
+
     async def later(self, request: web.Request) -> web.Response:
         """429 once, with the Retry-After that the query asks for."""
         if self._seen(request) > 1:
@@ -189,3 +196,83 @@ class Web:
 
     async def tiny(self, request: web.Request) -> web.Response:
         return web.Response(body=picture(0, (20, 20)))
+
+
+class Raw:
+    """A server that answers every connection with the same bytes, or as `answer` does with the socket; over TLS with `tls`.
+
+    `requests` are the first bytes that each connection brought; `connections` counts those made, also without a request.
+    """
+
+    def __init__(
+        self,
+        answer: bytes | Callable[[socket.socket], None] = b"",
+        *,
+        address: str = "127.0.0.1",
+        port: int = 0,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
+        self.connections = 0
+        self.requests: list[bytes] = []
+        self._answer = answer
+        self._tls = tls
+        family = socket.AF_INET6 if ":" in address else socket.AF_INET
+        self._listener = socket.create_server((address, port), family=family)
+        self.port: int = self._listener.getsockname()[1]
+        self._open: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+
+    @property
+    def connect_to(self) -> dict[str, str]:
+        return {HOST: f"127.0.0.1:{self.port}"}
+
+    def __enter__(self) -> Self:
+        self._threads[0].start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._threads[0].join(20)
+        self._listener.close()
+        for connection in self._open:
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(20)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            self._open.append(connection)
+            self._threads.append(threading.Thread(target=self._serve, args=(connection,), daemon=True))
+            self._threads[-1].start()
+
+    def _serve(self, connection: socket.socket) -> None:
+        with suppress(OSError), connection:  # clients hang up
+            if self._tls is not None:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            if request := connection.recv(2**16):
+                self.requests.append(request)
+                if callable(self._answer):
+                    self._answer(connection)
+                else:
+                    connection.sendall(self._answer)
+
+
+def answer(body: bytes, *headers: str, status: str = "200 OK") -> bytes:
+    """An HTTP answer with its Content-Length, unless `headers` give one, after which the server hangs up."""
+    if not any(header.lower().startswith(("content-length:", "transfer-encoding:")) for header in headers):
+        headers = (f"Content-Length: {len(body)}", *headers)
+    head = "\r\n".join((f"HTTP/1.1 {status}", "Connection: close", *headers, "", ""))
+    return head.encode() + body
+
+
+def gzip_bomb(megabytes: int) -> bytes:
+    """Zeros in gzip, a thousandth of their size: one compressed megabyte, again and again."""
+    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
+    megabyte = packer.compress(bytes(2**20)) + packer.flush(zlib.Z_FULL_FLUSH)  # makes no reference to what lies before it
+    return b"\x1f\x8b\x08" + bytes(6) + b"\xff" + megabyte * megabytes

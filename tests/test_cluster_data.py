@@ -1,11 +1,15 @@
 """Ray Data and `run_local` write the same bytes, and a killed driver loses nothing that was finished."""
 
+import io
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster.data import ShardError, run_on_ray
+from cluster.following import Following
+from cluster.progress import Progress
 from cluster.session import SessionConfig, close_session
-from filtering.stage import InputError, digest_of_markers, run_local
+from filtering.stage import LIVE, InputError, Marker, digest_of_markers, run_local, write_json
 
 SHARDS = 6
 
@@ -109,6 +115,169 @@ def test_a_bug_names_the_shard(tmp_path: Path) -> None:
     pq.write_table(pa.table({"caption": ["bug"]}), sources[1])
     with pytest.raises(ShardError, match=r"(?s)^shard 00001 failed:\nTraceback.*RuntimeError: a bug"):
         run_on_ray(CONFIG)(MakeUpper(tmp_path / "log"), sources, tmp_path / "out", fingerprint="f", label="upper")
+
+
+def wait_until(ready: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not ready():
+        if time.monotonic() > end:
+            raise RuntimeError("waited in vain")
+        time.sleep(0.01)
+
+
+class Overlapping:
+    """The first shard to begin ends when all have begun. Each tells its process, this object, the workers, and the shards in
+    work."""
+
+    def __init__(self, folder: Path, shards: int) -> None:
+        self.folder, self.shards = folder, shards
+        self.workers = self.in_work = 0
+        self.lock = threading.Lock()
+
+    def share(self, workers: int) -> None:
+        self.workers = workers
+
+    def __call__(self, table: pa.Table, scratch: Path) -> dict[str, int]:
+        with self.lock:
+            self.in_work += 1
+            first = not list(self.folder.iterdir())
+            (self.folder / scratch.name).write_text(f"{os.getpid()} {id(self)} {self.workers} {self.in_work}")
+        if first:
+            wait_until(lambda: len(list(self.folder.iterdir())) == self.shards)
+        with self.lock:
+            self.in_work -= 1
+        (scratch / f"{scratch.name}.txt").write_text("done")
+        return {"rows": table.num_rows}
+
+
+def test_a_worker_has_several_shards_in_work_and_the_next_begins_as_soon_as_one_ends(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path / "in")
+    (tmp_path / "begun").mkdir()
+    config = SessionConfig(num_cpus=2, object_store_mb=100, data_workers=1)
+    make = partial(Overlapping, tmp_path / "begun", SHARDS)
+    markers = run_on_ray(config)(make, sources, tmp_path / "out", fingerprint="f", label="overlap", at_once=2)
+    assert [marker.shard for marker in markers] == [source.stem for source in sources]
+    told = [tuple(map(int, path.read_text().split())) for path in (tmp_path / "begun").iterdir()]
+    assert len({(process, work) for process, work, _, _ in told}) == 1, "the shards did not share one work"
+    assert {workers for _, _, workers, _ in told} == {1}
+    assert max(in_work for *_, in_work in told) == 2
+
+
+class Counting:
+    """Tells that three rows of its shard are done, and ends when the file `seen` is there."""
+
+    def __init__(self, seen: Path) -> None:
+        self.seen = seen
+
+    def __call__(self, table: pa.Table, scratch: Path) -> dict[str, int]:
+        write_json(scratch / LIVE, {"rows": 3, "letters": 300})
+        wait_until(self.seen.exists)
+        return {"rows": table.num_rows, "letters": 1000}
+
+
+def test_the_progress_counts_what_shards_in_work_have_done(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cluster.progress.SECONDS_BETWEEN_LINES", 0.0)
+    sources = write_sources(tmp_path / "in", 2)  # of 5 and 6 rows
+    (tmp_path / "seen").touch()
+    run_local(partial(Counting, tmp_path / "seen"), sources[:1], tmp_path / "out", fingerprint="f")
+    (tmp_path / "seen").unlink()
+
+    def describe(counts: Mapping[str, int]) -> str:
+        if counts["letters"] == 1300:
+            (tmp_path / "seen").touch()
+        return f"{counts['letters']} letters"
+
+    run = run_on_ray(CONFIG)
+    run(partial(Counting, tmp_path / "seen"), sources, tmp_path / "out", fingerprint="f", label="count", describe=describe)
+    lines = capfd.readouterr().err.splitlines()
+    assert any(line.startswith("count: 8/11 rows, ") and line.endswith(", 1300 letters") for line in lines)
+    assert lines[-1].startswith("count: 11/11 rows, ")
+    assert lines[-1].endswith(", 2000 letters")
+
+
+class Worried:
+    """Warns of something, with a number that differs."""
+
+    def __init__(self) -> None:
+        self.workers = 0
+
+    def share(self, workers: int) -> None:
+        self.workers = workers
+
+    def __call__(self, table: pa.Table, scratch: Path) -> dict[str, int]:
+        logging.getLogger("filtering.anything").warning(f"the network is down\nafter {os.getpid()} requests")
+        return {"workers": self.workers}
+
+
+def test_workers_know_how_many_they_are_and_what_they_warn_of_is_told_once(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    config = SessionConfig(num_cpus=2, object_store_mb=100, data_workers=2)
+    sources = write_sources(tmp_path / "in", 3)
+    markers = run_on_ray(config)(Worried, sources, tmp_path / "out", fingerprint="f", label="worry")
+    assert [marker.counts["workers"] for marker in markers] == [2, 2, 2]
+    warnings = [line for line in capfd.readouterr().err.splitlines() if "warning" in line]
+    assert len(warnings) == 1
+    assert warnings[0].startswith("worry: warning: the network is down after ")
+    assert list((tmp_path / "out" / "_work").iterdir()) == []
+
+
+def test_a_shard_may_take_longer_than_ray_data_waits_for_any_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ray_data = pytest.importorskip("ray.data")
+    monkeypatch.setattr(ray_data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+    sources = write_sources(tmp_path / "in", 1)
+    run = run_on_ray(CONFIG)
+    (marker,) = run(MakeUpper(tmp_path / "log", 1.5), sources, tmp_path / "out", fingerprint="f", label="long")
+    assert marker.counts["rows"] == 5
+
+
+def test_no_cpu_for_a_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.data.START_SECONDS", 1)
+    config = SessionConfig(num_cpus=2, object_store_mb=100, data_label="role=nobody")
+    with pytest.raises(InputError, match=r"^session.data_label: no Ray node with the label role=nobody had a CPU to spare for"):
+        run_on_ray(config)(
+            MakeUpper(tmp_path / "log"), write_sources(tmp_path / "in"), tmp_path / "out", fingerprint="f", label=""
+        )
+
+
+def test_counts_that_come_and_go_never_take_the_progress_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.progress.SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("cluster.following.SECONDS_BETWEEN_LOOKS", 0.005)
+    seen: list[tuple[int, str]] = []
+    live = tmp_path / "_work" / "00001" / LIVE
+
+    class Shown(Progress):
+        def update(self, done: int, note: str = "") -> None:
+            super().update(done, note)
+            seen.append((done, note))
+
+    def shows(done: int, note: str) -> None:
+        wait_until(lambda: seen[-1:] == [(done, note)])
+
+    rows = {"00000": 10, "00001": 10, "00002": 10}
+    before = [Marker(shard="00000", fingerprint="", counts={"ok": 9}, files={})]
+    with (
+        Shown("count", total=30, unit="rows", start=10, stream=io.StringIO()) as progress,
+        Following(progress, tmp_path, rows, before, lambda counts: f"{counts['ok']} ok") as following,
+    ):
+        shows(10, "9 ok")
+        write_json(live, {"rows": 4, "ok": 3})
+        shows(14, "12 ok")
+        live.write_text('{"rows": 7, "o')  # torn
+        shows(14, "9 ok")
+        write_json(tmp_path / "_work" / "00007" / LIVE, {"rows": 9, "ok": 9})  # a stranger
+        write_json(live, {"rows": 8, "ok": 7})
+        shows(18, "16 ok")
+        live.unlink()
+        shows(18, "9 ok")
+        write_json(live, {"rows": 99, "ok": 10})  # not yet removed when the shard is known to be finished
+        shows(20, "19 ok")
+        following.add(Marker(shard="00001", fingerprint="", counts={"ok": 10}, files={}))
+        following.add(Marker(shard="00002", fingerprint="", counts={"ok": 1}, files={}))
+    assert seen[-1] == (30, "20 ok")
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
 
 
 DRIVER = """

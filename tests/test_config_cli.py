@@ -84,6 +84,9 @@ def test_a_folder_of_another_run_is_refused(folder: Path, capsys: pytest.Capture
     assert call("--config=tiny.yaml") == 0  # no stage is complete yet: nothing is lost
     write_marker(folder / "runs" / "tiny", "filter", StageMarker(fingerprint="", digest="", seconds=0.0))
     assert call("--config=tiny.yaml", "session.num_cpus=1", "tracking.enabled=false") == 0  # where, not what
+    assert (
+        call("--config=tiny.yaml", "download.fetch.timeout=9", "download.fetch.max_bytes=1000") == 0
+    )  # how links are asked for
     assert call("--config=tiny.yaml", "seed=4") == 2
     line = error_line(capsys)
     assert f"{folder / 'runs' / 'tiny'} holds a run of another config: 'seed' was 3 and is now 4" in line
@@ -189,6 +192,62 @@ def test_a_flag_of_a_verb_runs_instead_of_it_and_holds_no_folder(folder: Path, c
     assert "\n  --check        look at things\n  --config FILE" in capsys.readouterr().out
     assert call("--check") == 2
     assert "unknown option '--check'" in error_line(capsys)
+
+
+RETRY = {"--retry": cli.Choice(("none", "passing", "permanent"), "what to ask for again")}
+
+
+@pytest.mark.parametrize(
+    ("argv", "chosen"),
+    [
+        ([], "the default"),
+        (["--retry", "permanent"], "permanent"),
+        (["--retry=none"], "none"),
+        (["seed=5", "--retry", "passing", "--config=tiny.yaml"], "passing"),
+        (["--retry", "none", "--retry", "passing"], "passing"),
+    ],
+)
+def test_a_choice_reaches_the_verb(folder: Path, argv: list[str], chosen: str) -> None:
+    def run(config: Config, retry: str = "the default") -> None:
+        seen.append((retry, config.seed))
+
+    seen: list[tuple[str, int]] = []
+    assert cli.main(run, doc="Does a thing.", argv=["--config=tiny.yaml", *argv], flags=RETRY) == 0
+    assert seen == [(chosen, 5 if "seed=5" in argv else 3)]
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        (
+            ["--retry", "permanant"],
+            "--retry: 'permanant' is no choice (did you mean 'permanent'?); choose from none, passing, permanent",
+        ),
+        (["--retry", "seed=5"], "--retry: 'seed=5' is no choice; choose from none, passing, permanent"),
+        (["--retry"], "--retry needs a value; choose from none, passing, permanent"),
+        (["--retry="], "--retry needs a value; choose from none, passing, permanent"),
+        (
+            ["--retr=none"],
+            "unknown option '--retr=none'; the options are --config FILE, --retry none|passing|permanent and --help",
+        ),
+    ],
+)
+def test_a_wrong_choice_is_told_with_the_right_ones(
+    folder: Path, capsys: pytest.CaptureFixture[str], argv: list[str], line: str
+) -> None:
+    def run(config: Config, retry: str = "") -> None:
+        raise AssertionError
+
+    assert cli.main(run, doc="Does a thing.", argv=argv, flags=RETRY) == 2
+    assert error_line(capsys).startswith(f"error: {line}")
+    assert not (folder / "runs").exists()
+
+
+def test_help_names_the_choices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(lambda config: None, doc="Does a thing.", argv=["--help"], flags=RETRY) == 0
+    help_text = capsys.readouterr().out
+    assert " [--retry none|passing|permanent] [--config FILE] [key=value ...]\n" in help_text
+    assert "\n  --retry none|passing|permanent  what to ask for again\n" in help_text
 
 
 def test_help_into_a_closed_pipe_is_no_error(folder: Path) -> None:

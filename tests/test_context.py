@@ -27,3 +27,22 @@ def test_a_stage_cut_short_is_not_complete_for_what_it_was_before(tmp_path: Path
         context.stage("filter", "after", tmp_path, killed)
     assert context.stage("filter", "before", tmp_path, work)["status"] == "done"
     assert len(done) == 2
+
+
+def test_a_complete_stage_is_done_again_only_where_its_result_asks_for_it(tmp_path: Path) -> None:
+    context = Context(Config(run_dir=str(tmp_path)), NullTracker())
+    left = iter([2, 1])
+
+    def work() -> Result:
+        return {"digest": "d", "left": next(left)}
+
+    def stage(least: int) -> Result:
+        return context.stage("download", "f", tmp_path, work, again=lambda result: result["left"] >= least)
+
+    results = [stage(2), stage(3), stage(2), stage(2)]
+    assert [(result["status"], result["left"]) for result in results] == [
+        ("done", 2),
+        ("skipped", 2),
+        ("done", 1),
+        ("skipped", 1),
+    ]

@@ -1,17 +1,18 @@
 """The HTTP client against a real server: every way in which the web says no, and how often it was asked."""
 
 import asyncio
-import socket
-import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import formatdate
 from time import time
 from urllib.parse import quote
 
 import pytest
-from download_web import HOST, Web, picture
+from download_web import HOST, Raw, Web, answer, picture
+from name_server import NameServer
 
-from filtering.fetch import FetchConfig, Fetcher, Outcome, opts_out
+from filtering.fetch import FetchConfig, Fetcher, Outcome
+from filtering.headers import opts_out, retry_after
+from filtering.hosts import NetworkDown
 from filtering.stage import InputError
 
 
@@ -27,7 +28,7 @@ def fetch(web: Web, *paths: str, **settings: object) -> list[Outcome]:
 
 
 def fetch_urls(web: Web, *urls: str, **settings: object) -> list[Outcome]:
-    settings = {"timeout": 20.0, "backoff": 0.01, "connect_to": web.connect_to, **settings}
+    settings = {"timeout": 20.0, "backoff": 0.01, "per_host_rate": 0.0, "connect_to": web.connect_to, **settings}
 
     async def one(fetcher: Fetcher, url: str) -> Outcome:
         async with fetcher.fetch(url) as outcome:
@@ -128,6 +129,95 @@ def test_concurrency_is_bounded(web: Web) -> None:
     assert 1 < web.most_at_once <= 3
 
 
+def test_links_to_a_slow_host_take_no_place_of_others(web: Web) -> None:
+    slow = [f"http://slow.{HOST}/image?wait=0.2&seed={i}" for i in range(8)]
+    fast = [f"http://fast{i}.{HOST}/image" for i in range(8)]
+    finished: list[str] = []
+
+    async def one(fetcher: Fetcher, url: str) -> None:
+        async with fetcher.fetch(url) as outcome:
+            assert outcome.status == "success"
+        finished.append(url)
+
+    async def all_of_them() -> None:
+        config = FetchConfig(connect_to=web.connect_to, per_host=1, concurrency=2)
+        async with Fetcher(config) as fetcher, asyncio.TaskGroup() as tasks:
+            for url in [*slow, *fast]:
+                tasks.create_task(one(fetcher, url))
+
+    asyncio.run(all_of_them())
+    assert sum(url in slow for url in finished[: finished.index(fast[-1])]) < len(slow) / 2
+
+
+def test_a_body_keeps_its_turn_until_the_block_is_left(web: Web) -> None:
+    async def two() -> None:
+        async with Fetcher(FetchConfig(connect_to=web.connect_to, per_host=1)) as fetcher:
+
+            async def another() -> None:
+                async with fetcher.fetch(f"http://{HOST}/image?seed=2"):
+                    pass
+
+            async with fetcher.fetch(f"http://{HOST}/image?seed=1"):
+                task = asyncio.create_task(another())
+                await asyncio.wait([task], timeout=0.2)
+                assert web.requests.total() == 1
+            await task
+
+    asyncio.run(two())
+    assert web.requests.total() == 2
+
+
+@pytest.mark.parametrize(("workers", "at_once"), [(1, 4), (2, 2), (100, 1)])
+def test_workers_share_the_limit_of_a_host(web: Web, workers: int, at_once: int) -> None:
+    async def all_of_them() -> None:
+        config = FetchConfig(connect_to=web.connect_to, per_host=4, per_host_rate=0)
+        async with Fetcher(config, workers) as fetcher, asyncio.TaskGroup() as tasks:
+
+            async def one(i: int) -> None:
+                async with fetcher.fetch(f"http://{HOST}/image?wait=0.05&seed={i}") as outcome:
+                    assert outcome.status == "success"
+
+            for i in range(8):
+                tasks.create_task(one(i))
+
+    asyncio.run(all_of_them())
+    assert web.most_at_once == at_once
+
+
+def test_redirects_wait_for_the_turn_of_their_host(web: Web) -> None:
+    """Five hosts send their visitors to the same sixth one."""
+    with Raw(answer(b"", f"Location: http://{HOST}/image?wait=0.05", status="302 Found")) as server:
+        connect_to = {**web.connect_to, f"*.{HOST}": f"127.0.0.1:{server.port}"}
+        outcomes = fetch_urls(web, *(f"http://{i}.{HOST}/" for i in range(5)), connect_to=connect_to, per_host=1)
+    assert [(outcome.status, outcome.attempts) for outcome in outcomes] == [("success", 1)] * 5
+    assert (server.connections, web.requests.total(), web.most_at_once) == (5, 5, 1)
+
+
+def test_a_host_that_goes_on_failing_is_left_alone(web: Web) -> None:
+    paths = [f"/status/503?{i}" for i in range(10)]
+    outcomes = fetch(web, *paths, attempts=1, per_host=1, host_failures=3, host_pause=60.0, max_wait=0.1)
+    assert [outcome.status for outcome in outcomes] == ["http_503"] * 3 + ["host_down"] * 7
+    assert {(outcome.attempts, outcome.retryable) for outcome in outcomes[3:]} == {(0, True)}
+    assert web.requests.total() == 3
+
+
+def test_what_an_outage_spoils_is_asked_again(web: Web) -> None:
+    """The name server fails for everybody, then recovers: no link is lost, and none uses an attempt up."""
+    hosts = [f"host{i}.test" for i in range(30)]
+    passing = ["SERVFAIL", "SERVFAIL", ["127.0.0.1"]]  # a look-up asks twice
+    with NameServer(dict.fromkeys(hosts, passing)) as names:
+        urls = [f"http://{host}:{web.port}/image" for host in hosts]
+        settings = {"nameservers": (names.address,), "allow": ("127.0.0.1",), "outage_patience": 20.0}
+        outcomes = fetch_urls(web, *urls, attempts=1, **settings)
+    assert {(outcome.status, outcome.attempts) for outcome in outcomes} == {("success", 1)}
+
+
+def test_a_dead_network_stops_the_run(web: Web, free_port: Callable[[], int]) -> None:
+    urls = [f"http://host{i}.{HOST}/image" for i in range(30)]
+    with pytest.raises(NetworkDown, match="no link was marked as failed"):
+        fetch_urls(web, *urls, attempts=1, outage_patience=0.5, connect_to={f"*.{HOST}": f"127.0.0.1:{free_port()}"})
+
+
 @pytest.mark.parametrize("path", ["/endless", "/sized", "/bomb"])
 def test_the_byte_cap_caps(web: Web, path: str) -> None:
     (outcome,) = fetch(web, path, max_bytes=10**6)
@@ -171,19 +261,23 @@ def test_bad_urls(web: Web, url: str) -> None:
     assert web.requests.total() == 0
 
 
-def test_dead_names_and_dead_servers_may_come_back(web: Web) -> None:
-    dead_name, dead_server = fetch_urls(web, "http://nobody.invalid/x.jpg", "http://127.0.0.1:9/x.jpg", attempts=2)
-    assert (dead_name.status, dead_name.retryable, dead_name.attempts) == ("dns", True, 2)
+def test_a_dead_name_is_final_and_a_dead_server_is_not(web: Web, free_port: Callable[[], int]) -> None:
+    with NameServer({}) as names:
+        urls = ("http://nobody.test/x.jpg", f"http://127.0.0.1:{free_port()}/x.jpg")
+        dead_name, dead_server = fetch_urls(web, *urls, attempts=2, nameservers=(names.address,), allow=("127.0.0.1",))
+    assert (dead_name.status, dead_name.retryable, dead_name.attempts) == ("dns_unknown", False, 1)
+    assert dead_name.message == "nobody.test does not exist"
     assert (dead_server.status, dead_server.retryable, dead_server.attempts) == ("connect", True, 2)
+    assert dead_server.message == "Connection refused"
 
 
 def test_plain_http_on_a_tls_address_is_a_tls_failure(web: Web) -> None:
     (outcome,) = fetch_urls(web, f"https://{HOST}/image")
-    assert (outcome.status, outcome.retryable, outcome.attempts) == ("tls", False, 1)
+    assert (outcome.status, outcome.retryable, outcome.attempts) == ("tls", True, 1)
 
 
 @pytest.mark.parametrize(
-    ("answer", "status"),
+    ("sent", "status"),
     [
         (b"", "connect"),
         (b"SSH-2.0-OpenSSH_9.6\r\n", "bad_http"),
@@ -197,23 +291,9 @@ def test_plain_http_on_a_tls_address_is_a_tls_failure(web: Web) -> None:
         (b"HTTP/1.0 200 OK\r\n\r\nup to the end", "success"),
     ],
 )
-def test_broken_servers(web: Web, answer: bytes, status: str) -> None:
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection:
-                connection.recv(2**16)
-                connection.sendall(answer)
-
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        server = threading.Thread(target=serve)
-        server.start()
-        (outcome,) = fetch_urls(web, f"http://127.0.0.1:{listener.getsockname()[1]}/x.jpg", attempts=1)
-        listener.shutdown(socket.SHUT_RDWR)
-    server.join(20)
+def test_broken_servers(web: Web, sent: bytes, status: str) -> None:
+    with Raw(sent) as server:
+        (outcome,) = fetch_urls(web, f"http://{HOST}/x.jpg", attempts=1, connect_to=server.connect_to)
     assert outcome.status == status
 
 
@@ -250,6 +330,27 @@ def test_robots_directives(tag: str, forbidden: bool) -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        (None, None),
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
+        *((nonsense, None) for nonsense in ("", "soon", "-1", "1.5 h", ",", "Wed, 99 Xyz 99999 99:99:99")),
+    ],
+)
+def test_retry_after_values(value: str | None, seconds: float | None) -> None:
+    assert retry_after(value) == seconds
+
+
+def test_the_contact_is_part_of_the_user_agent() -> None:
+    assert FetchConfig(contact="https://us.test").agent == (
+        "Mozilla/5.0 (compatible; open-world-segmentation/0.1; +https://us.test)"
+    )
+    assert FetchConfig(user_agent="probe/1", contact="a@b.test").agent == "probe/1 (+a@b.test)"
+
+
+@pytest.mark.parametrize(
     ("settings", "named"),
     [
         ({"timeout": 0}, "timeout"),
@@ -258,6 +359,17 @@ def test_robots_directives(tag: str, forbidden: bool) -> None:
         ({"connect_to": {"h": "nowhere"}}, "connect_to"),
         ({"connect_to": {"h": "x:0"}}, "connect_to"),
         ({"connect_to": {"10.0.0.1": "x:80"}}, "connect_to"),
+        ({"connect_timeout": 0}, "connect_timeout"),
+        ({"first_byte_timeout": float("nan")}, "first_byte_timeout"),
+        ({"per_host_rate": -1}, "per_host_rate"),
+        ({"host_failures": 0}, "host_failures"),
+        ({"contact": "a\r\nX-Evil: 1"}, "contact"),
+        ({"user_agent": "a\nb"}, "user_agent"),
+        ({"allow": ("10.0.0.1/8",)}, "allow"),
+        ({"allow": ("localhost",)}, "allow"),
+        ({"nameservers": ("dns.test",)}, "nameservers"),
+        ({"nameservers": ("192.0.2.1:0",)}, "nameservers"),
+        ({"nameservers": ("[::1]:99999",)}, "nameservers"),
     ],
 )
 def test_bad_settings_are_named(settings: dict[str, object], named: str) -> None:

@@ -1,0 +1,123 @@
+"""Shards in work, seen from the driver: how far they are and what they warn of, from files that the workers leave."""
+
+import json
+import logging
+import math
+import re
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from queue import Empty, SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from cluster.progress import Progress
+from filtering.stage import LIVE, Describe, Marker
+
+SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_WARNINGS = 60.0
+"""What one worker warns of, such as a dead network, the others warn of too."""
+
+_WARNINGS = ".warnings-"
+
+
+def pass_on_warnings(out: Path) -> None:
+    """In a worker: let the driver that follows the work in `out` tell the warnings of this process."""
+    handler = logging.FileHandler(out / "_work" / f"{_WARNINGS}{uuid.uuid4().hex}", delay=True)
+    handler.setLevel(logging.WARNING)
+    handler.setFormatter(_OneLine())
+    logging.getLogger("filtering").addHandler(handler)
+
+
+class _OneLine(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return " ".join(record.getMessage().split())
+
+
+class Following:
+    """Shows the finished shards, those in work and their warnings on `progress` while the block runs, from a thread of its own.
+
+    A look reads only the files of shards in work, however many shards there are. `rows` are those of each shard, by its name,
+    and `before` the shards that earlier runs finished. `describe` comments on the counts of all.
+    """
+
+    def __init__(
+        self, progress: Progress, out: Path, rows: Mapping[str, int], before: Iterable[Marker], describe: Describe | None
+    ) -> None:
+        self._progress, self._work, self._describe = progress, out / "_work", describe
+        self._left = dict(rows)
+        self._rows = self._shown = 0
+        self._counts: Counter[str] = Counter()
+        for marker in before:
+            self._take(marker)
+        self._read_lines: Counter[Path] = Counter()
+        self._warned: dict[str, float] = {}
+        self._news: SimpleQueue[Marker | None] = SimpleQueue()
+        self._thread = threading.Thread(target=self._follow, name="following", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._remove_warnings()  # of a run that was killed
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._news.put(None)
+        self._thread.join()
+        self._remove_warnings()
+
+    def add(self, marker: Marker) -> None:
+        """A shard is finished."""
+        self._news.put(marker)
+
+    def _follow(self) -> None:
+        going_on = True
+        while going_on:
+            try:
+                if marker := self._news.get(timeout=SECONDS_BETWEEN_LOOKS):
+                    self._take(marker)
+                going_on = marker is not None
+            except Empty:
+                pass
+            if self._news.empty():
+                self._show()
+                self._warn()
+
+    def _take(self, marker: Marker) -> None:
+        self._rows += self._left.pop(marker.shard, 0)
+        self._counts.update(marker.counts)
+
+    def _show(self) -> None:
+        rows, counts = self._rows, self._counts.copy()
+        for path in list(self._work.glob(f"*/{LIVE}")):
+            if path.parent.name in self._left:
+                live = _read(path)
+                rows += min(live.pop("rows", 0), self._left[path.parent.name])
+                counts.update(live)
+        self._shown = max(self._shown, rows)  # the counts of a shard vanish a moment before its end is heard of
+        self._progress.update(self._shown, self._describe(counts) if self._describe else "")
+
+    def _warn(self) -> None:
+        for path in self._work.glob(f"{_WARNINGS}*"):
+            lines = path.read_text(errors="replace").split("\n")[:-1]
+            for line in lines[self._read_lines[path] :]:
+                gist = re.sub(r"\d+", "", line)
+                if time.monotonic() - self._warned.get(gist, -math.inf) > SECONDS_BETWEEN_WARNINGS:
+                    self._warned[gist] = time.monotonic()
+                    self._progress.say(f"warning: {line}")
+            self._read_lines[path] = len(lines)
+
+    def _remove_warnings(self) -> None:
+        for path in self._work.glob(f"{_WARNINGS}*"):
+            path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, int]:
+    """The counts in a file that may change or vanish at any time; none where it cannot be read."""
+    try:
+        counts = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return counts if isinstance(counts, dict) else {}

@@ -1,0 +1,29 @@
+"""Why a link gave no image, and whose fault that is: what decides if it is worth asking again."""
+
+from typing import Literal, get_args
+
+Failure = Literal["permanent", "passing", "ours"]
+"""permanent: gone, or never was an image; passing: may work on another day; ours: our own rules and limits refuse it."""
+FAILURES: tuple[Failure, ...] = get_args(Failure)
+
+_PASSING = frozenset(
+    {
+        *("dns", "connect", "tls", "timeout", "incomplete", "host_down"),
+        *("http_408", "http_421", "http_423", "http_425", "http_429"),
+    }
+)
+_OURS = frozenset(
+    {
+        *("bad_scheme", "forbidden_address", "opt_out", "too_large", "too_many_redirects", "client_error"),
+        *("too_small", "too_elongated", "too_many_pixels"),
+    }
+)
+
+
+def failure_of(status: str) -> Failure | None:
+    """The class of a status; None for "success"."""
+    if status == "success":
+        return None
+    if status in _PASSING or status.startswith("http_5"):
+        return "passing"
+    return "ours" if status in _OURS else "permanent"

@@ -1,0 +1,67 @@
+"""What the download's tests share: corpora of links to the test server, and what a download left behind."""
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from download_web import HOST, Web
+
+from filtering.download import DownloadConfig
+from filtering.fetch import FetchConfig
+from filtering.image import ImageConfig
+from filtering.schema import CORPUS, key_of
+from filtering.stage import digest_of_file
+
+
+def config_for(web: Web, *, shard_size: int = 10, **settings: Any) -> DownloadConfig:
+    """Quick to give up, small images, 10 links a shard at most."""
+    settings = {
+        "timeout": 3.0,
+        "backoff": 0.01,
+        "per_host_rate": 0.0,
+        "max_bytes": 10**6,
+        "connect_to": web.connect_to,
+        **settings,
+    }
+    return DownloadConfig(fetch=FetchConfig(**settings), image=ImageConfig(image_size=48), shard_size=shard_size)
+
+
+def images(count: int, query: str = "") -> list[str]:
+    return [f"http://{HOST}/image?seed={seed}{query}" for seed in range(count)]
+
+
+def pages(*paths: str) -> list[str]:
+    return [f"http://{HOST}{path}" for path in paths]
+
+
+def table_of(urls: list[str]) -> pa.Table:
+    rows = [
+        {"key": key_of(url, f"a cat at {url}"), "url": url, "caption": f"a cat at {url}", "entities": ["cat"]} for url in urls
+    ]
+    return pa.Table.from_pylist(rows, schema=CORPUS)
+
+
+def write_corpus(folder: Path, urls: list[str], files: int = 2) -> Path:
+    """The links as the filter leaves them, in so many files; replaces those that are there."""
+    (folder / "kept").mkdir(parents=True, exist_ok=True)
+    for old in (folder / "kept").iterdir():
+        old.unlink()
+    for i in range(files):
+        pq.write_table(table_of(urls[i::files]), folder / "kept" / f"{i:05d}.parquet")
+    return folder
+
+
+def contents(folder: Path, suffix: str = "") -> dict[str, str]:
+    """The digest of every file of a shard, by name."""
+    return {path.name: digest_of_file(path) for path in sorted(folder.glob(f"[0-9]*{suffix}"))}
+
+
+def statuses(out: Path) -> list[dict[str, Any]]:
+    """The rows of all shards, in order."""
+    return [row for path in sorted(out.glob("[0-9]*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def by_path(out: Path) -> dict[str, dict[str, Any]]:
+    """The rows of all shards by the path of their link."""
+    return {row["url"].removeprefix(f"http://{HOST}"): row for row in statuses(out)}

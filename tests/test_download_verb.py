@@ -1,0 +1,143 @@
+"""The download as a stage of a run, on Ray against a real server: done once, again where that may help, and recorded."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from download_web import HOST, Web
+from mlflow import MlflowClient
+
+from cluster.session import SessionConfig, close_session
+from cluster.tracking import TrackingConfig
+from filtering.corpus import FilterConfig
+from filtering.download import DownloadConfig
+from filtering.fetch import FetchConfig
+from filtering.image import ImageConfig
+from filtering.reader import SourceConfig
+from filtering.results import Retry
+from filtering.schema import CORPUS, key_of
+from pipelines.context import SUMMARY, Result, open_context
+from pipelines.download import run_download
+from pipelines.settings import Config
+
+GOOD = [f"/image?seed={seed}" for seed in range(10)]
+GONE = ["/status/404", "/status/410?x"]
+ILL, REFUSED = "/heal?times=1", "/robots?tag=noai"
+REPORT = ("report.html", "report.json", "report.png")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    yield
+    close_session()
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    with Web() as web:
+        yield web
+
+
+def write_corpus(run_dir: Path, paths: list[str]) -> None:
+    urls = [f"http://{HOST}{path}" for path in paths]
+    rows = [{"key": key_of(url, "a cat"), "url": url, "caption": "a cat", "entities": ["cat"]} for url in urls]
+    (run_dir / "corpus" / "kept").mkdir(parents=True)
+    pq.write_table(pa.Table.from_pylist(rows, schema=CORPUS), run_dir / "corpus" / "kept" / "00000.parquet")
+
+
+def config_for(web: Web, run_dir: Path, *, tracked: bool = False) -> Config:
+    fetch = FetchConfig(connect_to=web.connect_to, attempts=1, timeout=10.0)
+    return Config(
+        run_dir=str(run_dir),
+        filter=FilterConfig(source=SourceConfig(path="the corpus is there already")),
+        download=DownloadConfig(fetch=fetch, image=ImageConfig(image_size=48), shard_size=8),
+        session=SessionConfig(num_cpus=2, object_store_mb=100, data_workers=1),
+        tracking=TrackingConfig(enabled=tracked),
+    )
+
+
+def download(config: Config, retry: Retry) -> Result:
+    with open_context(config) as context:
+        return run_download(context, {"digest": "the corpus"}, retry)
+
+
+def test_what_is_asked_again_when(web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path, [*GOOD, *GONE, ILL, REFUSED])
+    config = config_for(web, tmp_path)
+
+    def again(retry: Retry, config: Config = config) -> tuple[Result, Counter[str]]:
+        before = web.requests.copy()
+        result = download(config, retry)
+        assert json.loads((tmp_path / SUMMARY).read_text())["stages"]["download"] == result
+        return result, web.requests - before
+
+    first, asked = again("none")
+    assert (first["status"], first["links"], first["success"], first["retryable"]) == ("done", 14, 10, 1)
+    assert asked == dict.fromkeys([*GOOD, *GONE, ILL, REFUSED], 1)
+    assert capsys.readouterr().out.splitlines()[-2:] == [
+        "shards: 10 of 14 images obtained (71.4%); failed: permanent 2 (http_404 1, http_410 1), passing 1 (http_500 1), "
+        f"ours 1 (opt_out 1); report: {tmp_path / 'shards' / 'report.html'}",
+        "shards: 1 may work another day: run pipelines/download.py again to ask for these alone",
+    ]
+
+    result, asked = again("none")
+    assert (result["status"], result["digest"], asked) == ("skipped", first["digest"], {})
+
+    healed, asked = again("passing", replace(config, download=replace(config.download, fetch=patient(config))))
+    assert (healed["status"], healed["success"], healed["retryable"], asked) == ("done", 11, 0, {ILL: 1})
+    assert healed["digest"] != first["digest"]
+    assert json.loads((tmp_path / "shards" / "report.json").read_text())["obtained"] == 11
+
+    result, asked = again("passing")
+    assert (result["status"], result["digest"], asked) == ("skipped", healed["digest"], {})
+
+    result, asked = again("permanent")
+    assert (result["status"], result["digest"]) == ("done", healed["digest"])  # what comes after is complete
+    assert asked == dict.fromkeys([*GONE, REFUSED], 1)
+
+
+def patient(config: Config) -> FetchConfig:
+    return replace(config.download.fetch, timeout=15.0, attempts=2, per_host=2)
+
+
+def test_a_start_that_died_before_its_report_is_made_good_without_a_request(web: Web, tmp_path: Path) -> None:
+    write_corpus(tmp_path, GOOD)
+    config = config_for(web, tmp_path)
+    first = download(config, "none")
+    report = {name: (tmp_path / "shards" / name).read_bytes() for name in REPORT}
+    asked = web.requests.total()
+    for path in [tmp_path / "download.done.json", *(tmp_path / "shards" / name for name in REPORT)]:
+        path.unlink()
+    again = download(config, "none")
+    assert (again["status"], again["digest"], web.requests.total()) == ("done", first["digest"], asked)
+    assert {name: (tmp_path / "shards" / name).read_bytes() for name in REPORT} == report
+
+
+def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> None:
+    write_corpus(tmp_path, [*GOOD, *GONE, ILL, REFUSED])
+    config = config_for(web, tmp_path, tracked=True)
+    first = download(config, "none")
+    second = download(config, "passing")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    (experiment,) = client.search_experiments(filter_string="name = 'open-world-segmentation'")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'download'")
+    assert {
+        "links": 14,
+        "success": 11,
+        "success_share": 11 / 14,
+        "retryable": 0,
+        "bytes": second["bytes"],
+        "status/http_404": 1,
+        "failure/permanent": 2,
+        "failure/passing": 0,
+        "failure/ours": 1,
+    }.items() <= run.data.metrics.items()
+    assert {*REPORT, "hosts.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
+    datasets = {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs}
+    for result in (first, second):
+        assert [name for name, digest in datasets if result["digest"].startswith(digest)] == ["shards"]
