@@ -41,7 +41,11 @@ def parser() -> argparse.ArgumentParser:
             part.add_argument("--links", type=int, default=3000 if name == "kills" else 10_000)
             part.add_argument("--shard-size", type=int, default=100 if name == "kills" else 1000)
         if name in ("speed", "badweb"):
-            part.add_argument("--peer-python", default=sys.executable, help="a Python that has img2dataset 1.47.0")
+            part.add_argument(
+                "--peer-python",
+                default=sys.executable,
+                help="a Python with img2dataset 1.47.0; one without torch starts faster",
+            )
     options["speed"].add_argument("--rounds", type=int, default=3)
     options["speed"].add_argument("--threads", type=int, default=0, help="of img2dataset, per process; 0: the best of a sweep")
     options["speed"].add_argument("--sweep-links", type=int, default=2000)

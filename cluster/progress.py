@@ -3,12 +3,22 @@
 import sys
 import time
 from collections import deque
+from collections.abc import Iterable
 from types import TracebackType
 from typing import Self, TextIO
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.console import Console, RenderableType
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.progress import Progress as Bar
+from rich.text import Text
 
 SECONDS_BETWEEN_LINES = 5.0
 RECENT_SECONDS = 60.0
@@ -77,7 +87,7 @@ class Progress:
         rate = max(self.done - before, 0) / (now - since) if now > since else 0.0
         parts = [
             f"{self.label}: {self.done}/{self.total} {self.unit}",
-            f"{rate:.3g} {self.unit}/s",
+            f"{_number(rate)} {self.unit}/s",
             f"{_duration(elapsed)} so far",
         ]
         if rate > 0 and self.done < self.total:
@@ -86,18 +96,38 @@ class Progress:
         print(", ".join(parts), file=self._stream, flush=True)
 
 
+class _Bar(Bar):
+    """The bar, and below it the note."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        for task in self.tasks:
+            if task.fields["note"]:
+                yield Text(f"  {task.fields['note']}", no_wrap=True, overflow="ellipsis")
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(f"{_number(rate)}/s" if rate else "", style="progress.data.speed")
+
+
 def _bar(stream: TextIO) -> Bar:
-    return Bar(
+    return _Bar(
         TextColumn("{task.description}"),
-        BarColumn(),
-        TaskProgressColumn(show_speed=True),
+        BarColumn(bar_width=20),
+        TaskProgressColumn(),
         MofNCompleteColumn(),
         TextColumn("{task.fields[unit]}"),
+        _Rate(),
         TimeRemainingColumn(elapsed_when_finished=True),
-        TextColumn("{task.fields[note]}"),
         console=Console(file=stream),
         speed_estimate_period=RECENT_SECONDS,
     )
+
+
+def _number(rate: float) -> str:
+    return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
 def _duration(seconds: float) -> str:

@@ -73,7 +73,7 @@ def link_of(url: str) -> Link:
         raise LinkError("bad_scheme", f"{scheme}: is not http or https")
     authority = parts["authority"]
     if "%" in authority and "[" not in authority:
-        authority = unquote(authority, errors="strict") if authority.isascii() else ""
+        authority = unquote(authority)  # what is no UTF-8 becomes a mark that no host name holds
         url = f"{scheme}://{authority}{url[parts.end() :]}"
     if not parts["slashes"] or not authority or re.search(r"[\s@\\/?#\x00-\x1f]", authority):
         raise LinkError("bad_url", "no host, or credentials or other marks in its place")
@@ -83,9 +83,9 @@ def link_of(url: str) -> Link:
         raise LinkError("bad_url", str(error)) from None
     if not (host := parsed.raw_host) or parsed.port == 0:
         raise LinkError("bad_url", "no host or no port")
-    if ":" in host:  # "[v1.x]" has none, and is not a host name either
-        return Link(parsed, parsed.host or host, True)
     name = host.lower().removesuffix(".")
+    if "[" in authority and is_address(name):
+        return Link(parsed, name, True)
     if "[" in authority or not _HOST_NAME.fullmatch(name):
         raise LinkError("bad_url", f"{name[:80]!r} is not a host name")
     if not _ENDS_IN_NUMBER.fullmatch(name):
@@ -108,6 +108,15 @@ def follow(link: Link, location: str) -> Link:
         raise LinkError(refusal.status, f"redirected: {refusal}") from None
     except ValueError as error:
         raise LinkError("bad_url", f"redirected: {error}") from None
+
+
+def is_address(host: str) -> bool:
+    """Whether `host` is an address in the usual spelling."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 # What `ipaddress` calls global differs from one patch release of Python to the next, so the registries' special networks

@@ -50,6 +50,8 @@ class DownloadConfig:
     """Which images are kept, and at what size."""
     shard_size: int = 1000
     """Links per shard, about and at most: links are spread over a power of two of shards, by their keys."""
+    target: str = ""
+    """Where complete shards are copied as well: a URL that fsspec can write to, such as "s3://bucket/shards"; "" = nowhere."""
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:
@@ -95,6 +97,7 @@ def download_corpus(
         retry=retry,
         at_once=SHARDS_AT_ONCE,
         describe=describe,
+        target=config.target,
         nothing=_nothing_obtained,
     )
     shutil.rmtree(out / _PREVIOUS, ignore_errors=True)

@@ -5,7 +5,7 @@ place, so the hosts with most of them lie in the heaviest places, unless those a
 these places one by one, and `Top.exact` tells whether any other could have belonged among the first.
 """
 
-import zlib
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -99,8 +99,8 @@ class HostTally:
         return Top(hosts=rows[:shown], exact=least >= unseen)
 
     def _places(self, names: list[str]) -> np.ndarray:
-        hashes = (zlib.crc32(name.encode("utf-8", "surrogatepass")) for name in names)
-        return np.fromiter(hashes, np.int64, len(names)) % len(self._links)
+        digests = b"".join(hashlib.blake2b(name.encode(), digest_size=8).digest() for name in names)
+        return (np.frombuffer(digests, "<u8") % len(self._links)).astype(np.int64)
 
 
 def describe(host: str, statuses: Mapping[str, int]) -> dict[str, Any]:

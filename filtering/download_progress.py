@@ -21,7 +21,7 @@ def describe(counts: Mapping[str, int]) -> str:
     obtained = statuses.pop("success", 0)
     words = f"{obtained / links:.0%} obtained, {_size(counts.get('bytes', 0))}"
     failures = ", ".join(f"{status} {count / links:.0%}" for status, count in _by_frequency(statuses)[:_MOST_OFTEN])
-    return f"{words}, most often failed: {failures}" if failures else words
+    return f"{words}, most often {failures}" if failures else words
 
 
 def conclude(by_status: Mapping[str, int]) -> str:

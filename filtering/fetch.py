@@ -15,10 +15,10 @@ from typing import Any, Self
 
 import aiohttp
 
-from filtering.addresses import ConnectError, ForbiddenAddressError, Gate, Link, LinkError, follow, link_of
+from filtering.addresses import ConnectError, ForbiddenAddressError, Gate, Link, LinkError, follow, is_address, link_of
 from filtering.headers import opts_out, retry_after
 from filtering.hosts import HostDown, Hosts
-from filtering.names import Names, UnknownNameError, address_of, is_address, nameserver_of
+from filtering.names import Names, UnknownNameError, nameserver_of, target_of
 from filtering.reasons import failure_of
 from filtering.stage import InputError
 
@@ -86,7 +86,7 @@ class FetchConfig:
         for host, target in self.connect_to.items():
             if is_address(host):
                 raise InputError(f"connect_to: {host!r} is an address; give the host name that the links carry, or '*.suffix'")
-            address_of(target, "connect_to")
+            target_of(target)
         for server in self.nameservers:
             nameserver_of(server)
 
@@ -286,12 +286,13 @@ class Fetcher:
                 return _Answer(status="host_down", message=str(down))
             began = time.monotonic()
             answer = await self._request(link, flight.seconds)
+            spent = time.monotonic() - began
             turn.report(answer.status, answer.retry_after, answered=answer.answered)
             if answer.status != "success":
                 await flight.held.aclose()
             if await turn.trusted():
                 break
-        flight.seconds -= time.monotonic() - began
+        flight.seconds -= spent
         flight.requests += first
         if answer.status == UnknownNameError.status:
             self._remember_unknown(link.host)
@@ -364,7 +365,10 @@ def _failure(error: Exception) -> tuple[str, str]:
         return status, (cause.reason or "TLS failed").lower().replace("_", " ")
     if (number := getattr(cause or error, "errno", None)) is not None:
         return status, os.strerror(number)
-    return status, _line(getattr(error, "message", "").partition("\n")[0] or str(error) or type(error).__name__)
+    if cause is not None:
+        return status, _line(str(cause)) or "the server closed the connection"
+    text = str(getattr(error, "message", "") or error).removeprefix("400, message:").strip()
+    return status, _line(text.partition("\n")[0].rstrip(":")) or type(error).__name__
 
 
 def _line(text: str) -> str:

@@ -144,7 +144,7 @@ class Hosts:
         probe = await self._admitted(name, host)
         turn = None
         try:
-            async with self.network.request(name):
+            async with self.network.request():
                 turn = Turn(self, host, probe)
                 yield turn
         finally:
@@ -247,7 +247,6 @@ class Hosts:
             for admission in host.waiting:
                 if not admission.done():
                     admission.set_result(HostDown(seconds))
-            host.waiting.clear()
 
     def _forgive(self) -> None:
         """Close the breakers of all hosts: it was the network."""

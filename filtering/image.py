@@ -15,7 +15,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from filtering.phash import phash
-from filtering.pixels import Picture, Size, decoded, orientation_of, scaled, turned, upright
+from filtering.pixels import Size, bordered, cropped, decoded, is_jpeg, orientation_of, scaled, turned, upright
 from filtering.stage import InputError
 
 
@@ -140,9 +140,12 @@ class Resize:
         target = self._target(size)
         if self._resizer is not None:
             return self._keep_as_img2dataset(data, image, orientation, target or size)
-        picture = upright(scaled(image, turned(target or size, orientation)), orientation)
-        kept = picture if target is None else self._framed(picture)
-        done, jpeg = cv2.imencode(".jpg", cv2.cvtColor(kept, cv2.COLOR_RGB2BGR), self._encoding)
+        picture = upright(scaled(data, image, turned(target or size, orientation)), orientation)
+        mode = self._config.resize_mode if target else "no"
+        if mode == "center_crop":
+            picture = cropped(picture, self._config.image_size)
+        kept = bordered(picture, self._config.image_size) if mode == "border" else picture
+        done, jpeg = cv2.imencode(".jpg", kept, self._encoding)
         assert done
         return {"jpeg": jpeg.tobytes(), "width": kept.shape[1], "height": kept.shape[0], "phash": phash(picture)}
 
@@ -155,33 +158,19 @@ class Resize:
         scale = config.image_size / side
         return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
 
-    def _framed(self, picture: Picture) -> Picture:
-        """The scaled picture cut to a square, or on a white one."""
-        side = self._config.image_size
-        height, width = picture.shape[:2]
-        top, left = abs(side - height) // 2, abs(side - width) // 2
-        if self._config.resize_mode == "center_crop":
-            return picture[top : top + side, left : left + side]
-        if self._config.resize_mode == "border":
-            bottom, right = side - height - top, side - width - left
-            picture = cv2.copyMakeBorder(picture, top, bottom, left, right, cv2.BORDER_CONSTANT, value=(255, 255, 255))
-        return picture
-
     def _keep_as_img2dataset(self, data: bytes, image: Image.Image, orientation: int, scaled_size: Size) -> dict[str, Any]:
-        if image.format not in ("JPEG", "MPO") or image.mode not in ("L", "RGB") or orientation != 1:
-            # What the Resizer gets wrong (16 bits, CMYK, orientation and more) it is given as 24-bit BMP, without loss.
-            picture = upright(decoded(image), orientation)
-            data = cv2.imencode(".bmp", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1].tobytes()
+        if orientation != 1 or not is_jpeg(image):
+            # What the Resizer gets wrong (orientation, 16 bits, palettes and more) it is given as 24-bit BMP, without loss.
+            data = cv2.imencode(".bmp", upright(decoded(image), orientation))[1].tobytes()
         # The Resizer points the process's stdout and stderr to /dev/null meanwhile: two at once would leave them there.
         with _ONE_AT_A_TIME:
             jpeg, width, height, _, _, error = self._resizer(io.BytesIO(data))
         if error is not None:
             raise ValueError(error)
-        with Image.open(io.BytesIO(jpeg)) as kept:
-            framed = decoded(kept)
+        kept = np.asarray(cv2.imdecode(np.frombuffer(jpeg, np.uint8), cv2.IMREAD_COLOR), np.uint8)
         left, top = max(0, width - scaled_size[0]) // 2, max(0, height - scaled_size[1]) // 2
-        unbordered = np.ascontiguousarray(framed[top : top + scaled_size[1], left : left + scaled_size[0]])
-        return {"jpeg": jpeg, "width": width, "height": height, "phash": phash(unbordered)}
+        picture = kept[top : top + scaled_size[1], left : left + scaled_size[0]]  # without the border
+        return {"jpeg": jpeg, "width": width, "height": height, "phash": phash(picture)}
 
 
 def img2dataset_resizer() -> Any:

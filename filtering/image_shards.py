@@ -11,6 +11,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from filtering.stage import (
     MakeWork,
     Marker,
     Runner,
+    SharedWork,
     digest_of_markers,
     finished,
     reopen,
@@ -38,6 +40,7 @@ from filtering.stage import (
     write_table,
 )
 from filtering.tar import write_tar
+from filtering.target import SIZES, Target
 
 Obtain = Callable[[Sequence[Row], Results], None]
 """Finds out what became of rows and adds it to the results: the record and the JPEG that `finish` makes."""
@@ -93,13 +96,17 @@ def write_shards(
     retry: Retry = "none",
     at_once: int = 1,
     describe: Describe | None = None,
+    target: str = "",
     nothing: Callable[[Mapping[str, int]], str],
 ) -> dict[str, Any]:
     """Run the work over all shards and write `sizes.json`; returns and raises what `download_corpus` does.
 
-    Complete shards with a failure that `retry` names are worked on again. `nothing` words the mistake if there is no image:
-    statuses and their counts in, message out.
+    Complete shards with a failure that `retry` names are worked on again. All files are copied to `target`, if that is not "".
+    `nothing` words the mistake if there is no image: statuses and their counts in, message out.
     """
+    if target:
+        Target(target).check()
+        make_work = partial(_CopiedWork, make_work, target)
     _remove_strangers(out, {source.stem for source in sources})
     complete = {marker.shard: marker for source in sources if (marker := finished(source, out, fingerprint))}
     again = [shard for shard, marker in complete.items() if _has_failure(marker, retry)]
@@ -111,7 +118,11 @@ def write_shards(
         if not any(status.startswith("http_") for status in by_status):
             _forget(out)  # nobody answered at all: rather our network's fault than theirs
         raise InputError(nothing(by_status))
-    write_json(out / "sizes.json", {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
+    write_json(out / SIZES, {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
+    if target:
+        digests = {file: digest for marker in markers for file, digest in marker.files.items()}
+        Target(target).prune(digests)
+        Target(target).push([*(out / file for file in digests), out / SIZES], digests)
     tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
     by_failure = Counter[str](dict.fromkeys(FAILURES, 0))
     for status, count in by_status.items():
@@ -128,6 +139,23 @@ def write_shards(
         "by_status": by_status,
         "digest": digest_of_markers(tars),
     }
+
+
+class _CopiedWork:
+    """Work on shards whose files are copied to a target before the shard counts as complete."""
+
+    def __init__(self, make_work: MakeWork, target: str) -> None:
+        self._work = make_work()
+        self._target = Target(target)
+
+    def share(self, workers: int) -> None:
+        if isinstance(self._work, SharedWork):
+            self._work.share(workers)
+
+    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
+        counts = self._work(table, scratch)
+        self._target.push(sorted(scratch.glob("[!.]*")))
+        return counts
 
 
 def _has_failure(marker: Marker, retry: Retry) -> bool:
@@ -213,7 +241,7 @@ def _forget(out: Path) -> None:
 
 def _remove_strangers(out: Path, shards: set[str]) -> None:
     """Remove `sizes.json`, which says "complete", and what a larger corpus left behind, lest it be read along with ours."""
-    (out / "sizes.json").unlink(missing_ok=True)
+    (out / SIZES).unlink(missing_ok=True)
     for shard, path in shard_files(out):
         if shard not in shards:
             _remove(path)

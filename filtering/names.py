@@ -1,7 +1,6 @@
 """From host names to sockets: name look-ups, the user's own routes, and the last check before a connection is made."""
 
 import asyncio
-import ipaddress
 import socket
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
@@ -11,7 +10,7 @@ from typing import Any
 import aiodns
 import pycares
 
-from filtering.addresses import ConnectError, ForbiddenAddressError, Gate
+from filtering.addresses import ConnectError, ForbiddenAddressError, Gate, is_address
 from filtering.stage import InputError
 
 _AT_ONCE = 64  # look-ups; each is two questions, and small name servers drop what goes beyond some 150
@@ -42,7 +41,7 @@ class Names:
     def __init__(self, gate: Gate, connect_to: Mapping[str, str], nameservers: Sequence[str], seconds: float) -> None:
         """`seconds` is the longest that a look-up may take. InputError if a target or a name server is none."""
         self._gate = gate
-        self._targets = {host.lower(): address_of(target, "connect_to") for host, target in connect_to.items()}
+        self._targets = {host.lower(): target_of(target) for host, target in connect_to.items()}
         self._seconds = seconds
         self._dns = aiodns.DNSResolver(nameservers or None, timeout=seconds / 3, tries=2, flags=_FLAGS)
         self._at_once = asyncio.Semaphore(_AT_ONCE)
@@ -108,30 +107,28 @@ class Names:
         return next((self._targets[pattern] for pattern in patterns if pattern in self._targets), None)
 
 
-def address_of(target: str, key: str) -> tuple[str, int]:
-    """ "address:port" or "[IPv6]:port" as (address, port)."""
-    address, _, port = target.rpartition(":")
-    if not address or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(f"{key}: {target!r} is not 'address:port', such as '127.0.0.1:8080'")
-    return address.removeprefix("[").removesuffix("]"), int(port)
+def target_of(text: str) -> tuple[str, int]:
+    """A target of connect_to, "address:port" or "[IPv6]:port", as (address, port)."""
+    if (parts := _host_and_port(text)) is None:
+        raise InputError(f"connect_to: {text!r} is not 'address:port', such as '127.0.0.1:8080'")
+    return parts
 
 
 def nameserver_of(text: str) -> str:
     """A name server as c-ares reads it: "address" or "address:port", IPv6 in brackets before a port."""
     if is_address(text):
         return text
-    address, port = address_of(text, "nameservers")
-    if not is_address(address):
+    parts = _host_and_port(text)
+    if parts is None or not is_address(parts[0]):
         raise InputError(f"nameservers: {text!r} is not an address such as '192.0.2.53' or '192.0.2.53:53'")
-    return f"[{address}]:{port}" if ":" in address else f"{address}:{port}"
+    return f"[{parts[0]}]:{parts[1]}" if ":" in parts[0] else text
 
 
-def is_address(host: str) -> bool:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
+def _host_and_port(text: str) -> tuple[str, int] | None:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+        return None
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
 def _with_scope(address: tuple[Any, ...]) -> str:

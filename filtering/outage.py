@@ -10,7 +10,7 @@ are left, and they all come in a row). A response that breaks off proves nothing
 import asyncio
 import logging
 import math
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -24,12 +24,13 @@ _REQUESTS, _HOSTS = 20, 5
 _CHANCE = 0.5**_REQUESTS
 """How improbable a run of silence must be for a network that is alive."""
 _MOST_SILENT = 0.97
+_SILENCE = 3.0
+"""Seconds that silence must last while requests are in flight: dead names fail at once, those who live take their time."""
 _PROBE, _RAREST_PROBE = 1.0, 15.0
 _LULL = 0.1
 """Seconds without any request in flight after which nobody is left who could still give a sign of life."""
-_MEMORY = 1000
-"""Results over which shares are taken, about: from then on the older count half."""
-_FEWEST_LOOK_UPS, _DNS_SHARE = 200, 0.2
+_FEWEST_LOOK_UPS, _MOST_LOOK_UPS, _DNS_SHARE = 200, 1000, 0.2
+"""When the name server is overloaded; beyond the most, look-ups count half, so that it shows late in a run too."""
 
 _LOG = logging.getLogger(__name__)
 
@@ -65,23 +66,23 @@ class Network:
         self._silent: Counter[str] = Counter()  # results by status, of hosts that were not known as dead
         self._silent_hosts: set[Witness] = set()
         self._evidence = 0  # those of them that also began since then
+        self._silent_from = 0.0  # when the first of these came
         self._verdict: asyncio.Future[bool] | None = None  # for the results that came since then
         # Of the run so far:
-        self._alive, self._dead = 0.0, 0.0  # results of hosts that were not known as dead, the older the less
+        self._alive, self._dead = 0, 0  # results of hosts that were not known as dead
         self._looked_up, self._dns = 0, 0
         self._dns_told = False
         # While an outage is suspected:
         self._since = 0.0
         self._timer: asyncio.TimerHandle
-        self._gate: list[tuple[str, asyncio.Future[None]]] = []
-        self._probed: set[str] = set()
+        self._gate: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def request(self, name: str) -> AsyncIterator[None]:
+    async def request(self) -> AsyncIterator[None]:
         """Around each request. Waits while an outage is suspected; raises NetworkDown when patience is at its end."""
         if self.suspected and not self._down:
             opened: asyncio.Future[None] = self._loop.create_future()
-            self._gate.append((name, opened))
+            self._gate.append(opened)
             await opened
         if self._down:
             raise NetworkDown(self._down)
@@ -113,18 +114,21 @@ class Network:
             return False
         if silent:
             self._silent_hosts.add(host)
-            self._evidence += began == self.signs
-        if self._evidence >= self._suspicious() and len(self._silent_hosts) >= _HOSTS:
+        if silent and began == self.signs:
+            self._silent_from = self._silent_from if self._evidence else self._loop.time()
+            self._evidence += 1
+        if self._is_suspicious() and self._loop.time() - self._silent_from >= min(_SILENCE, self._patience / 10):
             self._suspect()
             return False
         if self._verdict is None:
             self._verdict = self._loop.create_future()
         return self._verdict
 
-    def _suspicious(self) -> float:
-        """Silent results in a row from which on the network is suspected."""
+    def _is_suspicious(self) -> bool:
+        """Whether the silence since the last sign of life is long enough to prove something."""
         share = min((self._dead + 1) / (self._alive + self._dead + 2), _MOST_SILENT)
-        return max(_REQUESTS, math.log(_CHANCE) / math.log(share))
+        enough = max(_REQUESTS, math.log(_CHANCE) / math.log(share))
+        return self._evidence >= enough and len(self._silent_hosts) >= _HOSTS
 
     def _sign_of_life(self, host: Witness) -> None:
         self.signs += 1
@@ -138,8 +142,6 @@ class Network:
         self._evidence = 0
         host.dead = False
         self._alive += 1
-        if self._alive + self._dead > _MEMORY:
-            self._alive, self._dead = self._alive / 2, self._dead / 2
         self._watch_name_server()
 
     def _believe(self) -> None:
@@ -154,8 +156,12 @@ class Network:
             self._verdict = None
 
     def _end_lull(self) -> None:
-        """Nobody is left who could still give a sign of life, and what silence there is does not make an outage."""
-        if not self._in_flight and not self.suspected:
+        """Nobody is left who could still give a sign of life: does the silence so far make an outage?"""
+        if self._in_flight or self.suspected:
+            return
+        if self._is_suspicious():
+            self._suspect()
+        else:
             self._believe()
 
     def _suspect(self) -> None:
@@ -175,37 +181,32 @@ class Network:
         self._timer = self._loop.call_later(min(seconds, left), self._probe, seconds)
 
     def _probe(self, seconds: float) -> None:
-        """Let one of the waiting links through, of a host not yet tried if there is one; or lose patience."""
+        """Let the link through that has waited the longest, or lose patience."""
         if self._loop.time() >= self._since + self._patience:
             self._down = (
                 f"{self._cause()} Nobody answered for {self._patience:.0f} s; no link was marked as failed for it, a new run "
                 "goes on from here (if the network is fine and all these links are dead: fetch.outage_patience=0)"
             )
-            self._open_gate()
+            self._open_gate(len(self._gate))
         elif self._in_flight:
             self._probe_in(seconds)
         else:
-            self._gate = [(name, opened) for name, opened in self._gate if not opened.done()]
-            if self._gate:
-                names = [name for name, _ in self._gate]
-                chosen = next((i for i, name in enumerate(names) if name not in self._probed), 0)
-                self._probed.add(names[chosen])
-                self._gate.pop(chosen)[1].set_result(None)
+            self._open_gate(1)
             self._probe_in(min(2 * seconds, _RAREST_PROBE))
 
     def _recover(self) -> None:
         if not self._down:
             self.suspected = False
             self._timer.cancel()
-            self._probed.clear()
-            self._open_gate()
+            self._open_gate(len(self._gate))
             self._warn(f"the network is back after {self._loop.time() - self._since:.0f} s")
 
-    def _open_gate(self) -> None:
-        for _, opened in self._gate:
-            if not opened.done():
+    def _open_gate(self, links: int) -> None:
+        while links and self._gate:
+            opened = self._gate.popleft()
+            if not opened.done():  # cancelled
                 opened.set_result(None)
-        self._gate.clear()
+                links -= 1
 
     def _cause(self) -> str:
         if 2 * (self._silent["dns"] + self._silent["dns_unknown"]) > self._silent.total():
@@ -220,5 +221,5 @@ class Network:
                 f"the name server fails {self._dns / self._looked_up:.0%} of look-ups: lower fetch.concurrency or set "
                 "fetch.nameservers to a caching resolver"
             )
-        if self._looked_up > _MEMORY:
+        if self._looked_up > _MOST_LOOK_UPS:
             self._looked_up, self._dns = self._looked_up // 2, self._dns // 2

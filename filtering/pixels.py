@@ -1,4 +1,4 @@
-"""Decoding to 8-bit RGB, at reduced scale where that is enough, and scaling: the pixels behind `filtering.image`."""
+"""Decoding to 8-bit colours, at reduced scale where that is enough, and scaling: the pixels behind `filtering.image`."""
 
 from collections.abc import Callable
 
@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 Picture = NDArray[np.uint8]
-"""RGB, [height, width, 3]."""
+"""[height, width, 3], blue first as cv2 has it."""
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
 _ORIENTATION = 0x0112
+_REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 # What turns the stored picture upright, by EXIF orientation; those from 5 on swap the sides.
 _TURNS: dict[int, Callable[[Picture], Picture]] = {
     2: (lambda stored: cv2.flip(stored, 1)),
@@ -60,7 +61,8 @@ def decoded(image: Image.Image) -> Picture:
         return np.stack([grey, grey, grey], axis=2)
     if image.has_transparency_data:
         image = _on_white(image)
-    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    picture: Picture = cv2.cvtColor(np.asarray(image if image.mode == "RGB" else image.convert("RGB")), cv2.COLOR_RGB2BGR)
+    return picture
 
 
 def _on_white(image: Image.Image) -> Image.Image:
@@ -70,22 +72,24 @@ def _on_white(image: Image.Image) -> Image.Image:
     return white
 
 
-def scaled(image: Image.Image, size: Size) -> Picture:
-    """The picture of an opened file as stored, at `size`: averaged over areas to shrink, Lanczos to enlarge.
+def is_jpeg(image: Image.Image) -> bool:
+    """Whether the opened file is a JPEG, or the several JPEGs in one file that phones write."""
+    return image.format in ("JPEG", "MPO")
+
+
+def scaled(data: bytes, image: Image.Image, size: Size) -> Picture:
+    """The picture of the file `data`, opened as `image`, as stored but at `size`: averaged over areas to shrink, Lanczos to
+    enlarge.
 
     A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale as far as that leaves at least `size`. From there it is interpolated
     linearly: between 1 and 2 pixels become one, so that no pixel is left out.
     """
-    full = image.size
-    draft = image.draft(None, size) if full[0] >= size[0] and full[1] >= size[1] else None
-    stored = decoded(image)
-    if image.size == size:
-        return stored
-    if image.size[0] < size[0] or image.size[1] < size[1]:
-        return _resized(stored, size, cv2.INTER_LANCZOS4)
-    across, down = (draft[1][2] / size[0], draft[1][3] / size[1]) if draft else (0.0, 0.0)
-    if image.size == full or max(across, down) > 2:
-        return _resized(stored, size, cv2.INTER_AREA)
+    if not is_jpeg(image):
+        return _resized(decoded(image), size)
+    stored, reduction = _reduced(data, image, size)
+    across, down = (side / reduction / wanted for side, wanted in zip(image.size, size, strict=True))
+    if reduction == 1 or max(across, down) > 2:
+        return _resized(stored, size)
     # Half of 427 pixels are 213.5, in 214: cv2.resize would take the last one for a whole and shift the picture.
     grid = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
@@ -93,6 +97,39 @@ def scaled(image: Image.Image, size: Size) -> Picture:
     return picture
 
 
-def _resized(picture: Picture, size: Size, interpolation: int) -> Picture:
-    resized: Picture = cv2.resize(picture, size, interpolation=interpolation)
+def _reduced(data: bytes, image: Image.Image, size: Size) -> tuple[Picture, int]:
+    """The stored picture of a JPEG, its sides divided (and rounded up) by a reduction that leaves at least `size`."""
+    smallest = min(image.size[0] // size[0], image.size[1] // size[1])
+    reduction = next((reduction for reduction in _REDUCED if reduction <= smallest), 1)
+    flags = _REDUCED.get(reduction, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
+    stored: Picture | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if stored is None:
+        image.load()  # which tells what is wrong
+        raise ValueError("cv2 cannot decode it")
+    if stored.shape != (-(-image.size[1] // reduction), -(-image.size[0] // reduction), 3):
+        raise ValueError("the header lies about the size")
+    return stored, reduction
+
+
+def _resized(picture: Picture, size: Size) -> Picture:
+    height, width = picture.shape[:2]
+    if (width, height) == size:
+        return picture
+    enlarged = width < size[0] or height < size[1]
+    resized: Picture = cv2.resize(picture, size, interpolation=cv2.INTER_LANCZOS4 if enlarged else cv2.INTER_AREA)
     return resized
+
+
+def cropped(picture: Picture, side: int) -> Picture:
+    """The middle `side` x `side` of a picture that is at least as large."""
+    top, left = (picture.shape[0] - side) // 2, (picture.shape[1] - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def bordered(picture: Picture, side: int) -> Picture:
+    """The picture in the middle of a white square that is at least as large."""
+    down, across = side - picture.shape[0], side - picture.shape[1]
+    top, left = down // 2, across // 2
+    white = (255, 255, 255)
+    result: Picture = cv2.copyMakeBorder(picture, top, down - top, left, across - left, cv2.BORDER_CONSTANT, value=white)
+    return result

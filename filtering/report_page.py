@@ -1,25 +1,27 @@
-"""The report as one page, `report.html`: HTML with its style and charts inside, no script, nothing from the network.
+"""The report as one page, `report.html`. Captions come from strangers: what it shows of them goes through `text`."""
 
-Captions come from strangers. Whatever the page shows of them goes through `text`, and a content policy forbids the rest.
-"""
-
-import os
-import re
 from collections.abc import Iterable, Mapping
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
 from filtering import report_charts
+from filtering.report_parts import (
+    anchor,
+    bar,
+    count,
+    name_of,
+    page_head,
+    percent,
+    settings_table,
+    share,
+    text,
+    write_page,
+)
 from filtering.rules import RuleConfig
 from filtering.statistics import LOT
 
 SHOWN_ENTITIES = 120
 SHOWN_HOSTS = 10
-SHOWN_TEXT = 240
-
-_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 _REASONS = {rule.name: (rule.__doc__ or "").strip().splitlines()[0] for rule in get_args(RuleConfig)} | {
     "no_entity": "Refuses captions in which no entity was found.",
@@ -59,14 +61,7 @@ _HOW_TO_READ = """<dl class=terms>
 
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the page of a `filtering.report.Content` under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(render(content), encoding="utf-8")
-    os.replace(temporary, path)
-
-
-def render(content: Mapping[str, Any]) -> str:
-    """The page."""
+    """Write the page of a `filtering.report.Content`."""
     sections = [
         ("Funnel", _funnel(content)),
         ("Decisions", _decisions(content)),
@@ -77,23 +72,8 @@ def render(content: Mapping[str, Any]) -> str:
         ("Settings", _settings(content)),
         ("How to read this", _HOW_TO_READ),
     ]
-    anchors = "".join(f'<a href="#{_anchor(title)}">{title}</a>' for title, _ in sections)
-    body = "".join(f'<section id="{_anchor(title)}"><h2>{title}</h2>{inside}</section>' for title, inside in sections)
-    style = (files("filtering") / "report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>Corpus report: {content['kept']:,} of {content['links']:,} links kept</title>\n"
-        f"<style>\n{style}</style></head>\n<body><main>{_head(content)}<nav>{anchors}</nav>{body}</main></body></html>\n"
-    )
-
-
-def text(value: object, most: int = SHOWN_TEXT) -> str:
-    """Foreign text, harmless: cut, its control and direction characters replaced, and escaped."""
-    shown = str(value)
-    shown = shown if len(shown) <= most else shown[: most - 1] + "…"
-    return escape(_UNPRINTABLE.sub("\ufffd", shown))
+    title = f"Corpus report: {content['kept']:,} of {content['links']:,} links kept"
+    write_page(path, title, _head(content), sections)
 
 
 # ---- the parts of the page
@@ -102,41 +82,37 @@ def text(value: object, most: int = SHOWN_TEXT) -> str:
 def _head(content: Mapping[str, Any]) -> str:
     links, kept, leakage, ways = content["links"], content["kept"], content["leakage"], _ways(content)
     tiles = [
-        ("captions kept", _share(kept, links), f"{kept:,} of {links:,} links"),
+        ("captions kept", share(kept, links), f"{kept:,} of {links:,} links"),
         ("entities in the list", f"{content['entities']:,}", _LISTS[content["list"]["name"]]),
     ]
     if ways:
         tiles.append(
-            ("read by the tagger", _share(ways["asked"] + ways["sampled"], sum(ways.values())), "of what passed the rules")
+            ("read by the tagger", share(ways["asked"] + ways["sampled"], sum(ways.values())), "of what passed the rules")
         )
     if leakage["benchmarks"]:
-        names = _count(leakage["any"]["in_list"], "name")
+        names = count(leakage["any"]["in_list"], "name")
         tiles.append(
-            ("mention a benchmark class", _percent(leakage["any"]["share"]), f"of the kept captions; {names} of the list")
+            ("mention a benchmark class", percent(leakage["any"]["share"]), f"of the kept captions; {names} of the list")
         )
-    shown = "".join(f"<div><dt>{label}<dd>{value}<small>{note}</small></div>" for label, value, note in tiles)
-    return (
-        f"<header><p class=kicker>Corpus report</p><h1>{links:,} links → {kept:,} captions</h1><dl class=tiles>{shown}</dl>"
-        f"<p class=digest>digest {text(content['digest'])}</p></header>"
-    )
+    return page_head("Corpus report", f"{links:,} links → {kept:,} captions", tiles, content["digest"])
 
 
 def _funnel(content: Mapping[str, Any]) -> str:
     links = content["links"]
     settings = {rule["name"]: rule for rule in content["settings"].get("rules", ())}
-    rows = [f"<tr><th>links<td>{_bar((100, 'kept'))}<td><td><td>{links:,}"]
+    rows = [f"<tr><th>links<td>{bar((100, 'kept'))}<td><td><td>{links:,}"]
     for step in content["funnel"]:
         reason = step["rule"]
         limits = ", ".join(
             f"{key} {value}" for key, value in settings.get(reason, {}).items() if isinstance(value, int | float)
         )
         note = text(_REASONS.get(reason, "")) + (f" <code>{text(limits)}</code>" if limits else "")
-        bar = _bar((100 * step["left"] / links, "kept"), (100 * step["dropped"] / links, "lost"))
+        parts = bar((100 * step["left"] / links, "kept"), (100 * step["dropped"] / links, "lost"))
         rows.append(
-            f'<tr><th><a href="#dropped-{_anchor(reason)}">{_name(reason)}</a><small>{note}</small><td>{bar}'
-            f"<td>−{step['dropped']:,}<td>{_share(step['dropped'], links)}<td>{step['left']:,}"
+            f'<tr><th><a href="#dropped-{anchor(reason)}">{name_of(reason)}</a><small>{note}</small><td>{parts}'
+            f"<td>−{step['dropped']:,}<td>{share(step['dropped'], links)}<td>{step['left']:,}"
         )
-    idle = ", ".join(_name(name) for name in settings if name not in content["dropped"])
+    idle = ", ".join(name_of(name) for name in settings if name not in content["dropped"])
     return (
         "<p>Rules are asked one after another; the first that refuses a caption is the reason why it was dropped.</p>"
         "<table class=funnel><thead><tr><th>rule<th><i class=kept></i> left <i class=lost></i> dropped by this rule"
@@ -168,11 +144,11 @@ def _decisions(content: Mapping[str, Any]) -> str:
         "from which the counts of the entities below are estimated."
     )
     rows = "".join(
-        f"<tr><th><i class={way}></i> {_WAYS[way][0]}<small>{_WAYS[way][1]}</small><td>{count:,}<td>{_share(count, total)}"
-        for way, count in ways.items()
+        f"<tr><th><i class={way}></i> {_WAYS[way][0]}<small>{_WAYS[way][1]}</small><td>{number:,}<td>{share(number, total)}"
+        for way, number in ways.items()
     )
-    bar = _bar(*((100 * count / total, way) for way, count in ways.items()))
-    return f"<p>{counted}</p><div class=whole>{bar}</div><table class=ways><tbody>{rows}</table>"
+    whole = bar(*((100 * number / total, way) for way, number in ways.items()))
+    return f"<p>{counted}</p><div class=whole>{whole}</div><table class=ways><tbody>{rows}</table>"
 
 
 def _entities(content: Mapping[str, Any]) -> str:
@@ -199,9 +175,9 @@ def _leakage(content: Mapping[str, Any]) -> str:
     shown = []
     for at, (name, row) in enumerate(rows):
         shown.append(
-            f"<tr><th>{text(name)}<td>{_bar((100 * row['in_list'] / max(1, row['classes']), 'leak'))}"
+            f"<tr><th>{text(name)}<td>{bar((100 * row['in_list'] / max(1, row['classes']), 'leak'))}"
             f"<td>{row['in_list']} of {row['classes']}"
-            f"<td>{_bar((100 * row['share'], 'leak'))}<td>{_percent(row['share'])}<td>{row['captions']:,}"
+            f"<td>{bar((100 * row['share'], 'leak'))}<td>{percent(row['share'])}<td>{row['captions']:,}"
         )
         repeated = at + 1 < len(rows) and rows[at + 1][1]["names"] == row["names"]  # voc20 is voc21 without background
         if row["names"] and not repeated:
@@ -209,7 +185,7 @@ def _leakage(content: Mapping[str, Any]) -> str:
     excluded = content["settings"].get("exclude_benchmark_classes")
     advice = "They were left out of this list" if excluded else "To build a list without them"
     return (
-        _LEAKAGE.format(names=_count(leakage["any"]["in_list"], "name"), share=_percent(leakage["any"]["share"]))
+        _LEAKAGE.format(names=count(leakage["any"]["in_list"], "name"), share=percent(leakage["any"]["share"]))
         + f"<p class=note>{advice}: <code>filter.exclude_benchmark_classes=true</code>.</p>"
         + "<table class=leaks><thead><tr><th>benchmark<th colspan=2>its classes in the list<th colspan=3>kept captions with one"
         + f"<tbody>{''.join(shown)}</table>"
@@ -245,11 +221,11 @@ def _distributions(content: Mapping[str, Any]) -> str:
             "Head and tail",
             "Captions per entity: the line is every entity before, the dots are the list's in the corpus"
             + (f", dashed is the balance ({limit:,}). " if limit else ". ")
-            + f"The {head['entities']} most frequent of the list hold {_percent(head['before'])} of its mentions before, "
-            f"{_percent(head['after'])} after.",
+            + f"The {head['entities']} most frequent of the list hold {percent(head['before'])} of its mentions before, "
+            f"{percent(head['after'])} after.",
             report_charts.ranks(
                 [(point["rank"], point["count"]) for point in found["captions_per_entity"]],
-                [(rank, count) for rank, count in enumerate(order, start=1) if count],
+                [(rank, captions) for rank, captions in enumerate(order, start=1) if captions],
                 limit,
                 axis="rank",
                 label="Captions per entity by rank",
@@ -267,12 +243,12 @@ def _hosts(hosts: Mapping[str, Any]) -> str:
     lot = f"{links:,} links drawn by lot" if links >= LOT else f"all {links:,} links"
     rows = "".join(
         f"<tr><th><bdi>{text(row['host'] or '(no address)', 60)}</bdi>"
-        f"<td>{_share(row['links'], links)}<td>{_share(row['kept'], kept)}"
+        f"<td>{share(row['links'], links)}<td>{share(row['kept'], kept)}"
         for row in hosts["most"][:SHOWN_HOSTS]
     )
     return (
         f"<figure><figcaption><h3>Hosts</h3><p>Shares of all links and of the kept ones, told from {lot}. "
-        f"They come from {_count(hosts['distinct'], 'host')}.</p></figcaption>"
+        f"They come from {count(hosts['distinct'], 'host')}.</p></figcaption>"
         f"<table class=hosts><thead><tr><th>host<th>before<th>after<tbody>{rows}</table></figure>"
     )
 
@@ -282,7 +258,7 @@ def _samples(content: Mapping[str, Any]) -> str:
     parts = [f'<h3 id="kept">kept<span>{content["kept"]:,}</span></h3>{_captions(samples["kept"], "kept")}']
     for reason, rows in samples["dropped"].items():
         parts.append(
-            f'<h3 id="dropped-{_anchor(reason)}">{_name(reason)}<span>{content["dropped"][reason]:,} dropped</span></h3>'
+            f'<h3 id="dropped-{anchor(reason)}">{name_of(reason)}<span>{content["dropped"][reason]:,} dropped</span></h3>'
             f"<p class=note>{text(_REASONS.get(reason, ''))}</p>{_captions(rows, 'lost')}"
         )
     return (
@@ -310,18 +286,7 @@ def _settings(content: Mapping[str, Any]) -> str:
             shown |= {f"{key}.{inner}": setting for inner, setting in value.items()}
         elif key != "rules":
             shown[key] = value
-    rows = "".join(f"<tr><th>{text(key)}<td><code>{text(_setting(value))}</code>" for key, value in shown.items())
-    return f"<table class=settings><tbody>{rows}</table>"
-
-
-def _setting(value: object) -> str:
-    if value is None:
-        return "off"
-    if isinstance(value, list | tuple):
-        return ", ".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return str(value) if value != "" else "default"
+    return settings_table(shown)
 
 
 # ---- small pieces
@@ -330,36 +295,7 @@ def _setting(value: object) -> str:
 def _bars(rows: Iterable[Mapping[str, Any]], kind: str, top: int) -> str:
     """Entities with a bar and a count; the bar of `top` captions is the longest."""
     items = (
-        f"<li><span>{text(row['entity'], 60)}</span>{_bar((100 * row['count'] / top, kind))}<em>{row['count']:,}</em>"
+        f"<li><span>{text(row['entity'], 60)}</span>{bar((100 * row['count'] / top, kind))}<em>{row['count']:,}</em>"
         for row in rows
     )
     return f"<ol class=bars>{''.join(items)}</ol>"
-
-
-def _bar(*parts: tuple[float, str]) -> str:
-    """A bar of parts, each a width in percent and a CSS class."""
-    return (
-        "<div class=bar>"
-        + "".join(f'<i class={kind} style="width:{width:.3g}%"></i>' for width, kind in parts if width)
-        + "</div>"
-    )
-
-
-def _name(reason: str) -> str:
-    return text(reason.replace("_", " "))
-
-
-def _anchor(title: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", title.lower())
-
-
-def _count(number: int, thing: str) -> str:
-    return f"{number:,} {thing}{'' if number == 1 else 's'}"
-
-
-def _share(part: int, whole: int) -> str:
-    return _percent(part / max(1, whole))
-
-
-def _percent(share: float) -> str:
-    return "<0.1%" if 0 < share < 0.0005 else f"{share:.1%}"

@@ -46,7 +46,16 @@ def select_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Runne
     sources = _cut(corpus, out)
     make_work = partial(SelectShard, config)
     fingerprint = digest_of(["select", content_digest(config)])
-    return write_shards(make_work, sources, out, run=run, fingerprint=fingerprint, label="select", nothing=_nothing_selected)
+    return write_shards(
+        make_work,
+        sources,
+        out,
+        run=run,
+        fingerprint=fingerprint,
+        label="select",
+        target=config.target,
+        nothing=_nothing_selected,
+    )
 
 
 class SelectShard:

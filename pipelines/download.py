@@ -14,13 +14,15 @@ from filtering.download_progress import conclude
 from filtering.results import RETRIES, Retry
 from filtering.select import in_tars, select_corpus
 from filtering.stage import digest_of
+from filtering.target import Target
 from pipelines.cli import Choice, main
 from pipelines.context import Context, Result, open_context
 from pipelines.filter import run_filter
 from pipelines.settings import Config
 from pipelines.world import download_config
 
-RETRY = "failed links of earlier runs to ask for again: none, those that failed for a passing reason, or all (permanent)"
+REPORT = ("report.html", "report.json", "report.png")
+RETRY = "which failed links of an earlier run to ask for again: none, those of a passing reason, or permanent ones too"
 
 
 def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Result:
@@ -39,9 +41,11 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
             else:
                 result = download_corpus(config, folder, out, run=runner, retry=retry)
             _record(run, result, download_report.write(out, result, asdict(settings)))
+            if settings.target:
+                Target(settings.target).push([out / name for name in REPORT])
             run.dataset("corpus", source=str(folder), digest=corpus["digest"], context="download")
             run.dataset("shards", source=str(out), digest=result["digest"], context="download")
-            for name in ("report.html", "report.json", "report.png"):
+            for name in REPORT:
                 run.artifact(out / name)
         return result
 
@@ -49,7 +53,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
         failures = {"none": 0, "passing": result["retryable"], "permanent": result["links"] - result["success"]}
         return failures[retry] > 0 and not in_tars(folder)
 
-    fingerprint = digest_of([content_digest(settings), corpus["digest"]])
+    fingerprint = digest_of([content_digest(settings), settings.target, corpus["digest"]])
     result = context.stage("download", fingerprint, out, work, again)
     print(f"shards: {conclude(result['by_status'])}; report: {out / 'report.html'}")
     if result["retryable"]:
@@ -71,4 +75,4 @@ def run(config: Config, retry: Retry = "passing") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (here: passing)")}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (without it: passing)")}))

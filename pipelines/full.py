@@ -37,4 +37,4 @@ def print_funnel(corpus: Result, shards: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (here: none)")}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (without it: none)")}))

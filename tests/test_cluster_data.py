@@ -19,7 +19,7 @@ import pytest
 from cluster.data import ShardError, run_on_ray
 from cluster.following import Following
 from cluster.progress import Progress
-from cluster.session import SessionConfig, close_session
+from cluster.session import SessionConfig, close_session, ensure_session
 from filtering.stage import LIVE, InputError, Marker, digest_of_markers, run_local, write_json
 
 SHARDS = 6
@@ -225,8 +225,10 @@ def test_workers_know_how_many_they_are_and_what_they_warn_of_is_told_once(
 
 
 def test_a_shard_may_take_longer_than_ray_data_waits_for_any_sign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ray_data = pytest.importorskip("ray.data")
-    monkeypatch.setattr(ray_data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
+    ensure_session(CONFIG)
+    import ray.data
+
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "execution_no_progress_timeout_s", 0.5)
     sources = write_sources(tmp_path / "in", 1)
     run = run_on_ray(CONFIG)
     (marker,) = run(MakeUpper(tmp_path / "log", 1.5), sources, tmp_path / "out", fingerprint="f", label="long")

@@ -248,7 +248,27 @@ def test_a_dead_network_is_no_result(web: Web, tmp_path: Path) -> None:
 def test_a_dead_site_is_remembered(web: Web, tmp_path: Path) -> None:
     corpus, out = write_corpus(tmp_path / "corpus", pages(*(f"/status/404?{i}" for i in range(12)))), tmp_path / "shards"
     for _ in range(2):
-        with pytest.raises(InputError, match="^nothing could be fetched: 12 of 12 links failed with 'http_404'"):
+        with pytest.raises(InputError, match=r"^nothing could be fetched: 12 of 12 links failed with 'http_404'"):
             download_corpus(config_for(web), corpus, out)
     assert web.requests.total() == 12
     assert {row["failure"] for row in statuses(out)} == {"permanent"}
+
+
+def test_complete_shards_are_copied_to_a_target(web: Web, tmp_path: Path) -> None:
+    corpus, out, target = tmp_path / "corpus", tmp_path / "shards", tmp_path / "far away"
+    config = config_for(web)
+    download_corpus(config, write_corpus(corpus, images(24)), out)
+    download_corpus(replace(config, target=f"file://{target}"), corpus, out)
+    assert contents(target) == contents(out)
+    assert (target / "sizes.json").read_bytes() == (out / "sizes.json").read_bytes()
+    download_corpus(replace(config, target=str(target)), write_corpus(corpus, images(5)), out)
+    assert contents(target) == contents(out)
+    assert len(contents(target, ".tar")) == 1
+
+
+def test_a_target_that_cannot_be_written_is_told_before_anything_is_asked(web: Web, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = replace(config_for(web), target=f"file://{tmp_path / 'file' / 'shards'}")
+    with pytest.raises(InputError, match=r"^download.target: [^\n]*$"):
+        download_corpus(config, write_corpus(tmp_path / "corpus", images(2)), tmp_path / "shards")
+    assert not web.requests

@@ -10,7 +10,7 @@ import fsspec
 import pytest
 
 from filtering.stage import InputError
-from filtering.target import LAST, RECORDS, Target
+from filtering.target import RECORDS, SIZES, Target
 
 
 @pytest.fixture(params=["memory://bucket/shards", "memory://bucket/a b/ü/c/", "file", "file with spaces/nested/", "path"])
@@ -27,7 +27,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 def listing(url: str) -> dict[str, bytes]:
     """What lies in the folder, without the records."""
     fs, folder = fsspec.core.url_to_fs(url)
-    paths = [row["name"] for row in fs.ls(folder, detail=True) if row["type"] == "file"]
+    paths = [row["name"] for row in fs.ls(folder, detail=True) if row["type"] == "file"] if fs.exists(folder) else []
     return {path.rpartition("/")[2]: fs.cat_file(path) for path in paths}
 
 
@@ -76,6 +76,23 @@ def test_a_rerun_copies_only_what_changed(url: str, tmp_path: Path) -> None:
     assert right == [files[1], files[3], files[4]]
 
 
+def test_many_shards_are_compared_at_once(url: str, tmp_path: Path) -> None:
+    files = [path for number in range(12) for path in shard(tmp_path / "here", number)]
+    target = Target(url)
+    target.push(files)
+    assert listing(url) == contents(files)
+    fs, folder = fsspec.core.url_to_fs(url)
+    fs.pipe_file(f"{folder}/{files[0].name}", bytes(files[0].stat().st_size))  # not to be noticed
+    fs.pipe_file(f"{folder}/{files[1].name}", b"cut short")
+    fs.rm_file(f"{folder}/{files[35].name}")
+    files[20].write_bytes(b"changed")
+    target.push(files)
+    assert listing(url) == {**contents(files), files[0].name: bytes(files[0].stat().st_size)}
+    # Digests that are known are believed: nothing is read.
+    target.push(files[21:24], {files[22].name: "0" * 64})
+    assert json.loads(fs.cat_file(f"{folder}/{RECORDS}/00007.json"))[files[22].name]["sha256"] == "0" * 64
+
+
 def test_records_that_were_lost_or_torn_cost_a_copy_and_nothing_else(url: str, tmp_path: Path) -> None:
     files = shard(tmp_path / "here", 3)
     Target(url).push(files)
@@ -91,16 +108,16 @@ def test_what_says_complete_comes_last(tmp_path: Path) -> None:
     """While a file cannot be copied, `sizes.json` is not there, whatever the order of the call."""
     here = tmp_path / "here"
     files = shard(here, 0)
-    (here / LAST).write_text("{}")
+    (here / SIZES).write_text("{}")
     (tmp_path / "there" / ".00000_stats.json.copying").mkdir(parents=True)  # in the way
     target = Target(f"file://{tmp_path}/there")
-    with pytest.raises(InputError, match=r"download\.target.*00000 was not copied.*run again") as error:
-        target.push([here / LAST, *files])
+    with pytest.raises(InputError, match=r"download\.target.*did not get 00000.*run again") as error:
+        target.push([here / SIZES, *files])
     assert "\n" not in str(error.value)
-    assert LAST not in listing(f"file://{tmp_path}/there")
+    assert SIZES not in listing(f"file://{tmp_path}/there")
     (tmp_path / "there" / ".00000_stats.json.copying").rmdir()
-    target.push([here / LAST, *files])
-    assert listing(f"file://{tmp_path}/there") == contents([here / LAST, *files])
+    target.push([here / SIZES, *files])
+    assert listing(f"file://{tmp_path}/there") == contents([here / SIZES, *files])
 
 
 def test_no_reader_sees_half_a_file(tmp_path: Path) -> None:
@@ -136,18 +153,18 @@ def test_no_reader_sees_half_a_file(tmp_path: Path) -> None:
 def test_prune_takes_what_is_ours_and_not_wanted(url: str, tmp_path: Path) -> None:
     here = tmp_path / "here"
     files = [path for number in range(3) for path in shard(here, number)]
-    (here / LAST).write_text("{}")
+    (here / SIZES).write_text("{}")
     target = Target(url)
-    target.push([*files, here / LAST])
+    target.push([*files, here / SIZES])
     fs, folder = fsspec.core.url_to_fs(url)
     strangers = ("notes.txt", "12.tar", "00001.tar.bak", "x00001.tar", "report.html", "00001.json", ".hidden")
     for name in (*strangers, ".00002.tar.copying"):
         fs.pipe_file(f"{folder}/{name}", b"?")
     target.prune({path.name for path in files[:3]})
     assert set(listing(url)) == {*strangers, *(path.name for path in files[:3])}
-    assert set(listing(f"{url.rstrip('/')}/{RECORDS}")) == {"00000.json", f"{LAST}.json"}
-    target.push([*files, here / LAST])  # all of them are copied again
-    assert set(listing(url)) == {*strangers, LAST, *(path.name for path in files)}
+    assert set(listing(f"{url.rstrip('/')}/{RECORDS}")) == {"00000.json", f"{SIZES}.json"}
+    target.push([*files, here / SIZES])  # all of them are copied again
+    assert set(listing(url)) == {*strangers, SIZES, *(path.name for path in files)}
 
 
 def test_prune_of_a_place_that_is_not_there_yet(url: str) -> None:

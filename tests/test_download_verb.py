@@ -16,6 +16,7 @@ from cluster.session import SessionConfig, close_session
 from cluster.tracking import TrackingConfig
 from filtering.corpus import FilterConfig
 from filtering.download import DownloadConfig
+from filtering.download_progress import conclude, describe
 from filtering.fetch import FetchConfig
 from filtering.image import ImageConfig
 from filtering.reader import SourceConfig
@@ -141,3 +142,16 @@ def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> Non
     datasets = {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs}
     for result in (first, second):
         assert [name for name, digest in datasets if result["digest"].startswith(digest)] == ["shards"]
+
+
+def test_a_download_in_a_few_words() -> None:
+    assert describe({}) == describe({"bytes": 0, "links": 0}) == ""
+    counts = {"links": 4, "bytes": 1_234_567, "status/success": 61, "status/http_404": 20, "status/dns_unknown": 13}
+    assert describe(counts) == "65% obtained, 1.23 MB, most often http_404 21%, dns_unknown 14%"
+    assert describe({"status/success": 3, "bytes": 999}) == "100% obtained, 999 B"
+    assert conclude({"success": 5}) == "5 of 5 images obtained (100.0%); failed: none"
+    several = {"success": 90, "http_404": 4, "http_403": 1, "not_an_image": 1, "bad_url": 2, "tls": 1, "too_small": 1}
+    assert conclude(several) == (
+        "90 of 100 images obtained (90.0%); "
+        "failed: permanent 8 (http_404 4, bad_url 2, http_403 1, ...), passing 1 (tls 1), ours 1 (too_small 1)"
+    )

@@ -117,8 +117,8 @@ def test_the_deadline_covers_all_attempts(web: Web) -> None:
 
 
 def test_waiting_for_a_turn_does_not_count_against_the_deadline(web: Web) -> None:
-    paths = [f"/image?wait=0.3&seed={i}" for i in range(8)]
-    assert {outcome.status for outcome in fetch(web, *paths, timeout=2.0, per_host=1)} == {"success"}
+    paths = [f"/image?wait=0.15&seed={i}" for i in range(8)]
+    assert {outcome.status for outcome in fetch(web, *paths, timeout=1.0, per_host=1)} == {"success"}
     assert web.most_at_once == 1
 
 

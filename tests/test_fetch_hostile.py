@@ -1,6 +1,8 @@
 """What hostile links, name servers and web servers try: each case against real servers, which count what reached them."""
 
 import asyncio
+import random
+import re
 import resource
 import socket
 import ssl
@@ -16,7 +18,7 @@ import pytest
 from download_web import HOST, Raw, Web, answer, gzip_bomb, picture
 from name_server import Answer, NameServer
 
-from filtering.addresses import ForbiddenAddressError, Gate
+from filtering.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
 from filtering.fetch import FetchConfig, Fetcher, Outcome
 from filtering.names import Names
 
@@ -233,7 +235,14 @@ BAD_URLS = [
     *(f"http://user:secret@{HOST}/image", f"http://user@{HOST}/image", f"http://@{HOST}/", f"http://%40{HOST}/"),
     *(f"http://{HOST}%2f.evil.test/", f"http://{HOST}%00.evil.test/", f"http://{HOST}%0d%0aX-Evil:1/", f"http://{HOST} x/"),
     *(f"http://{HOST}:0/", f"http://{HOST}:65536/", f"http://{HOST}:x/", f"http://{HOST}:-1/", "http://:80/", "http://./"),
-    *("http://a..b/", f"http://{'a' * 64}.test/", f"http://{'a.' * 127}test/", f"http://{HOST}/{'a' * 2048}", "http://[v1.x]/"),
+    *(
+        "http://a..b/",
+        f"http://{'a' * 64}.test/",
+        f"http://{'a.' * 127}test/",
+        f"http://{HOST}/{'a' * 2048}",
+        "http://[v1.x]/",
+        "http://[::x]/",
+    ),
     *("http://1.2.3.4.5/", "http://256.256.256.256/", "http://08.8.8.8/", "http://0x/", "http://a.7/", "http://9999999999/"),
     *("http:/image", "http:image", "http:", "http://", "///x", "image.jpg", "http://[::1", "http://<script>/", "http://a,b/"),
 ]
@@ -246,6 +255,66 @@ def test_bad_urls_send_nothing(web: Web, url: str) -> None:
     assert (outcome.status, outcome.retryable, outcome.attempts) == ("bad_url", False, 0)
     assert outcome.message
     assert web.requests.total() == before
+
+
+MARKS = [
+    *(
+        "http://",
+        "https",
+        ":",
+        "/",
+        "//",
+        "@",
+        "\\",
+        "%",
+        "%2f",
+        "%40",
+        "%00",
+        "%99",
+        "[",
+        "]",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "::1",
+    ),
+    *(
+        "127.0.0.1",
+        "127.1",
+        "0x7f",
+        "2130706433",
+        "１２７",
+        "①",
+        "。",
+        ".",
+        "..",
+        "a",
+        "ä",
+        "ß",
+        "İ",
+        "\u212a",
+        "xn--",
+        "-",
+        "_",
+    ),
+    *("\t", "\n", "\r", " ", "\u200b", "\u00ad", "\ud800", "#", "?", "80", "99999", "localhost", "fe80::1", "%25eth0"),
+]
+
+
+def test_any_jumble_of_marks_is_refused_or_one_plain_host() -> None:
+    dice = random.Random(0)
+    links = []
+    for _ in range(20_000):
+        with suppress(LinkError):  # and nothing else is raised
+            link = link_of("http://" + "".join(dice.choices(MARKS, k=dice.randint(1, 7))))
+            links.append(link)
+            links.append(follow(link, "".join(dice.choices(MARKS, k=dice.randint(1, 7)))))
+    assert len(links) > 1000
+    for link in links:
+        assert link.url.raw_host is not None
+        assert link.url.raw_host.lower().removesuffix(".") == link.host  # what was looked at is what is asked for
+        assert link.is_address == is_address(link.host)
+        assert link.is_address or re.fullmatch(r"[a-z0-9._-]+", link.host)
+        assert link.url.user is None
 
 
 @pytest.mark.parametrize(
