@@ -67,17 +67,32 @@ class Toll:
         )
 
 
+@dataclass(frozen=True)
+class Victim:
+    """The downloader that is killed."""
+
+    command: Sequence[str]
+    environment: Mapping[str, str]
+    corpus: Path
+    """The links that it is to download, in `kept/*.parquet`."""
+    out: Path
+    """Its shards."""
+    in_flight: int
+    """Links that it may have in flight at once."""
+
+
 def problems_of(out: Path) -> Iterator[str]:
     """What is wrong with the shards in a folder as it is now: nothing may be, at any time."""
     for path in sorted(out.glob("[0-9]*.tar")):
         try:
             with tarfile.open(path) as tar:
-                images = sum(member.name.endswith(".jpg") for member in tar if tar.extractfile(member).read() is not None)  # type: ignore[union-attr]
+                files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
         except tarfile.ReadError as error:
             yield f"{path.name}: {error}"
             continue
         if not path.read_bytes().endswith(END_OF_TAR):
             yield f"{path.name}: the end is missing"
+        images = sum(name.endswith(".jpg") for name in files)
         statuses = path.with_suffix(".parquet")
         if not statuses.exists():
             yield f"{path.name}: {statuses.name} is missing"
@@ -85,15 +100,15 @@ def problems_of(out: Path) -> Iterator[str]:
             yield f"{path.name}: holds {images} images, {statuses.name} tells {told}"
 
 
-def kill_in_the_middle(command: Sequence[str], server: ImageServer, requests: int, pause: float) -> Kill | None:
-    """Start a command, and kill its process group `pause` seconds after its request number `requests`.
+def kill_in_the_middle(victim: Victim, server: ImageServer, requests: int, pause: float) -> Kill | None:
+    """Start the victim, and kill its process group `pause` seconds after its request number `requests`.
 
     None if it ended before, as it should.
     """
     began, before = time.monotonic(), server.total().requests
     with tempfile.TemporaryFile("w+") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=plain_environment(), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            victim.command, cwd=ROOT, env=victim.environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
         )
         try:
             while process.poll() is None and server.total().requests < before + requests:
@@ -111,32 +126,34 @@ def kill_in_the_middle(command: Sequence[str], server: ImageServer, requests: in
     return None
 
 
-def take_toll(command: Sequence[str], corpus: Path, out: Path, server: ImageServer, args: argparse.Namespace) -> Toll:
-    """Kill a downloader of `corpus` again and again, let it end, and count."""
-    dice = random.Random(args.seed)
+def take_toll(victim: Victim, server: ImageServer, *, links: int, times: int, seed: int) -> Toll:
+    """Kill the victim so many times, let it end, and count."""
+    dice = random.Random(seed)
     kills, problems = list[Kill](), list[str]()
-    for number in range(args.kills):
-        left = args.links - len(server.counts())
-        requests = dice.randint(1, max(1, 2 * left // (args.kills - number + 1)))
-        kill = kill_in_the_middle(command, server, requests, dice.uniform(0.0, 0.1))
+    for number in range(times):
+        left = links - len(server.counts())
+        requests = dice.randint(1, max(1, 2 * left // (times - number + 1)))
+        kill = kill_in_the_middle(victim, server, requests, dice.uniform(0.0, 0.1))
         if kill is None:
             print(f"the downloader ended before kill {number + 1}", flush=True)
             break
         kills.append(kill)
-        found = [f"after kill {number + 1}: {problem}" for problem in problems_of(out)]
+        found = [f"after kill {number + 1}: {problem}" for problem in problems_of(victim.out)]
         problems += found
-        tars = len(list(out.glob("[0-9]*.tar")))
-        print(
-            f"kill {number + 1} after {kill.seconds:.1f} s, {kill.requests} requests: {tars} tars, {len(found)} problems",
-            flush=True,
-        )
-    done = subprocess.run(command, cwd=ROOT, env=plain_environment(), capture_output=True, text=True, check=False)
+        tars = len(list(victim.out.glob("[0-9]*.tar")))
+        when = f"kill {number + 1} after {kill.seconds:.1f} s, {kill.requests} requests"
+        print(f"{when}: {tars} tars, {len(found)} problems", flush=True)
+    done = subprocess.run(victim.command, cwd=ROOT, env=victim.environment, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"ended with code {done.returncode}:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}")
-    problems += [f"in the end: {problem}" for problem in problems_of(out)]
-    rows = [row for path in sorted((corpus / "kept").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+    return count_up(victim, server, kills, [*problems, *(f"in the end: {problem}" for problem in problems_of(victim.out))])
+
+
+def count_up(victim: Victim, server: ImageServer, kills: list[Kill], problems: list[str]) -> Toll:
+    """Compare what is there with what was to be had."""
+    rows = [row for path in sorted((victim.corpus / "kept").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
     expected = {row["key"] for row in rows if kind_of(urlsplit(row["url"]).path) == "image"}
-    images = Counter(name.removesuffix(".jpg") for _, name in images_in_tars(out))
+    images = Counter(name.removesuffix(".jpg") for _, name in images_in_tars(victim.out))
     counts = server.counts()
     return Toll(
         kills=kills,
@@ -147,7 +164,7 @@ def take_toll(command: Sequence[str], corpus: Path, out: Path, server: ImageServ
         strangers=len(images.keys() - expected),
         requests=counts.total(),
         repeated=counts.total() - len(counts),
-        in_flight=args.concurrency * (1 if args.local else WORKERS) * len(kills),
+        in_flight=victim.in_flight * len(kills),
     )
 
 
@@ -162,17 +179,22 @@ def kills(args: argparse.Namespace) -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     fetch = UNLIMITED | {"concurrency": args.concurrency}
-    with serve_images(args.work / "images", hosts=args.hosts, images=args.images) as server:
+    with (
+        tempfile.TemporaryDirectory(prefix="ray-") as ray_dir,
+        serve_images(args.work / "images", hosts=args.hosts, images=args.images) as server,
+    ):
+        environment = plain_environment() | {"RAY_TMPDIR": ray_dir}
         corpus, links = write_links(work, links_of(args.links, server))
         if args.local:
             out = work / "out"
             command = ours(corpus, out, {"fetch": fetch, "image": BORDER_256, "shard_size": args.shard_size}, cpus=0)
+            victim = Victim(command, environment, corpus, out, args.concurrency)
         else:
             run_dir = work / "run"
-            corpus, out = run_dir / "corpus", run_dir / "shards"
             command = verb("download", links, run_dir, fetch, args)
-            subprocess.run(verb("filter", links, run_dir, fetch, args), cwd=ROOT, env=plain_environment(), check=True)
-        toll = take_toll(command, corpus, out, server, args)
+            victim = Victim(command, environment, run_dir / "corpus", run_dir / "shards", args.concurrency * WORKERS)
+            subprocess.run(verb("filter", links, run_dir, fetch, args), cwd=ROOT, env=environment, check=True)
+        toll = take_toll(victim, server, links=args.links, times=args.kills, seed=args.seed)
     write_results(work / "kills.json", links=args.links, fetch=fetch, toll=toll)
     print("", *toll.report(), sep="\n")
 

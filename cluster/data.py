@@ -29,7 +29,7 @@ from filtering.stage import (
 CPUS_PER_WORKER = 0.5
 """What a worker reserves. Less than a whole CPU, so that a two-CPU machine still has a slot for Ray Data's own tasks."""
 
-START_SECONDS = 120
+START_SECONDS = 300
 """How long to wait for a first free CPU. After that a shard may take whatever time it needs."""
 
 
@@ -153,7 +153,8 @@ def _await_cpu(label: str) -> None:
     """InputError where no worker can start."""
     import ray
 
-    started = ray.remote(_nothing).options(num_cpus=CPUS_PER_WORKER, label_selector=selector_of(label) or {}).remote()
+    nothing = ray.remote(max_calls=1)(_nothing)  # once, or its process would stay
+    started = nothing.options(num_cpus=CPUS_PER_WORKER, label_selector=selector_of(label) or {}).remote()
     try:
         ray.get(started, timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError:

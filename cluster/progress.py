@@ -64,7 +64,9 @@ class Progress:
             self._bar.update(self._task, completed=done, note=self.note)
             return
         now = time.monotonic()
-        if now - self._recent[-1][0] >= 1.0:
+        if done == self._start:
+            self._recent = deque([(now, done)])  # the time until work begins tells nothing of its rate
+        elif now - self._recent[-1][0] >= 1.0:
             self._recent.append((now, done))
         while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_SECONDS:
             self._recent.popleft()

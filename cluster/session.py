@@ -15,9 +15,6 @@ from cluster import InputError
 
 logger = logging.getLogger(__name__)
 
-NO_PROGRESS_SECONDS = 120
-"""Ray Data gives up a plan that can get no CPU after this long (its own default is half an hour)."""
-
 CONNECT_SECONDS = 8.0
 
 
@@ -124,7 +121,6 @@ def _set_environment(*, local: bool) -> None:
     """Ray's own settings, which it reads when it is imported. Whatever the user has set stays."""
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": str(NO_PROGRESS_SECONDS),
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_V2_ENABLED": "1",
     }

@@ -122,7 +122,8 @@ class Hosts:
     ) -> None:
         self._free, self._per_host = at_once, per_host
         self._spacing = 1 / rate if rate else 0.0
-        self._failures, self._pause, self._max_wait = failures, pause, max_wait
+        self._failures, self._pause = failures, pause
+        self._longest_wait = max_wait + 0.001  # times are sums: a pause of max_wait is not longer than that
         self._loop = asyncio.get_running_loop()
         self._hosts: dict[str, _Host] = {}
         self._ready: OrderedDict[str, None] = (
@@ -141,10 +142,15 @@ class Hosts:
         if (host := self._hosts.get(name)) is None:
             host = self._hosts[name] = _Host()
         self._resting.pop(name, None)
-        probe = await self._admitted(name, host)
+        try:
+            probe = await self._admitted(name, host)
+        except HostDown:
+            if host.held_until >= host.open_until or await self.network.believes():
+                raise
+            probe = await self._admitted(name, host)  # its failures were the network's
         turn = None
         try:
-            async with self.network.request():
+            async with self.network.request(name):
                 turn = Turn(self, host, probe)
                 yield turn
         finally:
@@ -154,7 +160,7 @@ class Hosts:
 
     async def _admitted(self, name: str, host: _Host) -> bool:
         """Wait for a slot of the host; returns whether the request is the probe of its breaker."""
-        if (seconds := host.rests_until - self._loop.time()) > self._max_wait:
+        if (seconds := host.rests_until - self._loop.time()) > self._longest_wait:
             self._serve(name, host)
             raise HostDown(seconds)
         admission: asyncio.Future[bool | HostDown] = self._loop.create_future()
@@ -243,7 +249,7 @@ class Hosts:
             elif not host.pause and host.failures >= self._failures:
                 host.pause = self._pause
                 host.open_until = now + host.pause
-        if (seconds := host.rests_until - now) > self._max_wait:
+        if (seconds := host.rests_until - now) > self._longest_wait:
             for admission in host.waiting:
                 if not admission.done():
                     admission.set_result(HostDown(seconds))

@@ -10,7 +10,7 @@ are left, and they all come in a row). A response that breaks off proves nothing
 import asyncio
 import logging
 import math
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -66,23 +66,23 @@ class Network:
         self._silent: Counter[str] = Counter()  # results by status, of hosts that were not known as dead
         self._silent_hosts: set[Witness] = set()
         self._evidence = 0  # those of them that also began since then
-        self._silent_from = 0.0  # when the first of these came
         self._verdict: asyncio.Future[bool] | None = None  # for the results that came since then
         # Of the run so far:
         self._alive, self._dead = 0, 0  # results of hosts that were not known as dead
         self._looked_up, self._dns = 0, 0
         self._dns_told = False
-        # While an outage is suspected:
+        # While the gate is closed, first on the quiet, then because an outage is suspected:
+        self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
-        self._timer: asyncio.TimerHandle
-        self._gate: deque[asyncio.Future[None]] = deque()
+        self._gate: list[tuple[str, asyncio.Future[None]]] = []
+        self._probed: set[str] = set()
 
     @asynccontextmanager
-    async def request(self) -> AsyncIterator[None]:
+    async def request(self, name: str) -> AsyncIterator[None]:
         """Around each request. Waits while an outage is suspected; raises NetworkDown when patience is at its end."""
-        if self.suspected and not self._down:
+        if self._timer is not None:
             opened: asyncio.Future[None] = self._loop.create_future()
-            self._gate.append(opened)
+            self._gate.append((name, opened))
             await opened
         if self._down:
             raise NetworkDown(self._down)
@@ -114,15 +114,16 @@ class Network:
             return False
         if silent:
             self._silent_hosts.add(host)
-        if silent and began == self.signs:
-            self._silent_from = self._silent_from if self._evidence else self._loop.time()
-            self._evidence += 1
-        if self._is_suspicious() and self._loop.time() - self._silent_from >= min(_SILENCE, self._patience / 10):
-            self._suspect()
-            return False
+            self._evidence += began == self.signs
+            if self._timer is None and self._is_suspicious():
+                self._timer = self._loop.call_later(min(_SILENCE, self._patience / 10), self._suspect)
         if self._verdict is None:
             self._verdict = self._loop.create_future()
         return self._verdict
+
+    async def believes(self) -> bool:
+        """Whether the failures up to now were the hosts' own; waits as long as nobody can know."""
+        return not self.suspected and (self._verdict is None or await asyncio.shield(self._verdict))
 
     def _is_suspicious(self) -> bool:
         """Whether the silence since the last sign of life is long enough to prove something."""
@@ -132,11 +133,11 @@ class Network:
 
     def _sign_of_life(self, host: Witness) -> None:
         self.signs += 1
-        if self.suspected:
-            self._recover()
-        else:
+        if not self.suspected:
             self._dead += self._silent.total()
             self._believe()
+        if self._timer is not None:
+            self._recover(self._timer)
         self._silent.clear()
         self._silent_hosts.clear()
         self._evidence = 0
@@ -159,7 +160,8 @@ class Network:
         """Nobody is left who could still give a sign of life: does the silence so far make an outage?"""
         if self._in_flight or self.suspected:
             return
-        if self._is_suspicious():
+        if self._timer is not None:
+            self._timer.cancel()
             self._suspect()
         else:
             self._believe()
@@ -181,32 +183,39 @@ class Network:
         self._timer = self._loop.call_later(min(seconds, left), self._probe, seconds)
 
     def _probe(self, seconds: float) -> None:
-        """Let the link through that has waited the longest, or lose patience."""
+        """Let one of the waiting links through, of a host not yet tried if there is one; or lose patience."""
         if self._loop.time() >= self._since + self._patience:
+            self._timer = None
             self._down = (
                 f"{self._cause()} Nobody answered for {self._patience:.0f} s; no link was marked as failed for it, a new run "
                 "goes on from here (if the network is fine and all these links are dead: fetch.outage_patience=0)"
             )
-            self._open_gate(len(self._gate))
+            self._open_gate()
         elif self._in_flight:
             self._probe_in(seconds)
         else:
-            self._open_gate(1)
+            self._gate = [(name, opened) for name, opened in self._gate if not opened.done()]  # without the cancelled
+            if self._gate:
+                chosen = next((i for i, (name, _) in enumerate(self._gate) if name not in self._probed), 0)
+                name, opened = self._gate.pop(chosen)
+                self._probed.add(name)
+                opened.set_result(None)
             self._probe_in(min(2 * seconds, _RAREST_PROBE))
 
-    def _recover(self) -> None:
-        if not self._down:
+    def _recover(self, timer: asyncio.TimerHandle) -> None:
+        timer.cancel()
+        self._timer = None
+        self._open_gate()
+        if self.suspected:
             self.suspected = False
-            self._timer.cancel()
-            self._open_gate(len(self._gate))
+            self._probed.clear()
             self._warn(f"the network is back after {self._loop.time() - self._since:.0f} s")
 
-    def _open_gate(self, links: int) -> None:
-        while links and self._gate:
-            opened = self._gate.popleft()
-            if not opened.done():  # cancelled
+    def _open_gate(self) -> None:
+        for _, opened in self._gate:
+            if not opened.done():
                 opened.set_result(None)
-                links -= 1
+        self._gate.clear()
 
     def _cause(self) -> str:
         if 2 * (self._silent["dns"] + self._silent["dns_unknown"]) > self._silent.total():

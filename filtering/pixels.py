@@ -81,20 +81,30 @@ def scaled(data: bytes, image: Image.Image, size: Size) -> Picture:
     """The picture of the file `data`, opened as `image`, as stored but at `size`: averaged over areas to shrink, Lanczos to
     enlarge.
 
-    A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale as far as that leaves at least `size`. From there it is interpolated
-    linearly: between 1 and 2 pixels become one, so that no pixel is left out.
+    A JPEG is decoded at 1/2, 1/4 or 1/8 of its scale as far as that leaves at least `size`, and the rest of the way to it is
+    only nearly an average over areas, in a third of the time.
     """
     if not is_jpeg(image):
         return _resized(decoded(image), size)
     stored, reduction = _reduced(data, image, size)
     across, down = (side / reduction / wanted for side, wanted in zip(image.size, size, strict=True))
-    if reduction == 1 or max(across, down) > 2:
-        return _resized(stored, size)
-    # Half of 427 pixels are 213.5, in 214: cv2.resize would take the last one for a whole and shift the picture.
+    if min(across, down) >= 1 and 1 < max(across, down) <= 2:
+        return _nearly_averaged(stored, across, down, size)
+    return _resized(stored, size)
+
+
+def _nearly_averaged(picture: Picture, across: float, down: float, size: Size) -> Picture:
+    """`across` x `down` pixels, both between 1 and 2, made one by smoothing and linear interpolation.
+
+    Averaging over an area of f pixels has the variance (f^2 + 1) / 12, linear interpolation that of f = 1; smoothing adds the
+    rest. The grid is exact: half of 427 pixels are 213.5, in 214, of which cv2.resize would take the last for a whole.
+    """
+    kernel_x, kernel_y = (np.array([side, 1 - 2 * side, side]) for side in ((across**2 - 1) / 24, (down**2 - 1) / 24))
+    smooth = cv2.sepFilter2D(picture, -1, kernel_x, kernel_y, borderType=cv2.BORDER_REPLICATE)
     grid = np.array([[across, 0, (across - 1) / 2], [0, down, (down - 1) / 2]])
     flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-    picture: Picture = cv2.warpAffine(stored, grid, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
-    return picture
+    result: Picture = cv2.warpAffine(smooth, grid, size, flags=flags, borderMode=cv2.BORDER_REPLICATE)
+    return result
 
 
 def _reduced(data: bytes, image: Image.Image, size: Size) -> tuple[Picture, int]:
@@ -104,8 +114,7 @@ def _reduced(data: bytes, image: Image.Image, size: Size) -> tuple[Picture, int]
     flags = _REDUCED.get(reduction, cv2.IMREAD_COLOR) | cv2.IMREAD_IGNORE_ORIENTATION
     stored: Picture | None = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if stored is None:
-        image.load()  # which tells what is wrong
-        raise ValueError("cv2 cannot decode it")
+        return decoded(image), 1  # or Pillow tells what is wrong
     if stored.shape != (-(-image.size[1] // reduction), -(-image.size[0] // reduction), 3):
         raise ValueError("the header lies about the size")
     return stored, reduction

@@ -104,6 +104,24 @@ def test_plain_progress_is_few_plain_lines(monkeypatch: pytest.MonkeyPatch) -> N
     ]
 
 
+def test_the_rate_is_that_of_the_work_and_of_the_last_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cluster.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress("download", total=100_000, unit="links", stream=stream)
+    done = 0
+    for seconds, rate in ((30, 0), (40, 2000), (90, 20), (70, 0)):
+        for _ in range(seconds):
+            now[0] += 1.0
+            done += rate
+            progress.update(done, note=f"{now[0]:.0f} s")
+    lines = {line.rpartition(", ")[2]: line for line in stream.getvalue().splitlines()}
+    assert lines["30 s"] == "download: 0/100000 links, 0 links/s, 0:30 so far, 30 s"
+    assert lines["35 s"] == "download: 10000/100000 links, 2000 links/s, 0:35 so far, 0:45 left, 35 s"
+    assert lines["150 s"] == "download: 81600/100000 links, 20 links/s, 2:30 so far, 15:20 left, 150 s"
+    assert lines["230 s"] == "download: 81800/100000 links, 0 links/s, 3:50 so far, 230 s"
+
+
 def test_progress_that_breaks_off_says_so() -> None:
     stream = io.StringIO()
     progress = Progress("train", total=10, unit="steps", stream=stream)
