@@ -159,8 +159,8 @@ def write_links(work: Path, urls: Iterable[str]) -> tuple[Path, Path]:
     """The same links for both: a corpus as the filter leaves it, and a table of links."""
     corpus, table = work / "corpus", work / "links.tsv"
     (corpus / "kept").mkdir(parents=True, exist_ok=True)
-    for file in (corpus / "kept").iterdir():
-        file.unlink()
+    for old in (corpus / "kept").iterdir():
+        old.unlink()
     rows = ((url, f"a photo of a cat, number {number}") for number, url in enumerate(urls))
     with table.open("w") as file:
         file.write("url\tcaption\n")

@@ -165,10 +165,11 @@ class State:
     runs: list[Measured]
 
     @classmethod
-    def read(cls, path: Path, settings: Mapping[str, Any], threads: int) -> Self:
+    def read(cls, path: Path, settings: Mapping[str, Any], threads: int, *, turns: int) -> Self:
+        """The state of an interrupted benchmark; a new one where there is none, or where all `turns` are done."""
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
             state = json.loads(path.read_text())
-            if state["settings"] == settings:
+            if state["settings"] == settings and len(state["runs"]) < turns:
                 return cls(path, settings, state["threads"], [Measured(**run) for run in state["runs"]])
         return cls(path, settings, threads, [])
 
@@ -182,7 +183,10 @@ def speed(args: argparse.Namespace) -> None:
     out = work / "out"
     asked = {name: getattr(args, name) for name in ("links", "images", "hosts", "cpus", "shard_size", "threads", "peer_python")}
     work.mkdir(parents=True, exist_ok=True)
-    state = State.read(work / "speed.json", asked, args.threads)
+    names = (PEER, FAST, PEER_ON_RAY, SAME_PIXELS)
+    starts = [round_ % len(names) for round_ in range(args.rounds)]
+    turns = [name for start in starts for name in names[start:] + names[:start]]
+    state = State.read(work / "speed.json", asked, args.threads, turns=len(turns))
     with serve_images(args.work / "images", hosts=args.hosts, images=args.images) as server:
         urls = [server.image(number) for number in range(args.links)]
         corpus, links = write_links(work, urls)
@@ -201,10 +205,6 @@ def speed(args: argparse.Namespace) -> None:
             f"{args.links:,} links over {args.images} JPEGs at {args.hosts} loopback addresses, {args.cpus} CPUs for all",
             flush=True,
         )
-        names = list(commands)
-        turns = [
-            name for round_ in range(args.rounds) for name in (names[round_ % len(names) :] + names[: round_ % len(names)])
-        ]
         for turn, name in list(enumerate(turns))[len(state.runs) :]:
             state.runs.append(measure(name, commands[name], server, out))
             state.write()

@@ -91,7 +91,14 @@ class ImageServer:
 @contextmanager
 def serve_images(folder: Path, *, hosts: int = 1, images: int = IMAGES, drip_seconds: float = 60.0) -> Iterator[ImageServer]:
     """Run the server in a process of its own while the block lasts; it ends with this process, however that ends."""
-    command = [sys.executable, __file__, folder, f"--hosts={hosts}", f"--images={images}", f"--drip-seconds={drip_seconds}"]
+    command = [
+        sys.executable,
+        __file__,
+        str(folder),
+        f"--hosts={hosts}",
+        f"--images={images}",
+        f"--drip-seconds={drip_seconds}",
+    ]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None

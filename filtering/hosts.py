@@ -49,8 +49,8 @@ class _Host(Witness):
     def __init__(self) -> None:
         super().__init__()
         self.running = 0
-        self.waiting: deque[asyncio.Future[bool | HostDown]] = deque()
-        """The links' admissions: whether they are the breaker's probe, or why they are not admitted."""
+        self.waiting: deque[asyncio.Future[bool | float]] = deque()
+        """The links' admissions: whether they are the breaker's probe, or for how many seconds none is admitted."""
         self.timer: asyncio.TimerHandle | None = None
         self.free_at = 0.0
         """When the rate allows the next request."""
@@ -126,9 +126,7 @@ class Hosts:
         self._longest_wait = max_wait + 0.001  # times are sums: a pause of max_wait is not longer than that
         self._loop = asyncio.get_running_loop()
         self._hosts: dict[str, _Host] = {}
-        self._ready: OrderedDict[str, None] = (
-            OrderedDict()
-        )  # hosts for whose links only a free slot is missing: they take turns
+        self._ready: OrderedDict[str, None] = OrderedDict()  # hosts whose next link lacks but one of the `at_once`, in order
         self._resting: OrderedDict[str, None] = OrderedDict()  # idle hosts not in good standing, the longest idle first
         self.network = Network(patience, warn, self._forgive)
 
@@ -139,15 +137,16 @@ class Hosts:
     @asynccontextmanager
     async def turn(self, name: str) -> AsyncIterator[Turn]:
         """Wait until host `name` may be asked, and hold a slot of it. Raises HostDown or NetworkDown."""
-        if (host := self._hosts.get(name)) is None:
-            host = self._hosts[name] = _Host()
-        self._resting.pop(name, None)
-        try:
-            probe = await self._admitted(name, host)
-        except HostDown:
-            if host.held_until >= host.open_until or await self.network.believes():
-                raise
-            probe = await self._admitted(name, host)  # its failures were the network's
+        while True:
+            if (host := self._hosts.get(name)) is None:
+                host = self._hosts[name] = _Host()
+            self._resting.pop(name, None)
+            try:
+                probe = await self._admitted(name, host)
+                break
+            except HostDown:
+                if host.held_until >= host.open_until or await self.network.believes():
+                    raise  # otherwise the failures were the network's, and are forgiven
         turn = None
         try:
             async with self.network.request(name):
@@ -163,7 +162,7 @@ class Hosts:
         if (seconds := host.rests_until - self._loop.time()) > self._longest_wait:
             self._serve(name, host)
             raise HostDown(seconds)
-        admission: asyncio.Future[bool | HostDown] = self._loop.create_future()
+        admission: asyncio.Future[bool | float] = self._loop.create_future()
         host.waiting.append(admission)
         self._serve(name, host)
         try:
@@ -174,8 +173,8 @@ class Hosts:
             else:
                 self._serve(name, host)
             raise
-        if isinstance(answer, HostDown):
-            raise answer
+        if isinstance(answer, float):
+            raise HostDown(answer)
         return answer
 
     def _serve(self, name: str, host: _Host) -> None:
@@ -252,7 +251,7 @@ class Hosts:
         if (seconds := host.rests_until - now) > self._longest_wait:
             for admission in host.waiting:
                 if not admission.done():
-                    admission.set_result(HostDown(seconds))
+                    admission.set_result(seconds)
 
     def _forgive(self) -> None:
         """Close the breakers of all hosts: it was the network."""

@@ -160,7 +160,7 @@ class Resize:
 
     def _keep_as_img2dataset(self, data: bytes, image: Image.Image, orientation: int, scaled_size: Size) -> dict[str, Any]:
         if orientation != 1 or not is_jpeg(image):
-            # What the Resizer gets wrong (orientation, 16 bits, palettes and more) it is given as 24-bit BMP, without loss.
+            # The Resizer ignores the orientation and clips 16 bits. It is given what `fast` shows, as 24-bit BMP, without loss.
             data = cv2.imencode(".bmp", upright(decoded(image), orientation))[1].tobytes()
         # The Resizer points the process's stdout and stderr to /dev/null meanwhile: two at once would leave them there.
         with _ONE_AT_A_TIME:

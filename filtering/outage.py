@@ -8,7 +8,6 @@ are left, and they all come in a row). A response that breaks off proves nothing
 """
 
 import asyncio
-import logging
 import math
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -31,8 +30,6 @@ _LULL = 0.1
 """Seconds without any request in flight after which nobody is left who could still give a sign of life."""
 _FEWEST_LOOK_UPS, _MOST_LOOK_UPS, _DNS_SHARE = 200, 1000, 0.2
 """When the name server is overloaded; beyond the most, look-ups count half, so that it shows late in a run too."""
-
-_LOG = logging.getLogger(__name__)
 
 
 class NetworkDown(InputError):  # noqa: N818 (it is a state, as HostDown)

@@ -1,4 +1,4 @@
-"""Checks and pixels: the header decides first, sizes are img2dataset's, and what it gets wrong is right."""
+"""Checks and pixels: the header decides first, sizes are img2dataset's, and images look as browsers show them."""
 
 import io
 import os
@@ -37,9 +37,9 @@ def kept(data: bytes, **settings: Any) -> NDArray[np.uint8]:
     done = Resize(ImageConfig(**{"resize_mode": "no", "min_side": 1, "quality": 100, **settings}))(data)
     assert done.status == "success", done
     with Image.open(io.BytesIO(done.jpeg)) as image:
-        assert image.mode == "RGB"
+        assert image.mode == "RGB" or settings.get("pixels") == "img2dataset"  # which keeps grey JPEGs grey
         assert image.size == (done.width, done.height)
-        return np.asarray(image)
+        return np.asarray(image.convert("RGB"))
 
 
 def saved(image: Image.Image, kind: str, **options: Any) -> bytes:
@@ -127,19 +127,23 @@ def img2dataset_resizer_of(side: int, mode: str, only_if_bigger: bool) -> Any:
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("grey", [False, True])
 def test_reduced_decoding_gives_nearly_the_same_picture(mode: str, grey: bool) -> None:
-    """Sizes that 2, 4 and 8 do not divide: a picture shifted by half a pixel falls below these bounds."""
+    """Sizes that 2, 4 and 8 do not divide: a picture shifted by half a pixel falls below this bound."""
     for size, target in (((640, 427), 256), ((427, 641), 200), ((1001, 751), 120), ((805, 743), 65)):
         data = photo(7, size)
         if grey:
             data = saved(Image.open(io.BytesIO(data)).convert("L"), "JPEG", quality=95)
-        fast, same = (
-            Resize(ImageConfig(image_size=target, resize_mode=mode, pixels=pixels))(data)  # type: ignore[arg-type]
-            for pixels in ("fast", "img2dataset")
-        )
-        assert (fast.width, fast.height) == (same.width, same.height)
-        one, other = (np.asarray(Image.open(io.BytesIO(done.jpeg)).convert("RGB")) for done in (fast, same))
-        assert psnr(one, other) > (45 if mode == "no" else 32)
-        assert differing_bits(fast.phash, same.phash) <= 6
+        fast, same = (kept(data, image_size=target, resize_mode=mode, pixels=pixels) for pixels in ("fast", "img2dataset"))
+        assert psnr(fast, same) > 37
+        one, other = (hash_of(data, image_size=target, resize_mode=mode, pixels=pixels) for pixels in ("fast", "img2dataset"))
+        assert differing_bits(one, other) <= 6
+
+
+def test_what_is_not_reduced_is_nearly_averaged_too() -> None:
+    """Noise, of which interpolation alone would keep too much: 29 dB."""
+    noise = np.random.default_rng(0).integers(60, 196, (200, 300, 3), np.uint8)
+    data = saved(Image.fromarray(noise), "JPEG", quality=98, subsampling="4:4:4")
+    fast, same = (kept(data, image_size=155, resize_mode="border", pixels=pixels) for pixels in ("fast", "img2dataset"))
+    assert 34 < psnr(fast, same) < 60
 
 
 def test_a_picture_of_far_more_pixels_is_averaged() -> None:
@@ -179,7 +183,7 @@ def test_standard_output_survives(capfd: pytest.CaptureFixture[str], pixels: str
     assert capfd.readouterr().out == "still here"
 
 
-# --- right where img2dataset is not
+# --- right on purpose
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "AVIF"])
@@ -200,6 +204,7 @@ def test_exif_orientation(kind: str, orientation: int, pixels: str) -> None:
     assert resize(data, max_aspect=1.5)[3:] == seen.size
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as `filtering.image` has it, until pytest sets its own filters
 @pytest.mark.parametrize(
     "exif",
     [
@@ -211,7 +216,7 @@ def test_exif_orientation(kind: str, orientation: int, pixels: str) -> None:
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\xff\xff\xff\x7f\x06\0\0\0\0\0\0\0",  # a text of 2 GB
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x05\0\x01\0\0\0\x08\0\0\0\0\0\0\0",  # a fraction
         b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x02\0\0\0\x06\0\x06\0\0\0\0\0",  # two of them
-        os.urandom(60_000),
+        random.Random(0).randbytes(60_000),
     ],
 )
 def test_malformed_exif_is_harmless(exif: bytes) -> None:
