@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from download_run import (
     BORDER_256,
@@ -112,12 +111,14 @@ def badweb(args: argparse.Namespace) -> None:
     work = args.work / "badweb"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
-    settings: dict[str, Any] = {"fetch": UNLIMITED | HERE, "image": BORDER_256, "shard_size": args.shard_size}
     options = {"processes_count": args.cpus, "thread_count": args.threads, "number_sample_per_shard": args.shard_size, **THERE}
     with serve_images(args.work / "images", hosts=args.hosts, images=args.images, drip_seconds=args.drip_seconds) as server:
         urls = mix(args.links, server)
         good = {url for url, kind in urls.items() if kind in OBTAINABLE}
         corpus, links = write_links(work, urls)
+        # img2dataset asks the system's name server: it cannot be told otherwise, and a dead name is dead there too.
+        fetch = UNLIMITED | HERE | {"nameservers": [server.nameserver]}
+        settings = {"fetch": fetch, "image": BORDER_256, "shard_size": args.shard_size}
         commands: dict[str, Callable[[Path], list[str]]] = {
             "ours": lambda out: ours(corpus, out, settings, cpus=args.cpus),
             "img2dataset": lambda out: theirs(links, out, options, python=args.peer_python),

@@ -14,6 +14,8 @@ follows only tells links apart:
     /drip/k             a byte per second of a body that does not end; the connection is closed after --drip-seconds
     /_counts, /_total   how often each path was asked for; times of the first and last request, seconds of processor time
     /_reset             counts start at nought
+
+Its UDP port of the same number is a name server that knows no name.
 """
 
 import argparse
@@ -60,6 +62,11 @@ class ImageServer:
     port: int
     hosts: int
     images: int
+
+    @property
+    def nameserver(self) -> str:
+        """A name server, as "address:port": it knows no name at all."""
+        return f"127.0.0.1:{self.port}"
 
     def image(self, number: int, kind: str = "image") -> str:
         """The URL of an image, by the number of the link."""
@@ -190,6 +197,17 @@ class _Connection(asyncio.Protocol):
         asyncio.get_running_loop().call_later(1.0, self._drip, until)
 
 
+class _NoNames(asyncio.DatagramProtocol):
+    """A name server that answers every question with "no such name" (RFC 1035, section 4.1)."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport: Any = transport
+
+    def datagram_received(self, data: bytes, address: Any) -> None:
+        end = data.index(0, 12) + 5  # the name, its closing zero, type and class
+        self._transport.sendto(data[:2] + b"\x81\x83" + data[4:6] + bytes(6) + data[12:end], address)
+
+
 def _head(status: int, kind: str, length: int) -> bytes:
     reason = http.client.responses[status]
     return f"HTTP/1.1 {status} {reason}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\n\r\n".encode()
@@ -261,6 +279,7 @@ async def _serve(site: _Site, hosts: int) -> None:
     port = first.getsockname()[1]
     for listening in [first, *(_listen(f"127.0.0.{host}", port) for host in range(2, hosts + 1))]:
         await loop.create_server(partial(_Connection, site), sock=listening, backlog=1024)
+    await loop.create_datagram_endpoint(_NoNames, local_addr=("127.0.0.1", port))
     print(port, flush=True)
     await asyncio.Event().wait()
 

@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filtering.download_progress import describe
-from filtering.fetch import FetchConfig, Fetcher
+from filtering.fetch import WITNESSES, FetchConfig, Fetcher
 from filtering.image import ImageConfig, Resize
 from filtering.image_shards import check_keys, corpus_files, finish, shard_files, without_repeats, write_shard, write_shards
 from filtering.partition import regroup
@@ -36,6 +36,7 @@ SHARDS_AT_ONCE = 2
 
 _FORMAT = 2  # raise it when the same links and config give other files than before
 _BATCH_ROWS = 1 << 16
+_TASKS_AT_ONCE = 100
 _LAYOUT = "_layout.json"
 _PREVIOUS = "_previous"
 
@@ -123,8 +124,9 @@ class DownloadShard:
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
         rows = table.sort_by("key").to_pylist()
         known = self._known(scratch.name, [row["key"] for row in rows])
+        alive = [row["url"] for row in rows if known.has_image(row["key"])]
         with Results(scratch, known, self._validity, self._retry) as results:
-            return write_shard(rows, scratch, self._validity, results, self._client.obtain)
+            return write_shard(rows, scratch, self._validity, results, partial(self._client.obtain, alive[:WITNESSES]))
 
     def _known(self, shard: str, keys: Sequence[str]) -> Known:
         """What shards of this key range know: the one of this name, and those of another layout."""
@@ -148,14 +150,19 @@ class _Client:
         self._lock = Lock()
         self._users = 0
 
-    def obtain(self, rows: Sequence[Row], results: Results) -> None:
-        """Ask for the links of rows at once, as far as the fetcher lets them, and add what became of them to the results."""
+    def obtain(self, alive: Sequence[str], rows: Sequence[Row], results: Results) -> None:
+        """Ask for the links of rows at once, as far as the fetcher lets them, and add what became of them to the results.
+
+        `alive` are links that gave images in earlier runs.
+        """
         if rows:
             with self._opened():
-                self._wait(self._obtain(rows, results))
+                self._wait(self._obtain(alive, rows, results))
 
-    async def _obtain(self, rows: Sequence[Row], results: Results) -> None:
+    async def _obtain(self, alive: Sequence[str], rows: Sequence[Row], results: Results) -> None:
         loop = asyncio.get_running_loop()
+        for url in alive:
+            self._fetcher.vouch(url)
 
         async def one(row: Row) -> None:
             async with self._fetcher.fetch(row["url"] or "") as outcome:
@@ -167,8 +174,10 @@ class _Client:
 
         try:
             async with asyncio.TaskGroup() as tasks:
-                for row in rows:
+                for number, row in enumerate(rows):
                     tasks.create_task(one(row))
+                    if number % _TASKS_AT_ONCE == 0:
+                        await asyncio.sleep(0)  # thousands at once would keep those under way waiting
         except ExceptionGroup as group:
             raise group.exceptions[0] from None  # one reason to stop is enough: they are all cancelled then
 

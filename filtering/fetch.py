@@ -7,8 +7,9 @@ import random
 import resource
 import ssl
 import time
+from collections import OrderedDict
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
@@ -18,7 +19,7 @@ import aiohttp
 from filtering.addresses import ConnectError, ForbiddenAddressError, Gate, Link, LinkError, follow, is_address, link_of
 from filtering.headers import opts_out, retry_after
 from filtering.hosts import HostDown, Hosts
-from filtering.names import Names, UnknownNameError, nameserver_of, target_of
+from filtering.names import Names, NameServerError, UnknownNameError, nameserver_of, target_of
 from filtering.reasons import failure_of
 from filtering.stage import InputError
 
@@ -158,6 +159,10 @@ _UNKNOWN_FOR, _REMEMBERED = 60.0, 2**16  # seconds, and names: those that do not
 _LOG = logging.getLogger(__name__)
 
 
+WITNESSES = 4
+"""Hosts that answered, remembered to tell a dead network from dead hosts."""
+
+
 class _Flight:
     """One link under way: the seconds that it has left, the requests made for it, and the turn that it holds."""
 
@@ -181,6 +186,8 @@ class Fetcher:
         self._workers = workers
         self._agent = config.agent
         self._gate = Gate(config.allow)
+        self._witnesses: OrderedDict[tuple[str, int], None] = OrderedDict()
+        """Hosts and ports that gave an image, the latest last."""
         self._unknown: dict[str, float] = {}
         """Names that do not exist, and until when they need not be looked up again."""
 
@@ -195,6 +202,7 @@ class Fetcher:
             pause=config.host_pause,
             max_wait=config.max_wait,
             patience=config.outage_patience,
+            witness=self._hear_witnesses,
         )
         # A look-up ends before the connection's deadline, so that a dead name server is told from a dead server.
         servers = [nameserver_of(server) for server in config.nameservers]
@@ -218,6 +226,7 @@ class Fetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._hosts.network.stop()
         await self._session.close()
         await self._names.close()
 
@@ -229,6 +238,29 @@ class Fetcher:
         """
         async with AsyncExitStack() as held:
             yield await self._obtain(url, _Flight(self._config.timeout, held))
+
+    def vouch(self, url: str) -> None:
+        """Say that the host of a URL gave an image in an earlier run: it may tell a dead network from dead hosts."""
+        with suppress(LinkError):
+            self._remember_witness(link_of(url))
+
+    def _remember_witness(self, link: Link) -> None:
+        self._witnesses[link.host, link.url.port or 80] = None
+        self._witnesses.move_to_end((link.host, link.url.port or 80))
+        if len(self._witnesses) > WITNESSES:
+            self._witnesses.popitem(last=False)
+
+    async def _hear_witnesses(self) -> bool:
+        """Whether one of the hosts that answered before still takes connections. Nothing is asked of it."""
+
+        async def alive(host: str, port: int) -> bool:
+            with suppress(OSError):  # TimeoutError is one
+                async with asyncio.timeout(self._config.connect_timeout):
+                    await self._names.knock(host, port)
+                return True
+            return False
+
+        return any(await asyncio.gather(*(alive(host, port) for host, port in list(self._witnesses))))
 
     async def _obtain(self, url: str, flight: _Flight) -> Outcome:
         """Ask until there is an answer that asking again will not change today."""
@@ -294,7 +326,11 @@ class Fetcher:
                 break
         flight.seconds -= spent
         flight.requests += first
-        if answer.status == UnknownNameError.status:
+        if answer.status == "success":
+            self._remember_witness(link)
+        elif answer.status == UnknownNameError.status:
+            if self._hosts.network.names_doubted:
+                return _Answer(status=NameServerError.status, message="the name server knows none of the names")
             self._remember_unknown(link.host)
         return answer
 

@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from filtering.outage import Network, NetworkDown, Witness
+from filtering.outage import Hearing, Network, NetworkDown, Witness
 
 __all__ = ["HostDown", "Hosts", "NetworkDown", "Turn"]
 
@@ -105,7 +105,8 @@ class Hosts:
 
     `at_once` requests in flight in all, `per_host` to one host, `rate` per second to one host (0: any). After `failures` in a
     row a host is left alone for `pause` seconds (0: never), twice as long after each failed probe. Links wait for a host that
-    rests for up to `max_wait` seconds. After `patience` seconds without a sign of life from anybody: NetworkDown (0: never).
+    rests for up to `max_wait` seconds. After `patience` seconds without a sign of life from anybody: NetworkDown (0: never);
+    `witness` is heard first.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Hosts:
         max_wait: float,
         patience: float,
         warn: Callable[[str], None] = _LOG.warning,
+        witness: Hearing | None = None,
     ) -> None:
         self._free, self._per_host = at_once, per_host
         self._spacing = 1 / rate if rate else 0.0
@@ -128,7 +130,7 @@ class Hosts:
         self._hosts: dict[str, _Host] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()  # hosts whose next link lacks but one of the `at_once`, in order
         self._resting: OrderedDict[str, None] = OrderedDict()  # idle hosts not in good standing, the longest idle first
-        self.network = Network(patience, warn, self._forgive)
+        self.network = Network(patience, warn, self._forgive, witness)
 
     def __len__(self) -> int:
         """Hosts that are remembered at present."""

@@ -65,6 +65,12 @@ class Names:
                 raise ForbiddenAddressError(f"{refused[0]} is not a public address")
         return [_found(host, address, port) for address in found[:_ADDRESSES]]
 
+    async def knock(self, host: str, port: int) -> None:
+        """Connect to `host`, and hang up without a word. OSError if nobody takes the connection."""
+        found, *_ = await self.resolve(host, port)
+        _, writer = await asyncio.open_connection(found["host"], found["port"])
+        writer.close()
+
     def open_socket(self, addr_info: tuple[Any, ...]) -> socket.socket:
         """A socket for the address that it is connected to right after: no name can mean another one in between."""
         family, kind, protocol, _, address = addr_info

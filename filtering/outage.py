@@ -5,12 +5,15 @@ answers, nobody knows whether the hosts or the network were at fault, and result
 the less the more of the links are dead, so it has to be longer where many were silent before. What proves nothing: hosts that
 were silent while others answered, and requests that began before the last answer (at the end of a run only the slow timeouts
 are left, and they all come in a row). A response that breaks off proves nothing either, but is as doubtful.
+
+Before the network is suspected, a witness is heard, if there is one: a host that answered before. If it still takes
+connections, the silence is that of the others, as in a rerun that asks for nothing but what failed.
 """
 
 import asyncio
 import math
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from filtering.stage import InputError
@@ -26,6 +29,8 @@ _MOST_SILENT = 0.97
 _SILENCE = 3.0
 """Seconds that silence must last while requests are in flight: dead names fail at once, those who live take their time."""
 _PROBE, _RAREST_PROBE = 1.0, 15.0
+_NAMES_PATIENCE = 60.0
+"""Seconds to wait if every name was unknown, from the start, to a name server that answers."""
 _LULL = 0.1
 """Seconds without any request in flight after which nobody is left who could still give a sign of life."""
 _FEWEST_LOOK_UPS, _MOST_LOOK_UPS, _DNS_SHARE = 200, 1000, 0.2
@@ -48,15 +53,23 @@ class Witness:
         """Whether it was silent while others answered."""
 
 
+Hearing = Callable[[], Awaitable[bool]]
+"""Finds out whether a host that answered before still takes connections. False if none is known."""
+
+
 class Network:
     """The breaker for all hosts together."""
 
-    def __init__(self, patience: float, warn: Callable[[str], None], forgive: Callable[[], None]) -> None:
-        self._patience, self._warn, self._forgive = patience, warn, forgive
+    def __init__(
+        self, patience: float, warn: Callable[[str], None], forgive: Callable[[], None], witness: Hearing | None
+    ) -> None:
+        self._patience, self._warn, self._forgive, self._witness = patience, warn, forgive, witness
         self._loop = asyncio.get_running_loop()
         self.signs = 0
         """Signs of life so far."""
         self.suspected = False
+        self.names_doubted = False
+        """Whether the name server knows no name at all, so that "this one does not exist" says nothing."""
         self._down = ""  # then the message
         self._in_flight = 0
         # Since the last sign of life:
@@ -68,6 +81,7 @@ class Network:
         self._alive, self._dead = 0, 0  # results of hosts that were not known as dead
         self._looked_up, self._dns = 0, 0
         self._dns_told = False
+        self._hearing: asyncio.Task[None] | None = None
         # While the gate is closed, first on the quiet, then because an outage is suspected:
         self._timer: asyncio.TimerHandle | None = None
         self._since = 0.0
@@ -105,6 +119,8 @@ class Network:
             return True
         if status not in _SILENT | _BROKEN_OFF or not self._patience:
             return True
+        if status == "dns_unknown" and self.names_doubted:
+            return True
         silent = status in _SILENT and not answered and not host.dead
         self._silent[status] += silent
         if self.suspected:
@@ -113,7 +129,7 @@ class Network:
             self._silent_hosts.add(host)
             self._evidence += began == self.signs
             if self._timer is None and self._is_suspicious():
-                self._timer = self._loop.call_later(min(_SILENCE, self._patience / 10), self._suspect)
+                self._timer = self._loop.call_later(min(_SILENCE, self._patience / 10), self._hear)
         if self._verdict is None:
             self._verdict = self._loop.create_future()
         return self._verdict
@@ -128,8 +144,32 @@ class Network:
         enough = max(_REQUESTS, math.log(_CHANCE) / math.log(share))
         return self._evidence >= enough and len(self._silent_hosts) >= _HOSTS
 
-    def _sign_of_life(self, host: Witness) -> None:
+    def _hear(self) -> None:
+        """Ask the witness, and suspect the network unless it is well or a sign of life comes first."""
+        if self._witness is None:
+            self._suspect()
+        elif self._hearing is None:
+            self._hearing = self._loop.create_task(self._decide(self.signs, self._witness))
+
+    async def _decide(self, signs: int, witness: Hearing) -> None:
+        alive = await witness()
+        self._hearing = None
+        if signs != self.signs:
+            return
+        if alive:
+            self._sign_of_life()
+        elif not self.suspected:
+            self._suspect()
+
+    def stop(self) -> None:
+        """Forget the witness that is being heard: the event loop is about to end."""
+        if self._hearing is not None:
+            self._hearing.cancel()
+
+    def _sign_of_life(self, host: Witness | None = None) -> None:
+        """`host` answered, or the witness did."""
         self.signs += 1
+        self.names_doubted = False
         if not self.suspected:
             self._dead += self._silent.total()
             self._believe()
@@ -138,8 +178,9 @@ class Network:
         self._silent.clear()
         self._silent_hosts.clear()
         self._evidence = 0
-        host.dead = False
-        self._alive += 1
+        if host is not None:
+            host.dead = False
+            self._alive += 1
         self._watch_name_server()
 
     def _believe(self) -> None:
@@ -157,17 +198,17 @@ class Network:
         """Nobody is left who could still give a sign of life: does the silence so far make an outage?"""
         if self._in_flight or self.suspected:
             return
-        if self._timer is not None:
-            self._timer.cancel()
-            self._suspect()
-        else:
+        if self._timer is None:
             self._believe()
+        elif not self._hearing:
+            self._timer.cancel()
+            self._hear()
 
     def _suspect(self) -> None:
         requests, hosts = self._silent.total(), len(self._silent_hosts)
         self._warn(
             f"{self._cause()} Nobody answered the last {requests} requests to {hosts} hosts. "
-            f"Waiting for a sign of life, for {self._patience:.0f} s at most; no link is marked as failed meanwhile"
+            f"Waiting for a sign of life, for {self._patience_now:.0f} s at most; no link is marked as failed meanwhile"
         )
         self.suspected, self._since = True, self._loop.time()
         self._looked_up = self._dns = 0
@@ -176,13 +217,18 @@ class Network:
         self._probe_in(min(_PROBE, self._patience / 10))
 
     def _probe_in(self, seconds: float) -> None:
-        left = self._since + self._patience - self._loop.time()
-        self._timer = self._loop.call_later(min(seconds, left), self._probe, seconds)
+        left = self._since + self._patience_now - self._loop.time()
+        self._timer = self._loop.call_later(max(0.0, min(seconds, left)), self._probe, seconds)
 
     def _probe(self, seconds: float) -> None:
         """Let one of the waiting links through, of a host not yet tried if there is one; or lose patience."""
-        if self._loop.time() >= self._since + self._patience:
+        if self._witness is not None and self._hearing is None:
+            self._hear()
+        if self._loop.time() >= self._since + self._patience_now:
             self._timer = None
+            if self._only_unknown_names:
+                self._doubt_names()
+                return
             self._down = (
                 f"{self._cause()} Nobody answered for {self._patience:.0f} s; no link was marked as failed for it, a new run "
                 "goes on from here (if the network is fine and all these links are dead: fetch.outage_patience=0)"
@@ -198,6 +244,27 @@ class Network:
                 self._probed.add(name)
                 opened.set_result(None)
             self._probe_in(min(2 * seconds, _RAREST_PROBE))
+
+    @property
+    def _only_unknown_names(self) -> bool:
+        """Whether the name server answers, but never knew anybody: it is cut off, or the links are all dead."""
+        return not self._alive and 0 < self._silent["dns_unknown"] == self._silent.total()
+
+    @property
+    def _patience_now(self) -> float:
+        return min(self._patience, _NAMES_PATIENCE) if self._only_unknown_names else self._patience
+
+    def _doubt_names(self) -> None:
+        self.suspected, self.names_doubted = False, True
+        self._probed.clear()
+        self._silent.clear()
+        self._silent_hosts.clear()
+        self._evidence = 0
+        self._open_gate()
+        self._warn(
+            "the name server knows none of the names: going on, but they count as failed look-ups (dns) and not as unknown "
+            "names, so that a new run asks for them again"
+        )
 
     def _recover(self, timer: asyncio.TimerHandle) -> None:
         timer.cancel()

@@ -89,7 +89,12 @@ class Known:
         with Journal(path) as journal:
             for key in journal.records.keys() & set(self._keys.to_pylist()):
                 self.records[key] = journal.records[key]
-                self._bodies[key] = (path, *journal.place(key))
+                if journal.records[key]["status"] == "success":
+                    self._bodies[key] = (path, *journal.place(key))
+
+    def has_image(self, key: str) -> bool:
+        """Whether the link was obtained."""
+        return key in self._bodies
 
     def body(self, key: str) -> bytes:
         """The JPEG of a link that was obtained."""

@@ -1,10 +1,11 @@
 """Fixtures that more than one test file needs."""
 
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from download_web import Web
 from PIL import Image
 
 
@@ -37,3 +38,10 @@ def photo(tmp_path: Path) -> Path:
     path = tmp_path / "photo.png"
     Image.fromarray(tiny.blocks(40, 56)).save(path)
     return path
+
+
+@pytest.fixture
+def web() -> Iterator[Web]:
+    """The small real web server, fresh for each test."""
+    with Web() as web:
+        yield web

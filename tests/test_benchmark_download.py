@@ -1,9 +1,11 @@
 """The downloader's benchmark: a server that tells the truth, arithmetic that is right, and a small run of the kills."""
 
 import argparse
+import asyncio
 import http.client
 import io
 import json
+import socket
 import struct
 import tarfile
 import time
@@ -14,6 +16,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import aiodns
 import download
 import download_badweb
 import download_kills
@@ -91,6 +94,16 @@ def test_the_huge_picture_is_small_on_the_wire(server: ImageServer, folder: Path
     while block := inflate.decompress(data, 2**24):
         data, pixels = inflate.unconsumed_tail, pixels + len(block)
     assert pixels == 16_000 * (1 + 3 * 16_000)
+
+
+def test_its_name_server_knows_no_name(server: ImageServer) -> None:
+    async def look_up() -> None:
+        async with aiodns.DNSResolver([server.nameserver], timeout=5.0, tries=1) as names:
+            await names.getaddrinfo("example.com", family=socket.AF_INET)
+
+    with pytest.raises(aiodns.error.DNSError) as error:
+        asyncio.run(look_up())
+    assert error.value.args[0] == aiodns.error.ARES_ENOTFOUND
 
 
 def test_requests_are_counted_by_path_whatever_the_host(server: ImageServer) -> None:

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -32,12 +31,6 @@ FAULTS = {
     "/status/503": "http_503",
     "/drip": "timeout",
 }
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
 
 
 def test_every_link_gets_a_row_and_every_image_a_sample(web: Web, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,12 +17,6 @@ from downloads import by_path, config_for, contents, images, pages, statuses, ta
 from filtering.download import DownloadConfig, DownloadShard, download_corpus
 from filtering.image import ImageConfig
 from filtering.stage import InputError
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
 
 
 def test_a_second_run_asks_only_for_what_may_pass(web: Web, tmp_path: Path) -> None:

@@ -38,12 +38,6 @@ def session() -> Iterator[None]:
     close_session()
 
 
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
-
-
 def write_corpus(run_dir: Path, paths: list[str]) -> None:
     urls = [f"http://{HOST}{path}" for path in paths]
     rows = [{"key": key_of(url, "a cat"), "url": url, "caption": "a cat", "entities": ["cat"]} for url in urls]

@@ -1,7 +1,7 @@
 """The HTTP client against a real server: every way in which the web says no, and how often it was asked."""
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from email.utils import formatdate
 from time import time
 from urllib.parse import quote
@@ -14,12 +14,6 @@ from filtering.fetch import FetchConfig, Fetcher, Outcome
 from filtering.headers import opts_out, retry_after
 from filtering.hosts import NetworkDown
 from filtering.stage import InputError
-
-
-@pytest.fixture
-def web() -> Iterator[Web]:
-    with Web() as web:
-        yield web
 
 
 def fetch(web: Web, *paths: str, **settings: object) -> list[Outcome]:
