@@ -54,9 +54,9 @@ class ImageConfig:
 class Resized:
     """`jpeg`, `width`, `height` and `phash` are there if and only if `status` is "success".
 
-    Other statuses: not_an_image, truncated, undecodable, too_many_pixels, too_small, too_elongated. The original size is that
-    of the upright picture, and there if the header was legible. `phash` is that of the kept picture without its border
-    (`filtering.phash`), `message` what the decoder said.
+    Other statuses: not_an_image, truncated, undecodable, too_many_pixels, too_small, too_elongated, client_error. The original
+    size is that of the upright picture, and there if the header was legible. `phash` is that of the kept picture without its
+    border (`filtering.phash`), `message` what the decoder said.
     """
 
     status: str
@@ -116,6 +116,8 @@ class Resize:
             if status == "success":
                 try:
                     kept = self._keep(data, image, orientation)
+                except (AttributeError, ImportError, NameError) as error:  # a flaw of ours is no verdict on the image
+                    status, message = "client_error", _said(error)
                 except Exception as error:
                     status, message = "undecodable", _said(error)
         return Resized(status=status, message=message, original_width=width, original_height=height, **kept)

@@ -13,9 +13,8 @@ import pycares
 from filtering.addresses import ConnectError, ForbiddenAddressError, Gate, is_address
 from filtering.stage import InputError
 
-_AT_ONCE = 64  # look-ups; each is two questions, and small name servers drop what goes beyond some 150
+_AT_ONCE = 32  # look-ups, mostly one question each: name servers drop what goes beyond their limits
 _ADDRESSES = 4  # per name: if all are dead, aiohttp tries n, n - 1, n - 2, ... of them
-_UNKNOWN = frozenset({aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA})
 # Names are absolute: with the search domains of resolv.conf "example.com" could mean a host of the user's cluster.
 _FLAGS = pycares.ARES_FLAG_NOSEARCH | pycares.ARES_FLAG_NOALIASES | pycares.ARES_FLAG_EDNS
 
@@ -27,6 +26,10 @@ class UnknownNameError(ConnectError):
     """The name servers say that there is no such name, or that it has no address."""
 
     status = "dns_unknown"
+
+
+class NoAddressError(UnknownNameError):
+    """The name exists, but not with an address of this family."""
 
 
 class NameServerError(ConnectError):
@@ -82,15 +85,14 @@ class Names:
         await self._dns.close()
 
     async def _look_up(self, name: str) -> list[str]:
+        """The addresses of a name: IPv4, or IPv6 where it has no other. That is one question for nearly every name."""
         async with self._at_once:
             try:
                 async with asyncio.timeout(self._seconds):
                     try:
-                        return await self._ask(name, socket.AF_UNSPEC)
-                    except UnknownNameError:
-                        # c-ares says so as well if one of its two questions (IPv4, IPv6) failed. A verdict for ever is worth
-                        # another question.
                         return await self._ask(name, socket.AF_INET)
+                    except NoAddressError:
+                        return await self._ask(name, socket.AF_INET6)
             except TimeoutError:
                 raise NameServerError(f"no answer from the name server within {self._seconds:g} s") from None
 
@@ -99,10 +101,10 @@ class Names:
             result = await self._dns.getaddrinfo(name, family=family, type=socket.SOCK_STREAM)
         except aiodns.error.DNSError as error:
             code, message = error.args
-            if code in _UNKNOWN:
-                raise UnknownNameError(
-                    f"{name} does not exist" if code == aiodns.error.ARES_ENOTFOUND else f"{name} has no address"
-                ) from None
+            if code == aiodns.error.ARES_ENODATA:
+                raise NoAddressError(f"{name} has no address") from None
+            if code == aiodns.error.ARES_ENOTFOUND:
+                raise UnknownNameError(f"{name} does not exist") from None
             raise NameServerError(message) from None
         return [_with_scope(node.addr) for node in result.nodes]
 

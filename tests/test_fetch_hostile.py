@@ -161,7 +161,6 @@ def test_the_socket_is_refused_even_if_all_else_lets_an_address_pass() -> None:
         (["SERVFAIL"], "dns"),
         (["REFUSED"], "dns"),
         (["silence"], "dns"),
-        (["NXDOMAIN", "SERVFAIL"], "dns"),  # what lasts for ever is asked twice
     ],
 )
 def test_what_name_servers_say(trap: Raw, answers: list[Answer], status: str) -> None:
@@ -216,7 +215,7 @@ def test_the_links_of_a_dead_name_cost_one_look_up() -> None:
     with NameServer({}) as names:
         outcomes = asyncio.run(one_after_the_other(names))
     assert {outcome.status for outcome in outcomes} == {"dns_unknown"}
-    assert names.questions["gone.test", "A"] == 2  # the second one makes sure
+    assert names.questions == {("gone.test", "A"): 1}
 
 
 def test_names_are_absolute() -> None:
