@@ -266,12 +266,18 @@ def _layout(out: Path) -> int | None:
         return None
 
 
+def _is_moving(out: Path) -> bool:
+    """Whether a kill fell between the files that were being put aside."""
+    return bool(json.loads((out / _LAYOUT).read_text()).get("moving"))
+
+
 def _lay_out(out: Path, shards: int) -> None:
     """Make room for another number of shards: the old ones are put aside, for the new ones to take their images from."""
     before = _layout(out)
-    if before is not None and before != shards:
+    if before is not None and (before != shards or _is_moving(out)):
         aside = out / _PREVIOUS / f"{before:05d}"
         aside.mkdir(parents=True, exist_ok=True)
+        write_json(out / _LAYOUT, {"shards": before, "moving": True})  # a kill must not part a tar from its statuses
         for name, path in list(shard_files(out)):
             if path.parent == out:
                 os.replace(path, aside / path.name)

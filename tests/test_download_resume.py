@@ -167,6 +167,33 @@ def kill_when_asked(web: Web, requests: int, config: DownloadConfig, corpus: Pat
         process.wait()
 
 
+def kill_before_move(number: int, to: str, config: DownloadConfig, corpus: Path, out: Path) -> None:
+    """Run a download that is killed -9 right before the `number`th time that it moves a file to a path that ends in `to`."""
+    code = (
+        "import os, sys; from pathlib import Path; from filtering.download import *; from filtering.fetch import FetchConfig\n"
+        "from filtering.image import ImageConfig\n"
+        "replace, moves = os.replace, []\n"
+        "def move(source, target):\n"
+        f"    moves.extend([target] if str(target).endswith({to!r}) or {to!r} in Path(target).parent.parts else [])\n"
+        f"    os.kill(os.getpid(), 9) if len(moves) == {number} else replace(source, target)\n"
+        "os.replace = move\n"
+        f"download_corpus({config!r}, Path(sys.argv[1]), Path(sys.argv[2]))"
+    )
+    process = subprocess.run([sys.executable, "-c", code, str(corpus), str(out)], check=False)
+    assert process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_a_kill_while_shards_are_put_aside_loses_no_image(web: Web, tmp_path: Path, number: int) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", images(8)), tmp_path / "shards"
+    download_corpus(config_for(web), corpus, out)
+    whole = contents(out)
+    kill_before_move(number, "00001", config_for(web, shard_size=2), corpus, out)
+    assert download_corpus(config_for(web), corpus, out)["asked"] == 0
+    assert contents(out) == whole
+    assert web.requests.total() == 8
+
+
 def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
     urls = [*images(40, "&wait=0.05"), f"http://{HOST}/status/404"]
     config = config_for(web, per_host=2, shard_size=100)
