@@ -126,7 +126,11 @@ class DownloadShard:
         known = self._known(scratch.name, [row["key"] for row in rows])
         alive = [row["url"] for row in rows if known.has_image(row["key"])]
         with Results(scratch, known, self._validity, self._retry) as results:
-            return write_shard(rows, scratch, self._validity, results, partial(self._client.obtain, alive[:WITNESSES]))
+            counts = write_shard(rows, scratch, self._validity, results, partial(self._client.obtain, alive[:WITNESSES]))
+        old = self._out / f"{scratch.name}.tar"
+        if not known.uses(old):
+            old.unlink(missing_ok=True)  # of other settings: a kill between the moves must not leave it beside our statuses
+        return counts
 
     def _known(self, shard: str, keys: Sequence[str]) -> Known:
         """What shards of this key range know: the one of this name, and those of another layout."""

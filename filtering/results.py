@@ -96,6 +96,10 @@ class Known:
         """Whether the link was obtained."""
         return key in self._bodies
 
+    def uses(self, tar: Path) -> bool:
+        """Whether the tar holds the image of one of the links."""
+        return any(path == tar for path, _, _ in self._bodies.values())
+
     def body(self, key: str) -> bytes:
         """The JPEG of a link that was obtained."""
         path, start, length = self._bodies[key]

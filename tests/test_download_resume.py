@@ -194,6 +194,16 @@ def test_a_kill_while_shards_are_put_aside_loses_no_image(web: Web, tmp_path: Pa
     assert web.requests.total() == 8
 
 
+def test_a_kill_never_brings_statuses_and_images_of_different_settings_together(web: Web, tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", images(8)), tmp_path / "shards"
+    large, small = (replace(config_for(web, shard_size=5), image=ImageConfig(image_size=size)) for size in (48, 32))
+    download_corpus(replace(large, shard_size=10), corpus, out)
+    whole = download_corpus(large, corpus, tmp_path / "straight")
+    kill_before_move(1, "sizes.json", small, corpus, out)  # all shards are there, and still the old ones put aside
+    kill_before_move(1, "shards/00000.tar", large, corpus, out)
+    assert download_corpus(large, corpus, out)["digest"] == whole["digest"]
+
+
 def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
     urls = [*images(40, "&wait=0.05"), f"http://{HOST}/status/404"]
     config = config_for(web, per_host=2, shard_size=100)
