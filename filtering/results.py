@@ -72,6 +72,10 @@ class Known:
             table = pq.read_table(statuses, columns=["key", *_COLUMNS])
         except (FileNotFoundError, pa.ArrowInvalid, pa.ArrowKeyError):
             return  # never written, damaged, or of another version: its links are asked for
+        except OSError as error:
+            if error.errno is not None:
+                raise  # the disk's or the user's: what cannot be read now is not lost
+            return  # how Arrow tells most damage
         metadata = table.schema.metadata or {}
         images, rules = (metadata.get(name.encode()) == digest.encode() for name, digest in self._validity.metadata().items())
         table = table.filter(pc.is_in(table["key"], self._keys))
