@@ -159,7 +159,7 @@ class Results:
 
     def add(self, key: str, record: Record, jpeg: bytes = b"") -> None:
         """Keep what became of a link."""
-        before = self._known.records.get(key)
+        before = self._found(key)
         self._journal.append(key, {**record, "attempts": record["attempts"] + (before["attempts"] if before else 0)}, jpeg)
         self._count(record)
 

@@ -267,6 +267,8 @@ def test_what_may_pass_is_asked_again_by_an_interrupted_shard(web: Web, tmp_path
     second = shard(table_of(urls), tmp_path / "00000")
     assert (second["status/success"], second["status/http_404"], second["asked"]) == (2, 1, 1)
     assert web.requests == {"/status/404": 1, "/heal?times=3&seed=1": 4, "/image": 1}
+    (healed,) = (row for row in rows_of(tmp_path / "00000" / "00000.parquet") if "heal" in str(row["url"]))
+    assert healed["attempts"] == 4
 
 
 def test_a_dead_network_is_no_result(web: Web, tmp_path: Path) -> None:
