@@ -112,6 +112,8 @@ def write_shards(
     again = [shard for shard, marker in complete.items() if _has_failure(marker, retry)]
     reopen(out, again)
     markers = run(make_work, sources, out, fingerprint=fingerprint, label=label, at_once=at_once, describe=describe)
+    for left in out.glob("_work/[0-9]*"):
+        _remove(left)  # by a kill after a shard was complete: it may hold all its images once more
     counts = sum_counts(markers)
     by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
     if not by_status.get("success"):

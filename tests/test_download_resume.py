@@ -207,6 +207,16 @@ def test_a_kill_never_brings_statuses_and_images_of_different_settings_together(
     assert download_corpus(large, corpus, out)["digest"] == whole["digest"]
 
 
+def test_what_a_kill_left_of_a_complete_shard_is_tidied_away(web: Web, tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", images(3)), tmp_path / "shards"
+    download_corpus(config_for(web), corpus, out)
+    left = out / "_work" / "00000"  # by a kill between the marker and the end
+    left.mkdir()
+    (left / ".journal-0").write_bytes(b"all the images once more")
+    assert download_corpus(config_for(web), corpus, out)["asked"] == 0
+    assert not list((out / "_work").iterdir())
+
+
 def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
     urls = [*images(40, "&wait=0.05"), f"http://{HOST}/status/404"]
     config = config_for(web, per_host=2, shard_size=100)
