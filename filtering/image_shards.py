@@ -201,11 +201,20 @@ def corpus_files(corpus: Path, columns: Sequence[str]) -> list[Path]:
     if not files:
         raise InputError(f"{corpus / 'kept'}: no parquet files there; run the filter first")
     for file in files:
-        if missing := [name for name in columns if name not in pq.read_schema(file).names]:
+        if missing := [name for name in columns if name not in columns_of(file)]:
             raise InputError(f"{file}: column {missing[0]!r} is missing; it is not a corpus that the filter wrote")
     if not sum(pq.read_metadata(file).num_rows for file in files):
         raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
     return files
+
+
+def columns_of(file: Path) -> list[str]:
+    """The names of a parquet file's columns. InputError if it cannot be read."""
+    try:
+        return list(pq.read_schema(file).names)
+    except (OSError, pa.ArrowException) as error:
+        reason = str(error).partition("\n")[0]
+        raise InputError(f"{file}: cannot be read ({reason}); delete {file.parent.parent} and run the filter again") from None
 
 
 def check_keys(keys: pa.ChunkedArray, file: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from filtering.download import DownloadConfig, content_digest, validity_of
 from filtering.fetch import Outcome
 from filtering.image import Resize
-from filtering.image_shards import check_keys, corpus_files, finish, without_repeats, write_shard, write_shards
+from filtering.image_shards import check_keys, columns_of, corpus_files, finish, without_repeats, write_shard, write_shards
 from filtering.partition import regroup
 from filtering.reader import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
 from filtering.results import Known, Results, Row
@@ -33,7 +33,7 @@ _COLUMNS = [*CORPUS.names, SAMPLE.name]
 
 def in_tars(corpus: Path) -> bool:
     """Whether the images of the corpus lie in tars already, so that they are selected and not downloaded."""
-    return any(SAMPLE.name in pq.read_schema(file).names for file in sorted((corpus / "kept").glob("*.parquet")))
+    return any(SAMPLE.name in columns_of(file) for file in sorted((corpus / "kept").glob("*.parquet")))
 
 
 def select_corpus(config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local) -> dict[str, Any]:

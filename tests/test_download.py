@@ -15,6 +15,7 @@ from downloads import config_for, contents, images, statuses, table_of, write_co
 from filtering.download import DownloadConfig, DownloadShard, download_corpus
 from filtering.fetch import FetchConfig
 from filtering.schema import CORPUS, STATUS, key_of
+from filtering.select import in_tars
 from filtering.stage import InputError
 from miniature.server import serve
 
@@ -168,6 +169,16 @@ def test_a_link_that_the_corpus_repeats_is_fetched_once(web: Web, tmp_path: Path
         pq.write_table(table, tmp_path / "corpus" / "kept" / f"{i}.parquet")
     assert download_corpus(config_for(web), tmp_path / "corpus", tmp_path / "shards")["links"] == 2
     assert len(statuses(tmp_path / "shards")) == 2
+
+
+def test_a_corpus_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
+    kept = tmp_path / "corpus" / "kept"
+    kept.mkdir(parents=True)
+    (kept / "00000.parquet").write_bytes(b"PAR1 torn")
+    for read in (in_tars, lambda corpus: download_corpus(DownloadConfig(), corpus, tmp_path / "shards")):
+        with pytest.raises(InputError, match=r"/kept/00000.parquet: cannot be read \(.*\); delete \S*/corpus and run") as error:
+            read(tmp_path / "corpus")
+        assert "\n" not in str(error.value)
 
 
 def strange_key(key: str | None) -> pa.Table:
