@@ -162,9 +162,10 @@ class Network:
             self._suspect()
 
     def stop(self) -> None:
-        """Forget the witness that is being heard: the event loop is about to end."""
+        """Forget the witness that is being heard: the outage is settled without it, or the event loop is about to end."""
         if self._hearing is not None:
             self._hearing.cancel()
+            self._hearing = None
 
     def _sign_of_life(self, host: Witness | None = None) -> None:
         """`host` answered, or the witness did."""
@@ -255,6 +256,7 @@ class Network:
         return min(self._patience, _NAMES_PATIENCE) if self._only_unknown_names else self._patience
 
     def _doubt_names(self) -> None:
+        self.stop()  # its silence would make another outage
         self.suspected, self.names_doubted = False, True
         self._probed.clear()
         self._silent.clear()

@@ -1,5 +1,6 @@
 """Dead hosts, or a dead network? A host that answered before tells, without being asked for anything."""
 
+import asyncio
 import socket
 from pathlib import Path
 
@@ -40,6 +41,25 @@ def test_a_dead_witness_proves_nothing() -> None:
         with pytest.raises(NetworkDown):
             await Client(make(witness=witness, warn=str), answers("connect")).get_all(DEAD)
         assert now() == pytest.approx(120.0, abs=5.0)
+
+    run(main())
+
+
+@pytest.mark.parametrize("seconds", [0.0, 4.0])
+def test_a_dead_witness_does_not_stop_a_run_whose_names_are_all_unknown(seconds: float) -> None:
+    async def main() -> None:
+        told: list[str] = []
+
+        async def witness() -> bool:
+            await asyncio.sleep(seconds)
+            return False
+
+        hosts = make(witness=witness, warn=told.append, pause=0.0)
+        await Client(hosts, answers("dns_unknown")).get_all(DEAD)
+        assert hosts.network.names_doubted
+        assert now() < 90.0
+        assert len(told) == 2
+        assert told[1].startswith("the name server knows none of the names")
 
     run(main())
 
