@@ -49,8 +49,9 @@ class Following:
     ) -> None:
         self._progress, self._work, self._describe = progress, out / "_work", describe
         self._left = dict(rows)
-        self._rows = self._shown = 0
+        self._rows = 0
         self._counts: Counter[str] = Counter()
+        self._live: dict[str, dict[str, int]] = {}
         for marker in before:
             self._take(marker)
         self._read_lines: Counter[Path] = Counter()
@@ -87,17 +88,19 @@ class Following:
 
     def _take(self, marker: Marker) -> None:
         self._rows += self._left.pop(marker.shard, 0)
+        self._live.pop(marker.shard, None)
         self._counts.update(marker.counts)
 
     def _show(self) -> None:
-        rows, counts = self._rows, self._counts.copy()
         for path in list(self._work.glob(f"*/{LIVE}")):
-            if path.parent.name in self._left:
-                live = _read(path)
-                rows += min(live.pop("rows", 0), self._left[path.parent.name])
-                counts.update(live)
-        self._shown = max(self._shown, rows)  # the counts of a shard vanish a moment before its end is heard of
-        self._progress.update(self._shown, self._describe(counts) if self._describe else "")
+            # The file vanishes a moment before the shard's end is heard of, and after a kill its work counts from 0 again.
+            if (shard := path.parent.name) in self._left and (live := _read(path)):
+                self._live[shard] = max(live, self._live.get(shard, {}), key=lambda counts: counts.get("rows", 0))
+        rows, counts = self._rows, self._counts.copy()
+        for shard, live in self._live.items():
+            rows += min(live.get("rows", 0), self._left[shard])
+            counts.update({name: count for name, count in live.items() if name != "rows"})
+        self._progress.update(rows, self._describe(counts) if self._describe else "")
 
     def _warn(self) -> None:
         for path in self._work.glob(f"{_WARNINGS}*"):
