@@ -31,7 +31,8 @@ _HOW_TO_READ = """<dl class=terms>
 <dt>ours<dd>Refused by a rule of ours, such as the smallest size. Change the rule, and the next run asks again.
 <dt>requests<dd>Asked of servers for the links as they stand now, repeats included, redirects not.
 <dt>look alike<dd>The perceptual hashes (64 bits, of the kept image) differ in at most {distance} bits. The first of several
-that look alike is not counted; a group is what looks alike from one image to the next.
+that look alike is not counted; a group is what looks alike from one image to the next. Plain images (of one colour, or that
+change in one direction alone, as stripes do) all have the hash 0, which tells nothing: they are not compared.
 <dt>files<dd>Every link has a row in <code>[0-9]*.parquet</code> beside this page, with its status and error message; all
 numbers are in <code>report.json</code>. Addresses are not shown here. The same tables give the same page, byte for byte.
 </dl>"""
@@ -122,13 +123,14 @@ def _images(content: Mapping[str, Any]) -> str:
         f"<tr><th><code>{row['phash']}</code><td>{row['images']:,}<td>{share(row['images'], near['images'])}"
         for row in near["largest"]
     )
+    plain = f" {count(near['plain'], 'image')} too plain to be compared." if near["plain"] else ""
     table = f"<table class=hosts><thead><tr><th>phash of the first<th>images<th>of images<tbody>{groups}</table>"
     return (
         "<div class=charts><figure><figcaption><h3>Sizes</h3><p>Originals whose header could be read behind, kept images in "
         f"front.</p></figcaption>{chart}</figure><figure><figcaption><h3>Duplicates</h3>"
         f"<p>{count(same['images'], 'image')} came as the same file, byte for byte, as an earlier one. "
-        f"{count(near['near_duplicates'], 'image')}, these among them, look like an earlier one; "
-        f"{count(near['groups'], 'group')} of two or more."
+        f"Of {count(near['images'], 'image')} that could be compared, {near['near_duplicates']:,} look like an earlier one; "
+        f"{count(near['groups'], 'group')} of two or more.{plain}"
         f"{' The largest:' if groups else ''}</p></figcaption>{table if groups else ''}</figure></div>"
     )
 

@@ -67,7 +67,9 @@ def describe(tally: Tally, summary: Mapping[str, Any], settings: Mapping[str, An
     """The report as JSON; see `write`."""
     obtained = tally.by_status["success"]
     same_bytes, repeated = tally.same_bytes()
-    alike = asdict(lookalikes.tally(tally.perceptual_hashes()))
+    hashes = tally.perceptual_hashes()
+    plain = hashes == 0  # of any one colour, or any stripes: their hashes are equal though they do not look alike
+    alike = asdict(lookalikes.tally(hashes[~plain]))
     distinct, counted = tally.hosts.distinct
     return {
         "digest": summary["digest"],
@@ -89,6 +91,7 @@ def describe(tally: Tally, summary: Mapping[str, Any], settings: Mapping[str, An
             "same_bytes": {"images": same_bytes, "originals": repeated},
             "near": {
                 **alike,
+                "plain": int(plain.sum()),
                 "distance": lookalikes.DISTANCE,
                 "largest": [{"images": images, "phash": f"{value:016x}"} for images, value in alike["largest"]],
             },

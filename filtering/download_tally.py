@@ -78,7 +78,7 @@ class Tally:
         return round(2 ** ((place + 0.5) / PER_OCTAVE))
 
     def perceptual_hashes(self) -> npt.NDArray[np.uint64]:
-        """Those of the images, in the order of the tables."""
+        """Those of the images, in the order of the tables; 0 for pictures that have nothing to compare (`filtering.phash`)."""
         return np.concatenate([np.zeros(0, np.uint64), *self._hashes["phash"]])
 
     def same_bytes(self) -> tuple[int, int]:

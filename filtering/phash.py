@@ -12,7 +12,8 @@ def phash(picture: Picture) -> str:
 
     The picture in grey (ITU-R BT.601) is reduced to 32 x 32 whatever its aspect, and transformed by the orthonormal DCT-II. Of
     the coefficients, those of rows 1 to 8 and columns 1 to 8 count, rounded to hundredths: a bit is set where one is above
-    the median of the 64, row by row, the most significant bit first. A picture of one colour has the hash 0.
+    the median of the 64, row by row, the most significant bit first. A picture of one colour has the hash 0, and so has one
+    that changes in one direction alone, such as stripes or a gradient from left to right: none of these coefficients sees it.
     """
     # Averaging any size straight into 32 x 32 takes ten times as long. A picture of 128 x 128 samples is plenty for 64 bits.
     sampled = cv2.cvtColor(cv2.resize(picture, (128, 128), interpolation=cv2.INTER_LINEAR), cv2.COLOR_BGR2GRAY)

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -23,6 +24,7 @@ from filtering.download import download_corpus
 from filtering.download_hosts import HostTally, hosts_of
 from filtering.download_meanings import meaning_of
 from filtering.download_report import numbers, write
+from filtering.image import ImageConfig, Resize
 from filtering.reasons import FAILURES, failure_of
 from filtering.schema import STATUS, key_of
 from filtering.stage import InputError, write_table
@@ -242,6 +244,17 @@ def test_images_as_counted_by_hand(tmp_path: Path) -> None:
     assert found["failure/ours"] == found["failure/permanent"] == 1.0
     assert found["success_share"] == pytest.approx(5 / 7)
     assert all(isinstance(value, float) for value in found.values())
+
+
+def test_plain_images_are_no_lookalikes_and_the_page_says_so(tmp_path: Path) -> None:
+    """One colour, another colour, and stripes: their hash is the same, and not because they look alike."""
+    x, resize = np.arange(100), Resize(ImageConfig())
+    stripes, picture = np.tile(x // 10 % 2 * 255, (100, 1)), np.outer(x, x % 37) % 255
+    pictures = [np.full((100, 100), 20), np.full((100, 100), 200), stripes, picture]
+    hashes = [resize(cv2.imencode(".png", picture.astype(np.uint8))[1].tobytes()).phash for picture in pictures]
+    near = report(tmp_path, [link(f"http://h/{n}", phash=value) for n, value in enumerate(hashes)])["duplicates"]["near"]
+    assert (near["images"], near["near_duplicates"], near["groups"], near["plain"]) == (1, 0, 0, 3)
+    assert "3 images too plain to be compared" in (tmp_path / "report.html").read_text()
 
 
 @pytest.mark.parametrize(("width", "unit"), [(32, 1), (300, 10), (4000, 100), (60_000, 100)])
