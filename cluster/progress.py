@@ -3,7 +3,7 @@
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import TracebackType
 from typing import Self, TextIO
 
@@ -15,7 +15,6 @@ from rich.progress import (
     Task,
     TaskProgressColumn,
     TextColumn,
-    TimeRemainingColumn,
 )
 from rich.progress import Progress as Bar
 from rich.text import Text
@@ -39,7 +38,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._began = self._last_line = time.monotonic()
         self._recent = deque([(self._began, start)])
-        self._bar = _bar(self._stream) if self._stream.isatty() else None
+        self._bar = self._make_bar() if self._stream.isatty() else None
         self._task = self._bar.add_task(label, total=total, completed=start, unit=unit, note="") if self._bar else None
 
     def __enter__(self) -> Self:
@@ -60,9 +59,6 @@ class Progress:
     def update(self, done: int, note: str = "") -> None:
         """`done` units are done in all."""
         self.done, self.note = done, note or self.note
-        if self._bar and self._task is not None:
-            self._bar.update(self._task, completed=done, note=self.note)
-            return
         now = time.monotonic()
         if done == self._start:
             self._recent = deque([(now, done)])  # the time until work begins tells nothing of its rate
@@ -70,7 +66,9 @@ class Progress:
             self._recent.append((now, done))
         while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_SECONDS:
             self._recent.popleft()
-        if now - self._last_line >= SECONDS_BETWEEN_LINES and (self.done, self.note) != self._told:
+        if self._bar and self._task is not None:
+            self._bar.update(self._task, completed=done, note=self.note)
+        elif now - self._last_line >= SECONDS_BETWEEN_LINES and (self.done, self.note) != self._told:
             self._print("")
 
     def say(self, line: str) -> None:
@@ -84,18 +82,42 @@ class Progress:
     def _print(self, ending: str) -> None:
         now = time.monotonic()
         self._last_line, self._told = now, (self.done, self.note)
-        elapsed = now - self._began
-        since, before = (self._began, self._start) if self.done >= self.total else self._recent[0]
-        rate = max(self.done - before, 0) / (now - since) if now > since else 0.0
         parts = [
             f"{self.label}: {self.done}/{self.total} {self.unit}",
-            f"{_number(rate)} {self.unit}/s",
-            f"{_duration(elapsed)} so far",
+            f"{_number(self._rate(now))} {self.unit}/s",
+            f"{_duration(now - self._began)} so far",
         ]
-        if rate > 0 and self.done < self.total:
-            parts.append(f"{_duration((self.total - self.done) / rate)} left")
+        if left := self._left(now):
+            parts.append(f"{left} left")
         parts += filter(None, [self.note, ending])
         print(", ".join(parts), file=self._stream, flush=True)
+
+    def _rate(self, now: float) -> float:
+        since, before = (self._began, self._start) if self.done >= self.total else self._recent[0]
+        return max(self.done - before, 0) / (now - since) if now > since else 0.0
+
+    def _left(self, now: float) -> str:
+        """The time left; "" if there is nothing to tell it from, or nothing left."""
+        rate = self._rate(now)
+        return _duration((self.total - self.done) / rate) if rate > 0 and self.done < self.total else ""
+
+    def _make_bar(self) -> "_Bar":
+        def rate(now: float) -> str:
+            return f"{_number(self._rate(now))}/s"
+
+        def time_left(now: float) -> str:
+            return _duration(now - self._began) if self.done >= self.total else self._left(now)
+
+        return _Bar(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            TaskProgressColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            _Timed(rate, "progress.data.speed"),
+            _Timed(time_left, "progress.remaining"),
+            console=Console(file=self._stream),
+        )
 
 
 class _Bar(Bar):
@@ -108,24 +130,15 @@ class _Bar(Bar):
                 yield Text(f"  {task.fields['note']}", no_wrap=True, overflow="ellipsis")
 
 
-class _Rate(ProgressColumn):
+class _Timed(ProgressColumn):
+    """Text that changes with the time, though nothing gets done."""
+
+    def __init__(self, told: Callable[[float], str], style: str) -> None:
+        super().__init__()
+        self._told, self._style = told, style
+
     def render(self, task: Task) -> Text:
-        rate = task.finished_speed or task.speed
-        return Text(f"{_number(rate)}/s" if rate else "", style="progress.data.speed")
-
-
-def _bar(stream: TextIO) -> Bar:
-    return _Bar(
-        TextColumn("{task.description}"),
-        BarColumn(bar_width=20),
-        TaskProgressColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[unit]}"),
-        _Rate(),
-        TimeRemainingColumn(elapsed_when_finished=True),
-        console=Console(file=stream),
-        speed_estimate_period=RECENT_SECONDS,
-    )
+        return Text(self._told(time.monotonic()), style=self._style)
 
 
 def _number(rate: float) -> str:

@@ -142,6 +142,19 @@ def test_a_terminal_gets_a_bar() -> None:
     assert "loss 1.23" in shown
 
 
+def test_a_bar_that_stands_still_does_not_go_on_telling_its_old_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("cluster.progress.time.monotonic", lambda: now[0])
+    stream = Terminal()
+    with Progress("download", total=3000, unit="links", stream=stream) as progress:
+        for done in (0, 500, 1000, *[1000] * 48):
+            progress.update(done)
+            now[0] += 1.0
+        stream.truncate(0)
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", stream.getvalue()).strip("\0").splitlines()[-1]
+    assert "1000/3000 links 19.6/s 1:42" in " ".join(last.split())
+
+
 def test_a_stage_is_complete_only_for_its_fingerprint(tmp_path: Path) -> None:
     assert read_marker(tmp_path, "filter", "f") is None
     marker = StageMarker(fingerprint="f", digest="d", seconds=1.5, counts={"kept": 3}, result={"path": "corpus"})
