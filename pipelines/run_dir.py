@@ -3,7 +3,7 @@
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +20,9 @@ WHERE_NOT_WHAT = (
 )
 """Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next: what
 of a download they touch, the download finds out itself."""
+
+WHAT_MAY_CHANGE = ("download.image", "download.shard_size")
+"""Keys that say what is done and may change all the same: the download and the training begin anew as far as they must."""
 
 CONFIG_FILE = "config.yaml"
 
@@ -59,7 +62,7 @@ def prepare_run_dir(config: Config) -> None:
         there = None
     with suppress(ConfigError, TypeError):
         there = to_dict(from_dict(Config, there))  # a key that is newer than the folder had its default's effect
-    before, now = (dict(_what(tree)) for tree in (there, to_dict(config)))
+    before, now = (dict(_without(tree, (*WHERE_NOT_WHAT, *WHAT_MAY_CHANGE))) for tree in (there, to_dict(config)))
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key, "absent") != now.get(key, "absent"):
             raise ConfigError(
@@ -71,7 +74,7 @@ def prepare_run_dir(config: Config) -> None:
 
 def digest_of_run(config: Config) -> str:
     """SHA-256 of what the run is: the same wherever it is done and recorded."""
-    return digest_of(dict(_what(to_dict(config))))
+    return digest_of(dict(_without(to_dict(config), WHERE_NOT_WHAT)))
 
 
 def run_folder(config: Config, config_file: Path | None) -> Path:
@@ -96,9 +99,9 @@ def _take(lock: int, folder: Path) -> None:
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
-def _what(tree: object) -> Iterator[tuple[str, object]]:
+def _without(tree: object, left_out: Sequence[str]) -> Iterator[tuple[str, object]]:
     for key, value in flatten(tree if isinstance(tree, dict) else {}):
-        if not any(f"{key}.".startswith(f"{where}.") for where in WHERE_NOT_WHAT):
+        if not any(f"{key}.".startswith(f"{section}.") for section in left_out):
             yield key, value
 
 

@@ -87,6 +87,7 @@ def test_a_folder_of_another_run_is_refused(folder: Path, capsys: pytest.Capture
     assert (
         call("--config=tiny.yaml", "download.fetch.timeout=9", "download.fetch.max_bytes=1000") == 0
     )  # how links are asked for
+    assert call("--config=tiny.yaml", "download.image.min_side=9", "download.shard_size=10") == 0  # as the report advises
     assert call("--config=tiny.yaml", "seed=4") == 2
     line = error_line(capsys)
     assert f"{folder / 'runs' / 'tiny'} holds a run of another config: 'seed' was 3 and is now 4" in line
@@ -98,6 +99,8 @@ def test_the_digest_of_a_run_is_of_what_not_where() -> None:
     here, there = Config(run_dir="a"), Config(run_dir="b", session=SessionConfig(num_cpus=1))
     assert digest_of_run(here) == digest_of_run(there)
     assert digest_of_run(here) != digest_of_run(replace(here, seed=1))
+    image = replace(here.download.image, min_side=9)
+    assert digest_of_run(here) != digest_of_run(replace(here, download=replace(here.download, image=image)))
 
 
 def test_a_submitted_job_writes_outside_the_copy_of_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
