@@ -6,6 +6,7 @@ from typing import Any
 
 from filtering import report_charts
 from filtering.download_hosts import SHOWN
+from filtering.download_progress import size
 from filtering.report_parts import (
     anchor,
     bar,
@@ -50,15 +51,6 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
     ]
     title = f"Download report: {content['obtained']:,} of {content['links']:,} images"
     write_page(path, title, _head(content), sections)
-
-
-def size(number: float) -> str:
-    """Bytes in few characters: 1.2 MB."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            break
-        number /= 1000
-    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"
 
 
 # ---- the parts of the page

@@ -19,7 +19,7 @@ def describe(counts: Mapping[str, int]) -> str:
     if not links:
         return ""
     obtained = statuses.pop("success", 0)
-    words = f"{obtained / links:.0%} obtained, {_size(counts.get('bytes', 0))}"
+    words = f"{obtained / links:.0%} obtained, {size(counts.get('bytes', 0))}"
     failures = ", ".join(f"{status} {count / links:.0%}" for status, count in _by_frequency(statuses)[:_MOST_OFTEN])
     return f"{words}, most often {failures}" if failures else words
 
@@ -42,9 +42,10 @@ def _by_frequency(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
 
 
-def _size(count: int) -> str:
-    """Bytes in the largest unit that leaves one or more: "18.2 MB"."""
-    size, units = float(count), ["B", "kB", "MB", "GB", "TB", "PB"]
-    while size >= 1000 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"
+def size(number: float) -> str:
+    """Bytes in few characters: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"

@@ -141,8 +141,9 @@ def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> Non
 def test_a_download_in_a_few_words() -> None:
     assert describe({}) == describe({"bytes": 0, "links": 0}) == ""
     counts = {"links": 4, "bytes": 1_234_567, "status/success": 61, "status/http_404": 20, "status/dns_unknown": 13}
-    assert describe(counts) == "65% obtained, 1.23 MB, most often http_404 21%, dns_unknown 14%"
+    assert describe(counts) == "65% obtained, 1.2 MB, most often http_404 21%, dns_unknown 14%"
     assert describe({"status/success": 3, "bytes": 999}) == "100% obtained, 999 B"
+    assert describe({"status/success": 1, "bytes": 999_700}) == "100% obtained, 1000 kB"
     assert conclude({"success": 5}) == "5 of 5 images obtained (100.0%); failed: none"
     several = {"success": 90, "http_404": 4, "http_403": 1, "not_an_image": 1, "bad_url": 2, "tls": 1, "too_small": 1}
     assert conclude(several) == (
