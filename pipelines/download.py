@@ -68,8 +68,15 @@ def _record(run: Run, result: Result, report: download_report.Content) -> None:
     run.table(report["hosts"]["most"]["hosts"], "hosts.json")
 
 
+def check_target(config: Config) -> None:
+    """Raise InputError where shards cannot be copied to the target, before hours of work lead up to it."""
+    if config.download.target:
+        Target(config.download.target).check()
+
+
 def run(config: Config, retry: Retry = "passing") -> None:
     """The verb; a corpus that is not there yet is filtered first."""
+    check_target(config)
     with open_context(config) as context:
         run_download(context, run_filter(context), retry)
 

@@ -6,7 +6,7 @@ from filtering.results import RETRIES, Retry
 from pipelines.checks import check_benchmarks, check_encoder, check_weights
 from pipelines.cli import Choice, main
 from pipelines.context import SUMMARY, Result, open_context
-from pipelines.download import RETRY, run_download
+from pipelines.download import RETRY, check_target, run_download
 from pipelines.evaluate import run_evaluate
 from pipelines.filter import run_filter
 from pipelines.settings import Config
@@ -18,6 +18,7 @@ def run(config: Config, retry: Retry = "none") -> None:
     check_encoder(config)
     check_weights(config)
     check_benchmarks(config)
+    check_target(config)
     with open_context(config) as context:
         corpus = run_filter(context)
         shards = run_download(context, corpus, retry)

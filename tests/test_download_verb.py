@@ -2,7 +2,7 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +22,11 @@ from filtering.image import ImageConfig
 from filtering.reader import SourceConfig
 from filtering.results import Retry
 from filtering.schema import CORPUS, key_of
+from filtering.stage import InputError
 from pipelines.context import SUMMARY, Result, open_context
+from pipelines.download import run as run_verb
 from pipelines.download import run_download
+from pipelines.full import run as run_full
 from pipelines.settings import Config
 
 GOOD = [f"/image?seed={seed}" for seed in range(10)]
@@ -136,6 +139,16 @@ def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> Non
     datasets = {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs}
     for result in (first, second):
         assert [name for name, digest in datasets if result["digest"].startswith(digest)] == ["shards"]
+
+
+@pytest.mark.parametrize("verb", [run_verb, run_full])
+def test_a_wrong_target_is_told_before_anything_is_done(tmp_path: Path, verb: Callable[[Config], None]) -> None:
+    config = Config(
+        run_dir=str(tmp_path), download=DownloadConfig(target="foo://shards"), tracking=TrackingConfig(enabled=False)
+    )
+    with pytest.raises(InputError, match=r"^download\.target: "):
+        verb(config)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_download_in_a_few_words() -> None:
