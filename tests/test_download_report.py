@@ -188,6 +188,12 @@ def tallied(names: list[str], statuses: list[str], **size: int) -> HostTally:
     return tally
 
 
+def test_links_without_an_address_are_of_no_host() -> None:
+    tally = tallied(["a", "b", ""], ["success", "http_404", "bad_url"])
+    assert tally.distinct == (2, True)
+    assert [row["host"] for row in tally.most().hosts] == ["", "a", "b"]
+
+
 def test_a_crowd_of_hosts_is_said_to_be_uncertain() -> None:
     crowd = [f"h{at}" for at in range(4000)]
     unsure = tallied(crowd, ["http_404"] * 4000, places=256, heaviest=4).most(10)
