@@ -38,7 +38,9 @@ _REASONS = {
         "asked again by the next run; download.fetch.timeout says how long an image may take",
     ),
     "incomplete": Meaning("The connection broke before the whole file had come."),
-    "host_down": Meaning("Not asked: the host had failed many times in a row, so it was left in peace."),
+    "host_down": Meaning(
+        "Not asked: the host had failed many times in a row, or asked to wait longer than download.fetch.max_wait."
+    ),
     "http_401": Meaning("The host asks for a password."),
     "http_403": Meaning(
         "The host refuses.", "a contact in download.fetch.contact may help; some hosts refuse whatever is no browser"
@@ -62,7 +64,9 @@ _REASONS = {
     ),
     "too_large": Meaning("The file has more bytes than allowed.", "download.fetch.max_bytes is the limit"),
     "too_many_redirects": Meaning("The address leads to another, and so on.", "download.fetch.max_redirects is the limit"),
-    "client_error": Meaning("Our client stumbled over the answer.", "the log names the links; please report one"),
+    "client_error": Meaning(
+        "Our client stumbled over the answer.", "error_message in the tables says at what; please report one"
+    ),
     "too_small": Meaning("The image's shorter side is too short.", "download.image.min_side is the limit"),
     "too_elongated": Meaning("The image is too long and thin.", "download.image.max_aspect is the limit"),
     "too_many_pixels": Meaning("The image has too many pixels to be decoded.", "download.image.max_area is the limit"),

@@ -28,7 +28,8 @@ COLORS = {"obtained": "kept", "permanent": "rejected", "passing": "lost", "ours"
 _HOW_TO_READ = """<dl class=terms>
 <dt>link<dd>A row of the corpus: an address and a caption. It is either obtained, or lost for exactly one reason.
 <dt>permanent<dd>Lost for good: the file or its site is gone, or what came is no image. It is not asked for again.
-<dt>passing<dd>Lost today: the next run of the same command asks for these links, and for no others.
+<dt>passing<dd>Lost today: the next run of <code>pipelines/download.py</code> asks for these links, and for no others.
+<code>pipelines/full.py</code> does so with <code>--retry passing</code>.
 <dt>ours<dd>Refused by a rule of ours, such as the smallest size. Change the rule, and the next run asks again.
 <dt>requests<dd>Asked of servers for the links as they stand now, repeats included, redirects not.
 <dt>look alike<dd>The perceptual hashes (64 bits, of the kept image) differ in at most {distance} bits. The first of several
