@@ -319,7 +319,8 @@ class Fetcher:
             began = time.monotonic()
             answer = await self._request(link, flight.seconds)
             spent = time.monotonic() - began
-            turn.report(answer.status, answer.retry_after, answered=answer.answered)
+            again = flight.requests > 0
+            turn.report(answer.status, answer.retry_after, answered=answer.answered, again=again)
             if answer.status != "success":
                 await flight.held.aclose()
             if await turn.trusted():

@@ -4,7 +4,7 @@ A fetcher goes through it in three steps:
 
     async with hosts.turn(host) as turn:  # waits; raises HostDown: not now, nothing was sent; NetworkDown: stop
         ...  # the request
-        turn.report(status, retry_after, answered=...)
+        turn.report(status, retry_after, answered=..., again=...)
     if not await turn.trusted():  # outside of the turn, as it may wait
         ...  # the network was at fault: ask again, as if this attempt had not been made
 
@@ -84,8 +84,12 @@ class Turn:
         self._verdict: asyncio.Future[bool] | bool = True
         self.reported = False
 
-    def report(self, status: str, retry_after: float | None = None, *, answered: bool = False) -> None:
-        """Say what came of the request; `retry_after` in seconds; `answered`: the head of some response arrived."""
+    def report(self, status: str, retry_after: float | None = None, *, answered: bool = False, again: bool = False) -> None:
+        """Say what came of the request; `retry_after` in seconds; `answered`: the head of some response arrived.
+
+        `again`: the link was asked for before. Another failure of the same link is no news of its host: a few links that fail
+        for ever, asked for again and again at the end of a shard, would pause a healthy one.
+        """
         self.reported = True
         failed = status in _FAILURES or status.startswith("http_5")
         if answered and status in _BEFORE_ANY_ANSWER:
@@ -93,7 +97,8 @@ class Turn:
         if status in _UNSENT and not answered:
             self._host.free_at = 0.0
         self._verdict = self._hosts.network.judge(self._host, status, answered, self._began)
-        self._hosts.record(self._host, failed, self._probe, retry_after)
+        if not (failed and again) or self._probe or retry_after is not None:
+            self._hosts.record(self._host, failed, self._probe, retry_after)
 
     async def trusted(self) -> bool:
         """Whether the result is the link's own; False: nobody can be reached. Waits for the next sign of life to know."""

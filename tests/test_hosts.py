@@ -279,3 +279,20 @@ def test_a_busy_server_gets_its_rest() -> None:
         await site.stop()
 
     asyncio.run(main())
+
+
+def test_a_link_that_fails_again_and_again_does_not_pause_its_host() -> None:
+    async def main() -> None:
+        hosts = make(failures=10)
+        for _ in range(9):
+            for attempt in range(5):
+                async with hosts.turn("host") as turn:
+                    turn.report("http_503", again=attempt > 0)
+        assert now() == 0.0
+        async with hosts.turn("host") as turn:
+            turn.report("http_503")  # of a tenth link
+        async with hosts.turn("host") as turn:
+            turn.report("success")
+        assert now() == 30.0
+
+    run(main())
