@@ -136,7 +136,7 @@ class DownloadShard:
         """What shards of this key range know: the one of this name, and those of another layout."""
         known = Known(keys, self._validity)
         for folder in sorted((self._out / _PREVIOUS).glob("[0-9]*")):
-            for name in _overlapping(int(shard), self._shards, int(folder.name)):
+            for name in _overlapping(int(shard), self._shards, int(folder.name.rpartition("-")[2])):
                 known.add_shard(folder / f"{name}.parquet")
                 for journal in folder.glob(f"{name}{self._validity.journal}"):
                     known.add_journal(journal)
@@ -275,11 +275,20 @@ def _is_moving(out: Path) -> bool:
     return bool(json.loads((out / _LAYOUT).read_text()).get("moving"))
 
 
+def _aside(out: Path, shards: int) -> Path:
+    """The folder for the files of so many shards, the last by name; a new one, lest they mix with what is there already."""
+    folders = sorted((out / _PREVIOUS).glob("[0-9]*"))
+    if folders and _is_moving(out):
+        return folders[-1]
+    number = int(folders[-1].name.partition("-")[0]) + 1 if folders else 0
+    return out / _PREVIOUS / f"{number:05d}-{shards:05d}"
+
+
 def _lay_out(out: Path, shards: int) -> None:
     """Make room for another number of shards: the old ones are put aside, for the new ones to take their images from."""
     before = _layout(out)
     if before is not None and (before != shards or _is_moving(out)):
-        aside = out / _PREVIOUS / f"{before:05d}"
+        aside = _aside(out, before)
         aside.mkdir(parents=True, exist_ok=True)
         write_json(out / _LAYOUT, {"shards": before, "moving": True})  # a kill must not part a tar from its statuses
         for name, path in list(shard_files(out)):

@@ -191,7 +191,7 @@ def test_a_kill_while_shards_are_put_aside_loses_no_image(web: Web, tmp_path: Pa
     corpus, out = write_corpus(tmp_path / "corpus", images(8)), tmp_path / "shards"
     download_corpus(config_for(web), corpus, out)
     whole = contents(out)
-    kill_before_move(number, "00001", config_for(web, shard_size=2), corpus, out)
+    kill_before_move(number, "_previous", config_for(web, shard_size=2), corpus, out)
     assert download_corpus(config_for(web), corpus, out)["asked"] == 0
     assert contents(out) == whole
     assert web.requests.total() == 8
@@ -205,6 +205,17 @@ def test_a_kill_never_brings_statuses_and_images_of_different_settings_together(
     kill_before_move(1, "sizes.json", small, corpus, out)  # all shards are there, and still the old ones put aside
     kill_before_move(1, "shards/00000.tar", large, corpus, out)
     assert download_corpus(large, corpus, out)["digest"] == whole["digest"]
+
+
+def test_shards_put_aside_twice_do_not_mix(web: Web, tmp_path: Path) -> None:
+    corpus, out = write_corpus(tmp_path / "corpus", images(8)), tmp_path / "shards"
+    large, small = (replace(config_for(web, shard_size=5), image=ImageConfig(image_size=size)) for size in (48, 32))
+    one = replace(small, shard_size=10)
+    whole = download_corpus(one, corpus, tmp_path / "straight")
+    download_corpus(large, corpus, out)
+    kill_before_move(1, "sizes.json", one, corpus, out)
+    kill_before_move(1, "shards/00000.tar", small, corpus, out)
+    assert download_corpus(one, corpus, out)["digest"] == whole["digest"]
 
 
 def test_what_a_kill_left_of_a_complete_shard_is_tidied_away(web: Web, tmp_path: Path) -> None:
