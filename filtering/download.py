@@ -83,8 +83,8 @@ def download_corpus(
     {class: links}, "by_status": {status: links}, "digest"}. The digest is that of the tars: the statuses beside them also tell
     how many attempts a link took, which is the web's mood.
 
-    Raises InputError if there are no links, if not one image was obtained, or if the network is dead. If no server answered at
-    all, nothing is remembered, so that the next run asks for every link again.
+    Raises InputError if there are no links, if not one image was obtained, or if the network is dead. If there was
+    not even an HTTP error, nothing is remembered, so that the next run asks for every link again.
     """
     out = out.resolve()
     sources = _cut(corpus, out, config.shard_size)

@@ -116,7 +116,8 @@ class Resize:
             if status == "success":
                 try:
                     kept = self._keep(data, image, orientation)
-                except (AttributeError, ImportError, NameError) as error:  # a flaw of ours is no verdict on the image
+                except (AttributeError, ImportError, MemoryError, NameError) as error:
+                    # A flaw or a lack of ours is no verdict on the image.
                     status, message = "client_error", _said(error)
                 except Exception as error:
                     status, message = "undecodable", _said(error)
