@@ -33,8 +33,10 @@ check: setup ## style, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-bench: setup ## side by side with the reference implementations and peers (an hour on 2 cores)
+bench: setup ## side by side with the reference implementations and peers (hours on 2 cores)
 	$(BIN)/python benchmarks/curation.py
+	$(BIN)/python benchmarks/download.py
+	$(BIN)/python benchmarks/pixels.py
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/pamr.py
 	$(BIN)/python benchmarks/tcl_step.py
