@@ -19,19 +19,19 @@ def session() -> Iterator[None]:
     close_session()
 
 
-def test_the_number_of_workers_and_the_order_of_files_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("workers", [2, *(pytest.param(workers, marks=pytest.mark.slow) for workers in (1, 8))])
+def test_the_number_of_workers_and_the_order_of_files_change_nothing(tmp_path: Path, workers: int) -> None:
     lines = write_links(tmp_path / "links.tsv", rows=2000)
     config = replace(config_for(tmp_path / "links.tsv"), shards=8, sample=700)
     straight = build_corpus(config, tmp_path / "straight")
-    for workers in (1, 2, 8):
-        folder = tmp_path / f"links{workers}"
-        folder.mkdir()
-        for part in range(workers):  # dealt to as many files, in another order each time
-            (folder / f"{part}.tsv").write_text("\n".join(lines[::-1][part::workers]))
-        spread = replace(config, source=replace(config.source, path=str(folder)))
-        session = SessionConfig(num_cpus=8, object_store_mb=100, data_workers=workers)
-        assert build_corpus(spread, tmp_path / f"ray{workers}", run=run_on_ray(session)) == straight
-        assert bytes_of(tmp_path / f"ray{workers}") == bytes_of(tmp_path / "straight")
+    folder = tmp_path / "links"
+    folder.mkdir()
+    for part in range(workers):  # dealt to as many files, in another order
+        (folder / f"{part}.tsv").write_text("\n".join(lines[::-1][part::workers]))
+    spread = replace(config, source=replace(config.source, path=str(folder)))
+    session = SessionConfig(num_cpus=8, object_store_mb=100, data_workers=workers)
+    assert build_corpus(spread, tmp_path / "ray", run=run_on_ray(session)) == straight
+    assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "straight")
 
 
 @pytest.mark.slow  # without Ray, tests/test_filter_corpus.py kills in every pass
