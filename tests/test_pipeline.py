@@ -123,6 +123,7 @@ def test_a_second_run_does_no_work(chain: Chain) -> None:
     assert files_under(chain.folder, "corpus/**/*", "shards/**/*", "train/**/*", "evaluate/**/*") == before
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(chain: Chain, tmp_path: Path) -> None:
     other = tmp_path / "other"
     run_well("download", other, "session.data_workers=1", "tracking.enabled=false")

@@ -81,6 +81,7 @@ def test_floors_on_the_treebank(quality: ModuleType) -> None:
     assert quality.noun_score(nlp, [quality.as_caption(sentence) for sentence in sentences], tags).f1 >= 0.88
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not CAPTIONS.exists(), reason="the real captions are not here")
 def test_two_tiers_are_no_worse_than_tagging_everything(quality: ModuleType) -> None:
     """On both sources together, having learned from all real captions, for the list that is kept by default.
