@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filtering.download_progress import describe
-from filtering.fetch import WITNESSES, FetchConfig, Fetcher
+from filtering.fetch import WITNESSES, Fetcher
+from filtering.fetch_config import FetchConfig
 from filtering.image import ImageConfig, Resize
 from filtering.image_shards import check_keys, corpus_files, finish, shard_files, without_repeats, write_shard, write_shards
 from filtering.partition import regroup

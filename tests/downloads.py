@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from download_web import HOST, Web
 
 from filtering.download import DownloadConfig
-from filtering.fetch import FetchConfig
+from filtering.fetch_config import FetchConfig
 from filtering.image import ImageConfig
 from filtering.schema import CORPUS, key_of
 from filtering.stage import digest_of_file

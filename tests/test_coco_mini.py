@@ -15,7 +15,7 @@ from PIL import Image
 
 from cluster.storage import StageMarker, write_marker
 from filtering.download import DownloadConfig
-from filtering.fetch import FetchConfig
+from filtering.fetch_config import FetchConfig
 from owseg.evaluation.datasets import BENCHMARKS, list_items, read_image, read_label
 from pipelines.config import ConfigError
 from pipelines.run_dir import digest_of_run, prepare_run_dir

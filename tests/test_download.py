@@ -13,7 +13,7 @@ from download_web import HOST, Web, picture
 from downloads import config_for, contents, images, statuses, table_of, write_corpus
 
 from filtering.download import DownloadConfig, DownloadShard, download_corpus
-from filtering.fetch import FetchConfig
+from filtering.fetch_config import FetchConfig
 from filtering.schema import CORPUS, STATUS, key_of
 from filtering.select import in_tars
 from filtering.stage import InputError

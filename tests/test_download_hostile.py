@@ -15,7 +15,7 @@ from test_image_hostile import CASES
 
 from filtering.corpus import FilterConfig, build_corpus
 from filtering.download import DownloadConfig, download_corpus
-from filtering.fetch import FetchConfig
+from filtering.fetch_config import FetchConfig
 from filtering.reader import SourceConfig
 from miniature.server import serve
 

@@ -17,7 +17,7 @@ from cluster.tracking import TrackingConfig
 from filtering.corpus import FilterConfig
 from filtering.download import DownloadConfig
 from filtering.download_progress import conclude, describe
-from filtering.fetch import FetchConfig
+from filtering.fetch_config import FetchConfig
 from filtering.image import ImageConfig
 from filtering.reader import SourceConfig
 from filtering.results import Retry

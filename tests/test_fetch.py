@@ -10,7 +10,8 @@ import pytest
 from download_web import HOST, Raw, Web, answer, picture
 from name_server import NameServer
 
-from filtering.fetch import FetchConfig, Fetcher, Outcome
+from filtering.fetch import Fetcher, Outcome
+from filtering.fetch_config import FetchConfig
 from filtering.headers import opts_out, retry_after
 from filtering.hosts import NetworkDown
 from filtering.stage import InputError

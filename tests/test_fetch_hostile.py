@@ -19,7 +19,8 @@ from download_web import HOST, Raw, Web, answer, gzip_bomb, picture
 from name_server import Answer, NameServer
 
 from filtering.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
-from filtering.fetch import FetchConfig, Fetcher, Outcome
+from filtering.fetch import Fetcher, Outcome
+from filtering.fetch_config import FetchConfig
 from filtering.names import Names
 
 

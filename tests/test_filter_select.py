@@ -19,7 +19,7 @@ from download_web import HOST, Web, picture
 from filtering import select
 from filtering.corpus import FilterConfig, build_corpus
 from filtering.download import DownloadConfig, download_corpus
-from filtering.fetch import FetchConfig
+from filtering.fetch_config import FetchConfig
 from filtering.image import ImageConfig
 from filtering.reader import SourceConfig, read_links
 from filtering.schema import CORPUS, SAMPLE, STATUS
