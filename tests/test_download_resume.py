@@ -153,12 +153,18 @@ def test_a_damaged_shard_is_mended(web: Web, tmp_path: Path, damage: str) -> Non
     assert 0 < asked < 8 if damage == "tar cut" else asked == 8
 
 
+IMPORTS = """
+import os, sys
+from pathlib import Path
+from filtering.download import *
+from filtering.fetch_config import FetchConfig
+from filtering.image import ImageConfig
+"""
+
+
 def kill_when_asked(web: Web, requests: int, config: DownloadConfig, corpus: Path, out: Path) -> None:
     """Kill a download -9 when the server has seen so many requests more."""
-    code = (
-        "import sys; from pathlib import Path; from filtering.download import *;"
-        f"from filtering.fetch_config import FetchConfig; from filtering.image import ImageConfig; download_corpus({config!r}, Path(sys.argv[1]), Path(sys.argv[2]))"
-    )
+    code = f"{IMPORTS}download_corpus({config!r}, Path(sys.argv[1]), Path(sys.argv[2]))"
     before = web.requests.total()
     process = subprocess.Popen([sys.executable, "-c", code, str(corpus), str(out)])
     try:
@@ -173,8 +179,7 @@ def kill_when_asked(web: Web, requests: int, config: DownloadConfig, corpus: Pat
 def kill_before_move(number: int, to: str, config: DownloadConfig, corpus: Path, out: Path) -> None:
     """Run a download that is killed -9 right before the `number`th time that it moves a file to a path that ends in `to`."""
     code = (
-        "import os, sys; from pathlib import Path; from filtering.download import *; from filtering.fetch_config import FetchConfig\n"
-        "from filtering.image import ImageConfig\n"
+        f"{IMPORTS}"
         "replace, moves = os.replace, []\n"
         "def move(source, target):\n"
         f"    moves.extend([target] if str(target).endswith({to!r}) or {to!r} in Path(target).parent.parts else [])\n"
