@@ -137,7 +137,8 @@ class Results:
         self._live = scratch / LIVE
         self._counts: Counter[str] = Counter()
         self._told = time.monotonic()
-        self._asked: set[str] = set()
+        self.asked = 0
+        """How many links were asked for."""
 
     def __enter__(self) -> Self:
         return self
@@ -154,7 +155,7 @@ class Results:
                 rest.append(row)
             else:
                 self._count(record)
-        self._asked = {row["key"] for row in rest}
+        self.asked = len(rest)
         return rest
 
     def add(self, key: str, record: Record, jpeg: bytes = b"") -> None:
@@ -172,11 +173,6 @@ class Results:
     def body(self, key: str) -> bytes:
         """The JPEG of a link that was obtained."""
         return self._journal.body(key) if key in self._journal.records else self._known.body(key)
-
-    @property
-    def asked(self) -> int:
-        """How many links were asked for."""
-        return len(self._asked)
 
     def _found(self, key: str) -> Record | None:
         return self._journal.records.get(key) or self._known.records.get(key)

@@ -1,5 +1,6 @@
 """What the download's tests share: corpora of links to the test server, and what a download left behind."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pyarrow.parquet as pq
 from download_web import HOST, Web
 
 from filtering.download import DownloadConfig
+from filtering.fetch import Fetcher, Outcome
 from filtering.fetch_config import FetchConfig
 from filtering.image import ImageConfig
 from filtering.schema import CORPUS, key_of
@@ -65,3 +67,17 @@ def statuses(out: Path) -> list[dict[str, Any]]:
 def by_path(out: Path) -> dict[str, dict[str, Any]]:
     """The rows of all shards by the path of their link."""
     return {row["url"].removeprefix(f"http://{HOST}"): row for row in statuses(out)}
+
+
+def fetch_all(*urls: str, **settings: Any) -> list[Outcome]:
+    """The outcomes of all URLs, asked for together."""
+
+    async def one(fetcher: Fetcher, url: str) -> Outcome:
+        async with fetcher.fetch(url) as outcome:
+            return outcome
+
+    async def all_of_them() -> list[Outcome]:
+        async with Fetcher(FetchConfig(**settings)) as fetcher:
+            return await asyncio.gather(*(one(fetcher, url) for url in urls))
+
+    return asyncio.run(all_of_them())

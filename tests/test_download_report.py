@@ -7,7 +7,6 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import asdict
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from download_web import HOST, Web
 from downloads import config_for, images, pages, write_corpus
+from pages import Page
 
 from filtering import download_report
 from filtering.download import download_corpus
@@ -302,26 +302,6 @@ def test_same_tables_same_bytes_and_no_trace_of_people_or_machines(tmp_path: Pat
         ):
             assert private not in written
     assert not list(tmp_path.rglob("*.tmp"))
-
-
-class Page(HTMLParser):
-    """Everything that a browser would see: elements, attributes, and the text between."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"a comment: {data}")
 
 
 def test_hostile_hosts_and_statuses_are_inert(tmp_path: Path) -> None:

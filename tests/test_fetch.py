@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 import pytest
 from download_web import HOST, Raw, Web, answer, picture
+from downloads import fetch_all
 from name_server import NameServer
 
 from filtering.fetch import Fetcher, Outcome
@@ -24,16 +25,7 @@ def fetch(web: Web, *paths: str, **settings: object) -> list[Outcome]:
 
 def fetch_urls(web: Web, *urls: str, **settings: object) -> list[Outcome]:
     settings = {"timeout": 20.0, "backoff": 0.01, "per_host_rate": 0.0, "connect_to": web.connect_to, **settings}
-
-    async def one(fetcher: Fetcher, url: str) -> Outcome:
-        async with fetcher.fetch(url) as outcome:
-            return outcome
-
-    async def all_of_them() -> list[Outcome]:
-        async with Fetcher(FetchConfig(**settings)) as fetcher:  # type: ignore[arg-type]
-            return await asyncio.gather(*(one(fetcher, url) for url in urls))
-
-    return asyncio.run(all_of_them())
+    return fetch_all(*urls, **settings)
 
 
 def test_an_image_comes_over_the_mapped_address_under_its_own_name(web: Web) -> None:

@@ -16,6 +16,7 @@ from urllib.parse import quote
 
 import pytest
 from download_web import HOST, Raw, Web, answer, gzip_bomb, picture
+from downloads import fetch_all
 from name_server import Answer, NameServer
 
 from filtering.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
@@ -39,16 +40,7 @@ def trap() -> Iterator[Raw]:
 
 def fetch(*urls: str, **settings: object) -> list[Outcome]:
     settings = {"timeout": 20.0, "backoff": 0.01, "attempts": 1, "per_host_rate": 0.0, **settings}
-
-    async def one(fetcher: Fetcher, url: str) -> Outcome:
-        async with fetcher.fetch(url) as outcome:
-            return outcome
-
-    async def all_of_them() -> list[Outcome]:
-        async with Fetcher(FetchConfig(**settings)) as fetcher:  # type: ignore[arg-type]
-            return await asyncio.gather(*(one(fetcher, url) for url in urls))
-
-    return asyncio.run(all_of_them())
+    return fetch_all(*urls, **settings)
 
 
 OWN_NETWORK = [

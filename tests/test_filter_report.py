@@ -3,12 +3,12 @@
 import json
 import re
 import string
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from pages import Page
 
 from filtering import report, report_charts
 from filtering.schema import CORPUS, DROPPED, ENTITIES, key_of
@@ -36,26 +36,6 @@ ELEMENTS = {
     "table", "thead", "tbody", "tr", "th", "td", "ul", "ol", "li", "dl", "dt", "dd", "figure", "figcaption", "a", "i", "b",
     "em", "small", "strong", "code", "bdi", "svg", "rect", "line", "polyline", "circle", "text",
 }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """Everything that a browser would see: elements, attributes, and the text between."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__(convert_charrefs=True)
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        self.text += data
-
-    def handle_comment(self, data: str) -> None:
-        raise AssertionError(f"a comment: {data}")
 
 
 def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
