@@ -13,22 +13,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from filtering.reasons import FAILURES, failure_of
+from filtering.url import NO_HOST
 
-NO_HOST = ""
 PLACES = 2**20
 HEAVIEST = 4096
 SHOWN = 50
-
-_HOST = r"(?i)^\s*https?://(?:[^/?#\\]*@)?(?P<host>\[[0-9a-f:.]+\]|[^\s/?#:@\[\]\\]+)"
-
-
-def hosts_of(urls: pa.Array) -> pa.Array:
-    """The hosts of URLs in lower case, without port, credentials and final dot; `NO_HOST` where there is none."""
-    hosts = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
-    return pc.fill_null(pc.utf8_rtrim(pc.utf8_lower(hosts), "."), NO_HOST)
 
 
 @dataclass(frozen=True, kw_only=True)

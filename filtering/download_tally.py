@@ -10,9 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.download_hosts import HostTally, hosts_of
+from filtering.download_hosts import HostTally
 from filtering.schema import STATUS
 from filtering.stage import InputError
+from filtering.url import hosts_of
 
 BATCH = 2**16
 SIDES = 2**14

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from filtering.rules import EmailAddress, PhoneNumber
 from filtering.schema import CORPUS, DROPPED, SAMPLE
+from filtering.url import hosts_of
 
 SAMPLES = 10
 """Rows shown of the kept ones and of those that each rule dropped."""
@@ -31,7 +32,6 @@ PERSONAL = frozenset({EmailAddress.name, PhoneNumber.name})
 
 _PERSONAL_PARTS = re.compile(r"\S+(?=\s?@)|(?<=@)\s?\S+|\d")
 
-_HOST = r"^[A-Za-z][A-Za-z0-9+.-]*://(?:[^/?#@]*@)?(?P<host>\[[0-9A-Fa-f:.]+\]|[^/?#:@\s\[]+)"
 
 Statistics = dict[str, Any]
 """JSON:
@@ -183,11 +183,9 @@ def _hosts(kept: pa.Table, dropped: pa.Table) -> list[str]:
     lots = []
     for table, mark in ((kept, " kept"), (dropped, "")):
         drawn = _lowest(table.select(["key", "url"]), LOT)
-        hosts = pc.utf8_slice_codeunits(
-            pc.utf8_lower(pc.struct_field(pc.extract_regex(drawn["url"], _HOST), "host")), 0, LONGEST_HOST
-        )
+        hosts = pc.utf8_slice_codeunits(hosts_of(drawn["url"]), 0, LONGEST_HOST)
         names = zip(drawn["key"].to_pylist(), hosts.to_pylist(), strict=True)
-        lots.append([f"{key} {host or ''}{mark}" for key, host in names])
+        lots.append([f"{key} {host}{mark}" for key, host in names])
     return _merge_hosts(*lots)
 
 

@@ -21,13 +21,14 @@ from pages import Page
 
 from filtering import download_report
 from filtering.download import download_corpus
-from filtering.download_hosts import HostTally, hosts_of
+from filtering.download_hosts import HostTally
 from filtering.download_meanings import meaning_of
 from filtering.download_report import numbers, write
 from filtering.image import ImageConfig, Resize
 from filtering.reasons import FAILURES, failure_of
 from filtering.schema import STATUS, key_of
 from filtering.stage import InputError, write_table
+from filtering.url import hosts_of
 
 SETTINGS = {
     "fetch": {
