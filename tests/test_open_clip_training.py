@@ -44,7 +44,7 @@ def step(encoder: Encoder, pictures: torch.Tensor, texts: torch.Tensor) -> None:
     """One optimiser step on CLIP's loss: it is finite, every part of the model learns, and the loss falls."""
     clip = encoder.clip.train()
     loss_of = open_clip.ClipLoss()
-    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-3)
+    optimizer = torch.optim.AdamW(clip.parameters(), lr=1e-5)  # so short that the gradient decides, whatever crops were drawn
     before = {name: weight.detach().clone() for name, weight in clip.named_parameters()}
 
     def loss() -> torch.Tensor:
