@@ -18,8 +18,9 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
-demo: setup ## the whole chain on the miniature world, into runs/demo
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/full.py --config configs/demo.yaml run_dir=$(RUN_DIR)
+demo: setup ## the whole chain on the miniature world, into runs/demo; make demo methods=[tcl,ovsegmentor] for other rows
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/full.py --config configs/demo.yaml run_dir=$(RUN_DIR) \
+		$(if $(methods),'methods=$(methods)')
 
 test: setup ## the tests, without those marked slow
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
@@ -40,6 +41,7 @@ bench: setup ## side by side with the reference implementations and peers (hours
 	$(BIN)/python benchmarks/engines.py
 	$(BIN)/python benchmarks/pamr.py
 	$(BIN)/python benchmarks/tcl_step.py
+	$(BIN)/python benchmarks/ovsegmentor_step.py
 	$(BIN)/python benchmarks/inference.py
 
 up: setup ## open MLflow on the demo's runs and print its address

@@ -3,7 +3,7 @@
 import json
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.stage import digest_of, digest_of_file
 from owseg import InputError
+from owseg.checkpoint import NORMALISATION, PATHS
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
@@ -36,13 +37,21 @@ class Contender:
     encoder: EncoderConfig
     weights: Path | None = None
 
+    def on(self, dataset: str) -> "Contender":
+        """The contender with its method as that wants to be on a benchmark; itself where the method makes no difference."""
+        on = getattr(self.method, "on", None)
+        return replace(self, method=on(dataset)) if on else self
+
     def fingerprint(self) -> str:
         """Changes whenever the row's numbers could."""
         pretrained = Path(self.encoder.pretrained)
-        files = [path for path in (self.weights, pretrained if pretrained.is_file() else None) if path]
-        settings = asdict(self.method) | {"encoder": asdict(self.encoder) | {"pretrained": pretrained.name}}
-        settings = {key: value for key, value in settings.items() if key not in TRAINING_ONLY}
-        return digest_of([settings, [digest_of_file(path) for path in files]])
+        encoder = asdict(self.encoder) | {"pretrained": pretrained.name}
+        files = [self.weights, pretrained]
+        if not self.method.stands_on_clip:
+            encoder, files = {key: encoder[key] for key in NORMALISATION}, [self.weights]
+        settings = {key: value for key, value in asdict(self.method).items() if key not in TRAINING_ONLY} | {"encoder": encoder}
+        settings |= {key: Path(settings[key]).name for key in PATHS if key in settings}
+        return digest_of([settings, [digest_of_file(path) for path in files if path and path.is_file()]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +118,7 @@ def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -
             for rank, contender in enumerate(contenders):
                 digest = digest_of([fingerprints[rank], read])[:16]
                 file = out / "parts" / contender.name / f"{dataset}-{start:06}-{digest}.npz"
-                parts.append((rank, Part(contender=contender, dataset=dataset, items=chunk, file=file)))
+                parts.append((rank, Part(contender=contender.on(dataset), dataset=dataset, items=chunk, file=file)))
     return [part for _, part in sorted(parts, key=lambda ranked: ranked[0])]
 
 
@@ -140,16 +149,16 @@ class Evaluator:
         torch.set_num_threads(1)
         self.config = config
         self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.contender = ""
+        self.contender: Contender | None = None
         self.segmenter: Segmenter | None = None
         self.classes: dict[str, Tensor] = {}
 
     def score(self, part: Part) -> Part:
         """Score a part and write its file."""
         contender, protocol = part.contender, protocol_of(self.config, part.dataset)
-        if self.segmenter is None or self.contender != contender.name:
+        if self.segmenter is None or self.contender != contender:
             self.segmenter = load_segmenter(contender.method, contender.encoder, contender.weights).to(self.device)
-            self.contender, self.classes = contender.name, {}
+            self.contender, self.classes = contender, {}
         if part.dataset not in self.classes:
             self.classes[part.dataset] = self.segmenter.embed_classes(protocol.queries)
         classes = self.classes[part.dataset]
@@ -165,9 +174,11 @@ def draw(
     pictures: dict[str, list[Path]] = {}
     root = config.folder.resolve()
     for contender in contenders:
-        segmenter = load_segmenter(contender.method, contender.encoder, contender.weights)
+        loaded: Contender | None = None
         row, paths = scores[contender.name], pictures.setdefault(contender.name, [])
         for dataset, score in row.items():
+            if loaded != (wanted := contender.on(dataset)):
+                segmenter, loaded = load_segmenter(wanted.method, wanted.encoder, wanted.weights), wanted
             protocol = protocol_of(config, dataset)
             items = {item.id: item for item in list_items(protocol.benchmark, root)}
             classes = segmenter.embed_classes(protocol.queries)

@@ -7,21 +7,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import nn
 
 from cluster import InputError
 from cluster.engine import DeepSpeedEngine
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from owseg.data import CaptionBatches, ShardReader, batches_from
+from owseg.data import Batch, CaptionBatches, Prepare, ShardReader, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
-from owseg.engine import Engine, TorchEngine
+from owseg.engine import Engine, Span, TorchEngine, spans
 from owseg.fit import WEIGHTS, fit
-from owseg.methods import TrainedConfig
-from owseg.optim import ParameterGroup
+from owseg.methods import TrainedConfig, build_trained
+from owseg.optim import OptimConfig, ParameterGroup
+from owseg.text import Tokenizer
 
 POLL_SECONDS = 0.5
 
@@ -74,6 +77,11 @@ class TrainJob:
     def steps(self) -> int:
         """Optimiser steps over all phases."""
         return sum(phase.steps for phase in self.method.phases)
+
+    @property
+    def spans(self) -> list[Span]:
+        """The phases in their places."""
+        return spans(self.method.phases, self.method.optim)
 
     @property
     def log(self) -> Path:
@@ -134,29 +142,17 @@ def train_worker(config: dict[str, Any]) -> None:
     torch.set_num_threads(job.train.threads)
     device = torch.device("cuda", torch.cuda.current_device()) if job.train.use_gpu else torch.device("cpu")
 
-    torch.manual_seed(job.seed)  # fresh layers start out alike on every rank
-    encoder = build_encoder(job.encoder) if job.encoder.pretrained == PRETRAIN else load_encoder(job.encoder)
-    method = job.method.build(encoder)
-    batches = CaptionBatches(
-        ShardReader(job.shards),
-        encoder.tokenize,
-        job.method.augment,
-        mean=job.encoder.mean,
-        std=job.encoder.std,
-        batch_size=job.method.optim.batch_size,
-        seed=job.seed,
-        rank=rank,
-        world_size=world_size,
-    )
+    method, tokenize = _build(job)
+    batches = loader(job, method, tokenize, rank, world_size)
 
-    def make_engine(groups: Sequence[ParameterGroup]) -> Engine:
+    def make_engine(groups: Sequence[ParameterGroup], optim: OptimConfig) -> Engine:
         if job.train.engine == "torch":
-            return TorchEngine(method, groups, job.method.optim, device, bf16=job.train.bf16)
+            return TorchEngine(method, groups, optim, device, bf16=job.train.bf16)
         return DeepSpeedEngine(
             method,
             groups,
-            job.method.optim,
-            batch_per_worker=job.method.optim.batch_size // world_size,
+            optim,
+            batch_per_worker=optim.batch_size // world_size,
             zero_stage=job.train.zero_stage,
             bf16=job.train.bf16,
             device=device,
@@ -176,7 +172,7 @@ def train_worker(config: dict[str, Any]) -> None:
             job.method.phases,
             job.method.optim,
             make_engine,
-            lambda start, stop: batches_from(batches, start, stop, workers=job.train.loader_workers),
+            batches,
             seed=job.seed,
             resume=resume,
             log_every=job.train.log_every,
@@ -184,6 +180,48 @@ def train_worker(config: dict[str, Any]) -> None:
             on_log=log,
             on_checkpoint=on_checkpoint,
         )
+
+
+def _build(job: TrainJob) -> tuple[nn.Module, Tokenizer]:
+    """The method as its training begins, and its tokenizer."""
+    torch.manual_seed(job.seed)  # fresh layers start out alike on every rank
+    make_encoder = cache(lambda: (build_encoder if job.encoder.pretrained == PRETRAIN else load_encoder)(job.encoder))
+    method = build_trained(job.method, make_encoder)
+    initialise = getattr(method, "initialise", None)
+    if initialise is not None:  # also where training goes on: checkpoints hold no weights that stay frozen throughout
+        initialise()
+    return method, getattr(method, "tokenize", None) or make_encoder().tokenize
+
+
+def loader(
+    job: TrainJob, method: nn.Module, tokenize: Tokenizer, rank: int, workers: int
+) -> Callable[[Span, int], Iterator[Batch]]:
+    """A rank's batches as `fit` asks for them. Raises InputError where any phase's cannot be had, before the first begins."""
+    prepare: Prepare | None = getattr(method, "prepare", None)
+    reader = ShardReader(job.shards, entities=prepare is not None or any(phase.partners for phase in job.method.phases))
+    for span in job.spans:
+        key = f"models.{job.method.name}.{span.stretch.key}.batch_size"
+        check_batch_size(span.stretch.optim.batch_size, samples=len(reader), workers=workers, key=key)
+
+    def batches(span: Span, step: int) -> Iterator[Batch]:
+        drawn = CaptionBatches(
+            reader,
+            tokenize,
+            span.phase.augment or job.method.augment,
+            mean=job.encoder.mean,
+            std=job.encoder.std,
+            batch_size=span.stretch.optim.batch_size,
+            seed=job.seed,
+            rank=rank,
+            world_size=workers,
+            start=span.stretch.start,
+            stretch=span.stretch.number,
+            prepare=prepare,
+            partners=span.phase.partners,
+        )
+        return batches_from(drawn, step, span.stop, workers=job.train.loader_workers)
+
+    return batches
 
 
 class _StepLog:
@@ -197,11 +235,16 @@ class _StepLog:
 
     def __call__(self, step: int, losses: dict[str, float], lr: float) -> None:
         now = time.monotonic()
-        rate = (step - self.step) * self.job.method.optim.batch_size / max(now - self.time, 1e-9)
+        rate = pairs_between(self.job.spans, self.step, step) / max(now - self.time, 1e-9)
         self.step, self.time = step, now
         line = {"step": step, "lr": lr, "samples_per_second": rate, "loss/total": sum(losses.values())}
         with self.job.log.open("a") as file:
             file.write(json.dumps(line | {f"loss/{name}": value for name, value in losses.items()}) + "\n")
+
+
+def pairs_between(phases: Sequence[Span], start: int, stop: int) -> int:
+    """Image-caption pairs of steps start..stop-1."""
+    return sum(max(0, min(stop, span.stop) - max(start, span.start)) * span.stretch.optim.batch_size for span in phases)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

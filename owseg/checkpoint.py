@@ -9,7 +9,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from owseg import InputError
 from owseg.encoders import EncoderConfig, encoder_dict
@@ -17,16 +17,26 @@ from owseg.evaluation.presets import EvaluateConfig, View, view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import Methods, SegmenterConfig, TrainedConfig
 from owseg.methods.clip import Clip
+from owseg.methods.ovsegmentor import CLIP
 from owseg.methods.tcl import Tcl
 from owseg.published import SUFFIXES as OFFICIAL_SUFFIXES
+from owseg.published import read_official, recognise
 
 MODEL = "model.json"
 TRAINING_FREE = "naclip"
+PATHS = ("image_weights", "text_tower")
+"""Settings of methods that may name a file or a folder."""
+Method = TypeVar("Method", bound=TrainedConfig | SegmenterConfig)
+NORMALISATION = ("mean", "std")
+"""All that a method asks of the encoder's settings where it stands on no CLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A method, the encoder it stands on, how it wants to be shown images, and its trained weights where it has any."""
+    """A method, the encoder it stands on, how it wants to be shown images, and its trained weights where it has any.
+
+    Of the encoder, only the normalisation of images is meant where the method stands on no CLIP.
+    """
 
     method: TrainedConfig | SegmenterConfig
     encoder: EncoderConfig = EncoderConfig()
@@ -35,17 +45,26 @@ class Checkpoint:
 
     def files(self) -> dict[str, str]:
         """SHA-256 of every file of weights, by its path from the weights' folder (bare names where the method has none)."""
-        paths = [path for path in (self.weights, Path(self.encoder.pretrained)) if path is not None and path.is_file()]
+        below = Path(self.encoder.pretrained) if self.method.stands_on_clip else None
+        paths = [path for path in (self.weights, below) if path is not None and path.is_file()]
         return {self._relative(path): sha256(path) for path in paths}
 
     def describe(self) -> dict[str, Any]:
         """All that decides its masks, without a path of this machine."""
+        method = asdict(self.method)
+        given = {name: Path(method[name]) for name in PATHS if name in method}
+        method |= {name: self._relative(path) for name, path in given.items() if path.is_absolute()}
+        return {"method": method, "encoder": self._encoder(), "view": asdict(self.view), "sha256": self.files()}
+
+    def _encoder(self) -> dict[str, Any]:
+        if not self.method.stands_on_clip:
+            return {name: getattr(self.encoder, name) for name in NORMALISATION}
         encoder, pretrained = encoder_dict(self.encoder), Path(self.encoder.pretrained)
         if self.encoder.model.endswith(".json"):
             encoder["model"] = Path(self.encoder.model).name
         if pretrained.is_file() or pretrained.is_absolute():
             encoder["pretrained"] = self._relative(pretrained)
-        return {"method": asdict(self.method), "encoder": encoder, "view": asdict(self.view), "sha256": self.files()}
+        return encoder
 
     def _relative(self, path: Path) -> str:
         if self.weights is None:
@@ -74,7 +93,7 @@ def read_model(folder: Path, encoder_weights: str = "") -> Checkpoint:
     try:
         model = json.loads(file.read_text(encoding="utf-8"))
         trained = {cls().name: cls for cls in get_args(TrainedConfig)}
-        method = _rebuild(trained[model["method"]["name"]], model["method"])
+        method = located(_rebuild(trained[model["method"]["name"]], model["method"]), folder)
         encoder = _rebuild(EncoderConfig, {key: value for key, value in model["encoder"].items() if key != "architecture"})
         view = _rebuild(View, model["view"])
         digests = {str(name): str(digest) for name, digest in model["sha256"].items()}
@@ -97,7 +116,7 @@ def read_model(folder: Path, encoder_weights: str = "") -> Checkpoint:
 def find_checkpoint(
     checkpoint: str | Path = TRAINING_FREE, method: str = "", *, encoder_model: str = "", encoder_weights: str = ""
 ) -> Checkpoint:
-    """What a user means by `checkpoint`: a folder with `model.json`, a run's folder, a `tcl.pth`, or a training-free mode.
+    """What a user means by `checkpoint`: a folder with `model.json`, a run's folder, an official .pth, or a training-free mode.
 
     `method` picks one of several that a run trained, or a training-free mode to be run on the checkpoint's encoder. The encoder
     can be named where the checkpoint does not say (`tcl.pth`, training-free modes: by default OpenAI's ViT-B/16); for the
@@ -114,18 +133,36 @@ def find_checkpoint(
             raise InputError(f"{checkpoint}: there is no {MODEL} beside it to say what it is; give a folder that train wrote")
         found = read_model(_folder_in(path, method) if path.is_dir() else path.parent, encoder_weights)
     elif path.is_file():
-        found = Checkpoint(method=Tcl(), encoder=encoder, weights=path)
+        found = Checkpoint(method=_official_method(path), encoder=encoder, weights=path)
     else:
         raise InputError(
-            f"{checkpoint}: no such checkpoint; give a folder with {MODEL}, a tcl.pth, or one of {', '.join(modes)}"
+            f"{checkpoint}: no such checkpoint; give a folder with {MODEL}, an official .pth, or one of {', '.join(modes)}"
         )
     if method in modes:
+        if not found.method.stands_on_clip:
+            raise InputError(f"{method}: {checkpoint} has no CLIP that it could read; give the method alone, and its encoder")
         return replace(found, method=modes[method], weights=None)
     if method and method != found.method.name:
         raise InputError(
             f"{method}: {checkpoint} is a checkpoint of {found.method.name}; besides it, there are {', '.join(modes)}"
         )
     return found
+
+
+def _official_method(path: Path) -> SegmenterConfig:
+    """The method whose official checkpoint a file is, with the settings that can be told from it."""
+    name, settings = recognise(read_official(path), path)
+    method: SegmenterConfig = getattr(Methods(), name)
+    changes: dict[str, Any] = dict(settings)
+    return replace(method, **changes)
+
+
+def located(method: Method, folder: Path) -> Method:
+    """A method whose files and folders, named from `folder`, have absolute paths; what is no path there stays as it is."""
+    named = {name: value for name in PATHS if (value := getattr(method, name, "")) and value != CLIP}
+    paths = {name: folder / Path(value).expanduser() for name, value in named.items()}
+    found: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
+    return replace(method, **found)
 
 
 def _named_encoder(model: str, weights: str) -> EncoderConfig:
@@ -153,7 +190,8 @@ def _folder_in(folder: Path, method: str) -> Path:
         return folder
     trained = {file.parent.name: file.parent for file in sorted(folder.glob(f"train/*/{MODEL}"))}
     if method in training_free() and trained:
-        return next(iter(trained.values()))  # all of them stand on the run's one encoder
+        # All that stand on a CLIP stand on the run's one; these two always do.
+        return next(trained[name] for name in (Clip().name, Tcl().name, *trained) if name in trained)
     segmenters = [name for name in trained if name != Clip().name]
     name = method or (segmenters[0] if len(segmenters) == 1 else "")
     if name in trained:

@@ -5,12 +5,13 @@ nothing but the seed, the step and the rank, which makes a resumed run continue 
 """
 
 import io
+import json
 import random
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from owseg import InputError
+from owseg.partners import EntityLists, Partners
 from owseg.text import Tokenizer
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+
+Prepare = Callable[[list[str], list[list[str]], list[str] | None], dict[str, Tensor]]
+"""What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,32 +54,56 @@ class Batch(NamedTuple):
     tokens: Tensor
     captions: list[str]
     keys: list[str]
+    texts: dict[str, Tensor] = {}  # noqa: RUF012 -- read-only: all batches without texts share it
+    """What the method's `prepare` made of captions and entities."""
+    partner: Tensor | None = None
+    """[B, 3, H, W]: for each image another one that shares an entity with it, in phases that ask for it."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
-        return self._replace(image=self.image.to(device, non_blocking=True), tokens=self.tokens.to(device, non_blocking=True))
+
+        def move(tensor: Tensor) -> Tensor:
+            return tensor.to(device, non_blocking=True)
+
+        return self._replace(
+            image=move(self.image),
+            tokens=move(self.tokens),
+            texts={name: move(tensor) for name, tensor in self.texts.items()},
+            partner=None if self.partner is None else move(self.partner),
+        )
+
+
+Place = tuple[int, int]
+"""Offset and size of a file in its tar."""
 
 
 class Sample(NamedTuple):
-    """Where a sample lies: tar number, then (offset, size) of its image and of its caption."""
+    """Where a sample lies: tar number, its image and its caption."""
 
     shard: int
-    image: tuple[int, int]
-    caption: tuple[int, int]
+    image: Place
+    caption: Place
 
 
 class ShardReader:
     """Random access to the samples of WebDataset tars (`key.jpg`, `key.txt`), ordered by tar name and position."""
 
-    def __init__(self, shards: Sequence[Path]) -> None:
-        """Index the tars. Raises InputError where a tar is unreadable or there is no sample at all."""
+    def __init__(self, shards: Sequence[Path], *, entities: bool = False) -> None:
+        """Index the tars, with what `key.json` has as "entities" where asked for.
+
+        Raises InputError where a tar is unreadable, there is no sample at all, or a sample has no such list.
+        """
         self.shards = sorted(shards)
         self.keys: list[str] = []
         self.samples: list[Sample] = []
+        self.entities = EntityLists()
+        """Each sample's entities; empty where they were not asked for."""
         for number, shard in enumerate(self.shards):
-            for key, image, caption in _index(shard):
+            for key, image, caption, names in _index(shard, entities):
                 self.keys.append(key)
                 self.samples.append(Sample(number, image, caption))
+                if names is not None:
+                    self.entities.append(names)
         if not self.samples:
             raise InputError("no training samples: the shards hold no image with a caption; check the download stage")
 
@@ -91,8 +120,8 @@ class ShardReader:
             return encoded, file.read(caption[1]).decode()
 
 
-def _index(shard: Path) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]]:
-    members: dict[str, dict[str, tuple[int, int]]] = {}
+def _index(shard: Path, entities: bool) -> Iterator[tuple[str, Place, Place, list[str] | None]]:
+    members: dict[str, dict[str, Place]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:
             for member in tar:
@@ -100,10 +129,24 @@ def _index(shard: Path) -> Iterator[tuple[str, tuple[int, int], tuple[int, int]]
                 members.setdefault(key, {})[f".{suffix}"] = (member.offset_data, member.size)
     except (OSError, tarfile.TarError) as error:
         raise InputError(f"{shard}: not a readable tar ({error}); delete it and run the download stage again") from error
-    for key, files in members.items():
-        image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
-        if image and ".txt" in files:
-            yield key, image, files[".txt"]
+    with shard.open("rb") as file:
+        for key, files in members.items():
+            image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
+            if image and ".txt" in files:
+                yield key, image, files[".txt"], _entities(file, files.get(".json"), key) if entities else None
+
+
+def _entities(file: BinaryIO, about: Place | None, key: str) -> list[str]:
+    """The list "entities" of a sample's JSON."""
+    if about is not None:
+        file.seek(about[0])
+        try:
+            found = json.loads(file.read(about[1])).get("entities")
+        except (ValueError, AttributeError):  # not JSON, or not a mapping
+            found = None
+        if isinstance(found, list) and all(isinstance(name, str) for name in found):
+            return found
+    raise InputError(f"{file.name}: sample {key} carries no list of entities; curate the corpus (pipelines/filter.py) first")
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
@@ -114,9 +157,17 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(state))
 
 
-def epoch_order(samples: int, seed: int, epoch: int) -> np.ndarray:
-    """The order in which an epoch visits its samples; a new one every epoch."""
-    return np.random.default_rng([seed, epoch]).permutation(samples)
+def epoch_order(samples: int, seed: int, epoch: int, stretch: int = 0) -> np.ndarray:
+    """The order in which an epoch of a stretch visits its samples; a new one every epoch and in every stretch."""
+    return np.random.default_rng([seed, epoch, *([stretch] if stretch else [])]).permutation(samples)
+
+
+def check_batch_size(batch_size: int, *, samples: int, workers: int, key: str = "optim.batch_size") -> None:
+    """Raise InputError that names `key` where a global batch cannot be shared out, or the corpus cannot fill one."""
+    if batch_size % workers:
+        raise InputError(f"{key}: {batch_size} does not divide over {workers} workers")
+    if batch_size > samples:
+        raise InputError(f"{key}: {batch_size} is more than the corpus' {samples} samples; lower it")
 
 
 class CaptionBatches(Dataset[Batch]):
@@ -134,14 +185,22 @@ class CaptionBatches(Dataset[Batch]):
         seed: int,
         rank: int = 0,
         world_size: int = 1,
+        start: int = 0,
+        stretch: int = 0,
+        prepare: Prepare | None = None,
+        partners: bool = False,
     ) -> None:
-        """batch_size is global, over all ranks. Raises InputError where the corpus cannot fill one batch."""
-        if batch_size % world_size:
-            raise InputError(f"optim.batch_size: {batch_size} does not divide over {world_size} workers")
-        if batch_size > len(reader):
-            raise InputError(f"optim.batch_size: {batch_size} is more than the corpus' {len(reader)} samples; lower it")
-        self.reader, self.tokenize = reader, tokenize
+        """The batches of one stretch, which begins at step `start`.
+
+        batch_size is global, over all ranks. With `partners` or `prepare` the reader must have indexed entities. Raises
+        InputError where the corpus cannot fill one batch.
+        """
+        check_batch_size(batch_size, samples=len(reader), workers=world_size)
+        self.reader, self.tokenize, self.prepare = reader, tokenize, prepare
+        self.names = list(reader.entities.numbers)
+        self.partners = Partners(reader.entities) if partners else None
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
+        self.start, self.stretch = start, stretch
         from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
 
         self.transform = create_transform(
@@ -158,20 +217,34 @@ class CaptionBatches(Dataset[Batch]):
         )
 
     def __getitem__(self, step: int) -> Batch:
-        per_epoch = len(self.reader) // self.batch_size
-        epoch, position = divmod(step, per_epoch)
-        order = epoch_order(len(self.reader), self.seed, epoch)
-        start = position * self.batch_size
-        mine = order[start : start + self.batch_size].reshape(self.world_size, -1)[self.rank]
+        mine = self._samples(step)
         seed_step(self.seed, step, self.rank)
-        images, captions = [], []
-        for index in mine:
-            encoded, caption = self.reader.read(int(index))
-            with Image.open(io.BytesIO(encoded)) as image:
-                images.append(self.transform(image.convert("RGB")))
-            captions.append(caption)
-        keys = [self.reader.keys[int(index)] for index in mine]
-        return Batch(torch.stack(images), self.tokenize(captions), captions, keys)
+        images, captions = zip(*map(self._read, mine), strict=True)
+        batch = Batch(torch.stack(images), self.tokenize(captions), list(captions), [self.reader.keys[index] for index in mine])
+        shared: list[str] | None = None
+        if self.partners is not None:
+            rng = np.random.default_rng([self.seed, step, self.rank, 1])  # its own, lest it shift other draws of the step
+            drawn = [self.partners.draw(index, rng) for index in mine]
+            shared = [entity for _, entity in drawn]
+            batch = batch._replace(partner=torch.stack([self._read(index)[0] for index, _ in drawn]))
+        if self.prepare is not None:
+            entities = [[self.names[number] for number in self.reader.entities.of(index)] for index in mine]
+            batch = batch._replace(texts=self.prepare(batch.captions, entities, shared))
+        return batch
+
+    def _samples(self, step: int) -> list[int]:
+        """Numbers of the samples of this rank's batch."""
+        epoch, position = divmod(step - self.start, len(self.reader) // self.batch_size)
+        order = epoch_order(len(self.reader), self.seed, epoch, self.stretch)
+        whole = order[position * self.batch_size :][: self.batch_size]
+        mine: list[int] = whole.reshape(self.world_size, -1)[self.rank].tolist()
+        return mine
+
+    def _read(self, index: int) -> tuple[Tensor, str]:
+        """A sample's image, augmented, and its caption."""
+        encoded, caption = self.reader.read(index)
+        with Image.open(io.BytesIO(encoded)) as image:
+            return self.transform(image.convert("RGB")), caption
 
 
 def batches_from(batches: CaptionBatches, start: int, stop: int, *, workers: int) -> Iterator[Batch]:

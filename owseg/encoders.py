@@ -190,13 +190,18 @@ def embed_patches(visual: Any, image: Tensor) -> Tensor:
 
 
 def resize_positions(positions: Tensor, trained: tuple[int, int], grid: tuple[int, int]) -> Tensor:
-    """Positional embeddings [1 + h*w, C] for another token grid."""
+    """Positional embeddings [1 + h*w, C] for another token grid; the class position stays."""
     if tuple(grid) == tuple(trained):
         return positions
-    cls, patches = positions[:1], positions[1:]
-    square = patches.T.reshape(1, -1, *trained)
-    resized = F.interpolate(square, size=tuple(grid), mode="bicubic", align_corners=False)
-    return torch.cat([cls, resized.flatten(2)[0].T])
+    return torch.cat([positions[:1], resize_grid(positions[1:], trained, grid)])
+
+
+def resize_grid(positions: Tensor, trained: tuple[int, int], grid: tuple[int, int]) -> Tensor:
+    """Positional embeddings [h*w, C] of patches alone for another grid, bicubic without aligned corners."""
+    if tuple(grid) == tuple(trained):
+        return positions
+    square = positions.T.reshape(1, -1, *trained)
+    return F.interpolate(square, size=tuple(grid), mode="bicubic", align_corners=False).flatten(2)[0].T
 
 
 def run_blocks(visual: Any, tokens: Tensor, start: int, stop: int) -> Tensor:

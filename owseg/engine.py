@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.data import Batch
-from owseg.optim import Moments, OptimConfig, ParameterGroup, adamw, moments, with_moments
+from owseg.data import AugmentConfig, Batch
+from owseg.optim import Moments, OptimConfig, ParameterGroup, Stretch, adamw, moments, with_moments
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,10 +24,39 @@ class Phase:
     """Optimiser steps of this phase."""
     train: tuple[str, ...]
     """Name prefixes of the parameters that learn; all others stay frozen."""
+    partners: bool = False
+    """Whether each image comes with another one that shares an entity with it."""
+    optim: OptimConfig | None = None
+    """Begins a training of its own: schedule, optimiser and epochs start afresh, weights go on; null = the last one goes on."""
+    augment: AugmentConfig | None = None
+    """Augmentation of this phase; null = the method's."""
 
     def __post_init__(self) -> None:
         if self.steps < 1 or not self.train:
             raise InputError("steps must be at least 1, and train must name a parameter prefix")
+
+
+class Span(NamedTuple):
+    """A phase in its place. Steps are counted from the first phase's first."""
+
+    phase: Phase
+    start: int
+    stop: int
+    """Its steps are start..stop-1."""
+    stretch: Stretch
+    """The training that it is part of, alone or with its neighbours."""
+
+
+def spans(phases: Sequence[Phase], optim: OptimConfig) -> list[Span]:
+    """Phases in their places; `optim` is that of phases before the first one with its own."""
+    starts = [sum(phase.steps for phase in phases[:index]) for index in range(len(phases) + 1)]
+    firsts = [index for index, phase in enumerate(phases) if index == 0 or phase.optim is not None]
+    found = []
+    for number, (first, after) in enumerate(pairwise([*firsts, len(phases)])):
+        own = phases[first].optim
+        stretch = Stretch(number, own or optim, f"phases.{first}.optim" if own else "optim", starts[first], starts[after])
+        found += [Span(phases[index], starts[index], starts[index + 1], stretch) for index in range(first, after)]
+    return found
 
 
 class Engine(Protocol):

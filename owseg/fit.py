@@ -12,12 +12,12 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import Batch, seed_step
-from owseg.engine import Engine, Phase
-from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, lr_at, parameter_groups
+from owseg.engine import Engine, Phase, Span, spans
+from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, parameter_groups
 from owseg.weights import differences
 
 WEIGHTS = "method.safetensors"
-MakeEngine = Callable[[Sequence[ParameterGroup]], Engine]
+MakeEngine = Callable[[Sequence[ParameterGroup], OptimConfig], Engine]
 
 
 class OnLog(Protocol):
@@ -33,8 +33,8 @@ class OnCheckpoint(Protocol):
 
 
 def learned_state(method: nn.Module, phases: Sequence[Phase]) -> dict[str, Tensor]:
-    """The tensors that any phase trains (and the buffers beside them): what a checkpoint of the method holds."""
-    prefixes = tuple(prefix for phase in phases for prefix in phase.train)
+    """What a checkpoint of the method holds: the tensors that any phase trains, buffers beside them, and those `kept`."""
+    prefixes = (*(prefix for phase in phases for prefix in phase.train), *getattr(method, "kept", ()))
     return {name: tensor.contiguous() for name, tensor in method.state_dict().items() if name.startswith(prefixes)}
 
 
@@ -63,7 +63,10 @@ def phase_groups(method: nn.Module, phases: Sequence[Phase], optim: OptimConfig)
     """What each phase trains, grouped for its engine. Raises InputError where a prefix names no parameter."""
     prefixes = [phase.train for phase in phases]
     quirks = getattr(method, "quirks", Quirks())
-    return [parameter_groups(named_parameters(method, phase), prefixes, optim.weight_decay, quirks) for phase in phases]
+    return [
+        parameter_groups(named_parameters(method, span.phase), prefixes, span.stretch.optim.weight_decay, quirks)
+        for span in spans(phases, optim)
+    ]
 
 
 def fit(
@@ -71,7 +74,7 @@ def fit(
     phases: Sequence[Phase],
     optim: OptimConfig,
     make_engine: MakeEngine,
-    batches: Callable[[int, int], Iterator[Batch]],
+    batches: Callable[[Span, int], Iterator[Batch]],
     *,
     seed: int,
     resume: Path | None = None,
@@ -82,10 +85,15 @@ def fit(
 ) -> None:
     """Train `method` in place.
 
-    batches(start, stop) yields this rank's batches of steps start..stop-1. `resume` is a folder that a checkpoint was saved
-    to; training goes on after its step as if it had never stopped, given as many ranks as before. One schedule runs over
-    all phases. Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase
-    before trained too (a parameter that pauses for a phase starts afresh).
+    batches(span, step) yields this rank's batches of a phase from `step` on. `resume` is a folder that a checkpoint was saved
+    to; training goes on after its step as if it had never stopped, given as many ranks as before.
+
+    Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
+    trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
+    `optim` of its own begins a new training: weights alone go on.
+
+    A method may have, besides `losses`: `begin_phase(phase)`, called before a phase's first step; `after_step()`, called after
+    each step; `kept`, name prefixes of the tensors that these two change. In both calls all tensors are whole, gradients off.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     total = sum(phase.steps for phase in phases)
@@ -94,34 +102,39 @@ def fit(
         done = int(json.loads((resume / "position.json").read_text())["step"])
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
-    start = 0
     carried: Moments = {}
-    for phase, groups in zip(phases, phase_groups(method, phases, optim), strict=True):
-        stop = start + phase.steps
-        if done > stop or done == total:
-            start = stop
+    for span, groups in zip(spans(phases, optim), phase_groups(method, phases, optim), strict=True):
+        if done > span.stop or done == total:
             continue
         _freeze_all_but(method, groups)
-        engine = make_engine(groups)
-        if resume is not None and done > start:  # at the phase's very end, too: the next engine takes over from this one
+        engine = make_engine(groups, span.stretch.optim)
+        if resume is not None and done > span.start:  # at the phase's very end, too: the next engine takes over from this one
             engine.load(resume)
         else:
-            engine.take_over(carried)
-        for step, batch in zip(range(max(start, done), stop), batches(max(start, done), stop), strict=True):
+            engine.take_over(carried if span.start > span.stretch.start else {})
+            _call(method, engine, "begin_phase", span.phase)
+        first = max(span.start, done)
+        for step, batch in zip(range(first, span.stop), batches(span, first), strict=True):
             seed_step(seed, step, rank)
-            losses = engine.step(batch, lr_at(optim, step, total))
-            after_step = getattr(method, "after_step", None)
-            if after_step is not None:
-                after_step()
+            lr = span.stretch.lr(step)
+            losses = engine.step(batch, lr)
+            _call(method, engine, "after_step")
             finished = step + 1
             if finished % log_every == 0 or finished == total:
                 means = _mean_over_ranks(losses)  # a collective: every rank takes part, whether or not it logs
                 if on_log is not None:
-                    on_log(finished, means, lr_at(optim, step, total))
+                    on_log(finished, means, lr)
             if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
                 on_checkpoint(finished, _saver(method, phases, engine, finished))
         carried = engine.hand_over()
-        start = stop
+
+
+def _call(method: nn.Module, engine: Engine, name: str, *arguments: object) -> None:
+    """Call a method's hook where it has one, with all its tensors whole and gradients off."""
+    hook = getattr(method, name, None)
+    if hook is not None:
+        with engine.whole(), torch.no_grad():
+            hook(*arguments)
 
 
 def _freeze_all_but(method: nn.Module, groups: Sequence[ParameterGroup]) -> None:

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +25,10 @@ class OptimConfig:
     """The global batch that lr and min_lr are stated for; 0 = use them as they are."""
     warmup: int = 15000
     """Steps of linear warm-up."""
+    warmup_lr: float = 0.0
+    """Learning rate at which schedule=timm starts its warm-up, for a batch of `lr_batch`."""
+    schedule: Literal["cosine", "timm"] = "cosine"
+    """cosine: warm-up from 1e-4 of lr, then the cosine (TCL's); timm: warm-up from warmup_lr, the cosine counts from step 0."""
     weight_decay: float = 0.05
     """Decoupled weight decay on matrices and kernels; biases, norms and scalars are spared."""
     betas: tuple[float, ...] = (0.9, 0.999)
@@ -37,6 +41,10 @@ class OptimConfig:
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.lr <= 0 or self.min_lr < 0 or len(self.betas) != 2:
             raise InputError("batch_size and lr must be positive, min_lr at least 0, betas two numbers")
+        if self.warmup < 0 or self.warmup_lr < 0:
+            raise InputError("warmup and warmup_lr must be at least 0")
+        if self.warmup_lr and self.schedule != "timm":
+            raise InputError(f"warmup_lr: schedule={self.schedule} has a start of its own; set schedule=timm or leave it out")
 
 
 def scaled_lr(config: OptimConfig, lr: float) -> float:
@@ -45,12 +53,43 @@ def scaled_lr(config: OptimConfig, lr: float) -> float:
 
 
 def lr_at(config: OptimConfig, step: int, total: int) -> float:
-    """The learning rate of a step of `total`: linear from 1e-4 of the peak over the warm-up, then cosine (official TCL)."""
+    """The learning rate of a step of `total`, counted from 0.
+
+    "cosine": linear from 1e-4 of the peak over the warm-up, then cosine over the rest (official TCL). "timm": as timm's
+    CosineLRScheduler sets it after each step (official OVSegmentor): linear from `warmup_lr`, then the cosine that began at
+    step 0, so that it takes over a little below the peak; steps 0 and 1 have the same rate, all later ones lag by a step.
+    """
     peak, floor = scaled_lr(config, config.lr), scaled_lr(config, config.min_lr)
+    if config.schedule == "timm":
+        step = max(step - 1, 0)
+        if step < config.warmup:
+            start = scaled_lr(config, config.warmup_lr)
+            return start + (peak - start) * step / config.warmup
+        return _cosine(peak, floor, step / total)
     if step < config.warmup:
         return peak * (1e-4 + (1 - 1e-4) * step / config.warmup)
-    progress = (step - config.warmup) / max(total - config.warmup, 1)
+    return _cosine(peak, floor, (step - config.warmup) / max(total - config.warmup, 1))
+
+
+def _cosine(peak: float, floor: float, progress: float) -> float:
     return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * min(progress, 1.0)))
+
+
+class Stretch(NamedTuple):
+    """Steps under one schedule and one optimiser: a training of its own. Steps are counted from the first phase's first."""
+
+    number: int
+    """0 for the first, one more for each phase that has an `optim` of its own."""
+    optim: OptimConfig
+    key: str
+    """Where `optim` stands in the method's settings."""
+    start: int
+    stop: int
+    """Its steps are start..stop-1."""
+
+    def lr(self, step: int) -> float:
+        """The learning rate of a step."""
+        return lr_at(self.optim, step - self.start, self.stop - self.start)
 
 
 @dataclass(frozen=True, kw_only=True)

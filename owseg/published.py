@@ -1,16 +1,16 @@
-"""Checkpoints of the official TCL repository, `tcl.pth`: read by its names into a method, and written from one.
+"""Checkpoints of the official TCL and OVSegmentor repositories: read by their names into a method, and written from one.
 
     python -m owseg.published import tcl.pth FOLDER       a trained folder as this project writes them
     python -m owseg.published export FOLDER tcl.pth       and back
 
-Such a file is accepted wherever trained TCL weights are, too. Its state dict lies under the key "model" and holds what learns;
-frozen CLIP may be in it or not.
+Such a file is accepted wherever trained weights of the method are, too. Its state dict lies under the key "model". TCL's holds
+what learns, frozen CLIP may be in it or not; OVSegmentor's holds everything, after its first stage no momentum encoder.
 """
 
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,24 +22,10 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.engine import Phase
 from owseg.fit import WEIGHTS, learned_state, load_learned
+from owseg.published_names import EMBEDDINGS, LAYOUTS, TEXT, Layout
 
 SUFFIXES = (".pth", ".pt")
 """What tells an official checkpoint from one of this project's."""
-OPTIONAL = ("tcl_v_scale", "tcl_f_scale")
-"""Training's temperatures, which an official file may lack: masks do not depend on them."""
-_GROUNDER = "masker.image_encoder."
-_PREFIXES = (
-    ("decoder.stages.", f"{_GROUNDER}decoder.decoder.net."),
-    ("projection.", f"{_GROUNDER}decoder.image_proj."),
-    ("mask_scale", "masker.sim2mask.w"),
-    ("mask_shift", "masker.sim2mask.b"),
-    ("tcl_v_scale", "tcli_loss.logit_scale"),
-    ("tcl_f_scale", "tclf_loss.logit_scale"),
-    ("clip.visual.ln_post.", "clip_image_encoder.clip_proj.ln."),
-    ("clip.visual.proj", "clip_image_encoder.clip_proj.proj"),
-    ("clip.visual.", "clip_image_encoder.clip_visual."),
-    ("clip.", "clip_text_encoder."),
-)
 log = logging.getLogger(__name__)
 
 
@@ -49,7 +35,7 @@ class Differences(NamedTuple):
     missing: list[str]
     """Learned tensors that the file lacks; they keep what the method began with."""
     left_over: list[str]
-    """Tensors of the file that the method has no place for."""
+    """Tensors of the file that the method has no place for, but for those that the official code itself never reads."""
 
 
 class _Inert:
@@ -63,58 +49,89 @@ class _Inert:
     def __setstate__(self, _: Any) -> None: ...
 
 
-def official_name(name: str, blocks: int) -> str:
-    """The official name of a tensor of `TclMethod`; the copied block keeps its index, the last of the tower's `blocks`."""
-    if name.startswith("block."):
-        return f"{_GROUNDER}backbone.transformer.resblocks.{blocks - 1}.{name.removeprefix('block.')}"
-    ours, official = next(pair for pair in _PREFIXES if name.startswith(pair[0]))
-    rest = name.removeprefix(ours)
-    if ours == "decoder.stages.":
-        stage, conv, tensor = rest.split(".", 2)
-        rest = f"{stage}.{'conv2' if conv == '1' else 'conv'}.{'gate.gate' if tensor == 'gate' else tensor}"
-    return official + rest
+def recognise(state: Mapping[str, Any], source: str | Path) -> tuple[str, dict[str, Any]]:
+    """Whose official checkpoint a state dict is, and the settings that its shapes tell.
+
+    Raises InputError, naming `source`, for one that is of no method here.
+    """
+    for method, layout in LAYOUTS.items():
+        if any(name.startswith(layout.mark) for name in state):
+            try:
+                return method, layout.settings(state)
+            except (KeyError, IndexError, TypeError, AttributeError) as error:
+                raise InputError(f"{source}: no official {layout.title} checkpoint, or not all of one ({error})") from error
+    known = " or ".join(f"{layout.title} ({layout.mark}*)" for layout in LAYOUTS.values())
+    raise InputError(f"{source}: no official checkpoint of {known}")
 
 
-def official_names(method: nn.Module) -> dict[str, str]:
-    """The official name of each of a TCL method's tensors, by our name."""
-    state = method.state_dict()
-    blocks = len({name.split(".")[4] for name in state if name.startswith("clip.visual.transformer.resblocks.")})
-    return {name: official_name(name, blocks) for name in state if name != "clip.logit_scale"}  # the official code drops it
+def layout_of(method: nn.Module) -> Layout:
+    """The official layout of a TCL's or OVSegmentor's checkpoints."""
+    config: Any = method.config
+    return LAYOUTS[config.name]
+
+
+def official_names(method: nn.Module, file: Collection[str] = ()) -> dict[str, str]:
+    """The official name of each of a method's tensors, by our name; `file`: the names in the file that is to be read."""
+    return layout_of(method).names(method, file)
 
 
 def import_official(method: nn.Module, state: dict[str, Any], source: str | Path) -> Differences:
-    """Fill a TCL method from an official state dict, frozen CLIP included where it is there.
+    """Fill a method from an official state dict, with what is frozen where it is there.
 
-    Raises InputError, naming `source`, where tensors that decide masks are missing or a shape is another.
+    Axes of length 1 do not count in shapes. Raises InputError, naming `source`, where tensors that decide masks are missing
+    or a shape is another.
     """
-    names, own = official_names(method), method.state_dict()
-    learned = {name: official for name, official in names.items() if not name.startswith("clip.")}
-    missing = [official for official in learned.values() if official not in state]
-    needed = [official for name, official in learned.items() if official not in state and name not in OPTIONAL]
-    left_over = sorted(state.keys() - set(names.values()))
-    if needed:
-        there = f"; it has {left_over[0]}" if left_over else ""
-        raise InputError(f"{source}: no official TCL checkpoint of this encoder's architecture ({needed[0]} is missing{there})")
-    found = {name: state[official] for name, official in names.items() if official in state}
-    for name, tensor in found.items():
-        shape = list(tensor.shape) if isinstance(tensor, Tensor) else None
-        if shape != list(own[name].shape):
-            raise InputError(
-                f"{source}: belongs to another architecture ({names[name]} has shape {shape}, "
-                f"the encoder asks for {list(own[name].shape)})"
-            )
+    layout, own = layout_of(method), method.state_dict()
+    try:
+        names = layout.names(method, state.keys())
+    except InputError as mistake:
+        raise InputError(f"{source}: {mistake}") from mistake
+    state = layout.complete(state)
+    missing = [name for name, official in names.items() if official not in state and not name.startswith(layout.frozen)]
+    used = set(names.values())
+    left_over = sorted(name for name in state.keys() - used if not any(part in name for part in layout.unused))
+    if needed := [names[name] for name in missing if not name.endswith(layout.optional)]:
+        raise InputError(f"{source}: {_what_it_is(layout, state, needed, left_over)}")
+    found = {}
+    for name, official in names.items():
+        if official in state:
+            tensor, wanted = state[official], own[name].shape
+            shape = list(tensor.shape) if isinstance(tensor, Tensor) else None
+            if shape is None or _counted(shape) != _counted(wanted):
+                raise InputError(
+                    f"{source}: belongs to another architecture ({official} has shape {shape}, "
+                    f"this {layout.title} asks for {list(layout.exported(name, own[name]).shape)})"
+                )
+            found[name] = tensor.reshape(wanted)
     method.load_state_dict(found, strict=False)
-    return Differences(missing, left_over)
+    return Differences([names[name] for name in missing], left_over)
+
+
+def _counted(shape: Sequence[int]) -> list[int]:
+    """A shape without its axes of length 1."""
+    return [size for size in shape if size != 1]
+
+
+def _what_it_is(layout: Layout, state: dict[str, Any], needed: list[str], left_over: list[str]) -> str:
+    """What is wrong with a file that lacks needed tensors, in words."""
+    for other in LAYOUTS.values():
+        if other is not layout and any(name.startswith(other.mark) for name in state):
+            return f"an official checkpoint of {other.title}, not of {layout.title} ({needed[0]} is missing)"
+    textless = not any(name.endswith(EMBEDDINGS) for name in state)
+    if textless and all(name.startswith(TEXT) for name in needed):
+        return f"has no text tower, by which classes are named (no name in it ends with {' or '.join(EMBEDDINGS)})"
+    there = f"; it has {left_over[0]}" if left_over else ""
+    return f"no official {layout.title} checkpoint of this architecture ({needed[0]} is missing{there})"
 
 
 def export_official(method: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """What learns in a TCL method, as an official checkpoint: {"model": {official name: tensor}}."""
-    state = method.state_dict()
+    """A method as an official checkpoint, {"model": {official name: tensor}}, without what never learns."""
+    layout, state = layout_of(method), method.state_dict()
     return {
         "model": {
-            official: state[name].detach().cpu().clone()
-            for name, official in official_names(method).items()
-            if not name.startswith("clip.")
+            official: layout.exported(name, state[name]).detach().cpu().clone()
+            for name, official in layout.names(method, ()).items()
+            if not name.startswith(layout.frozen)
         }
     }
 
@@ -131,19 +148,19 @@ def read_official(path: Path) -> dict[str, Any]:
         with torch.serialization.safe_globals([(_Inert, name) for name in foreign]):
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged and foreign files raise errors of many kinds
-        resave = "torch.save({'model': torch.load('tcl.pth', weights_only=False)['model']}, 'model.pth')"
+        resave = f"torch.save({{'model': torch.load({path.name!r}, weights_only=False)['model']}}, 'model.pth')"
         raise InputError(
             f"{path}: cannot be read without running what is in it, or is damaged ({type(error).__name__}); "
             f"if you trust it, re-save it where it was made: {resave}"
         ) from error
     state = found.get("model") if isinstance(found, dict) else None
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
-        raise InputError(f'{path}: holds no state dict under the key "model", as official TCL checkpoints do')
+        raise InputError(f'{path}: holds no state dict under the key "model", as official checkpoints do')
     return state
 
 
 def load_trained(method: nn.Module, phases: Sequence[Phase], path: Path) -> None:
-    """Fill a method with trained weights: this project's, or official TCL's (.pth, .pt), whose differences are logged."""
+    """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged."""
     if path.suffix not in SUFFIXES:
         load_learned(method, phases, path)
         return
@@ -156,30 +173,51 @@ def main() -> None:
     """The command line at the top of this file."""
     from owseg.checkpoint import find_checkpoint, write_model
     from owseg.encoders import build_encoder
-    from owseg.methods.tcl import Tcl
+    from owseg.methods import TrainedSegmenterConfig, build_trained
+    from owseg.methods.ovsegmentor import OvSegmentor
 
-    parser = argparse.ArgumentParser(prog="python -m owseg.published", description="Official TCL checkpoints in and out.")
+    parser = argparse.ArgumentParser(prog="python -m owseg.published", description="Official checkpoints in and out.")
     parser.add_argument("verb", choices=("import", "export"))
-    parser.add_argument("source", help="tcl.pth to import, or the trained folder to export")
+    parser.add_argument("source", help="the official file to import, or the trained folder to export")
     parser.add_argument("target", type=Path, help="the folder or the file to write")
+    parser.add_argument(
+        "--method", choices=LAYOUTS, default="", help="import: whose checkpoint it is (default: as its names say)"
+    )
     parser.add_argument("--encoder-model", default="", help="import: the CLIP under it, as encoder.model (default: ViT-B-16)")
     parser.add_argument("--encoder-weights", default="", help="the CLIP's weights, as encoder.pretrained (default: openai)")
+    parser.add_argument(
+        "--image-tower", default="", help="import of an OVSegmentor: its timm ViT (default: the released ViT-B/16)"
+    )
+    parser.add_argument(
+        "--text-tower", default="", help="import of an OVSegmentor: transformers id or folder (default: BERT-base)"
+    )
     given = parser.parse_args()
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    found = find_checkpoint(given.source, encoder_model=given.encoder_model, encoder_weights=given.encoder_weights)
-    if not isinstance(found.method, Tcl) or found.weights is None:
-        raise InputError(f"{given.source}: no trained TCL")
-    method = found.method.build(build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
-    load_trained(method, found.method.phases, found.weights)
+    encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
+    found = find_checkpoint(given.source, given.method, **encoder)
+    config = found.method
+    if found.weights is None or not isinstance(config, TrainedSegmenterConfig):
+        raise InputError(f"{given.source}: no trained {' or '.join(layout.title for layout in LAYOUTS.values())}")
+    if given.verb == "import" and isinstance(config, OvSegmentor):
+        _, settings = recognise(read_official(found.weights), given.source)
+        towers = {"image_tower": given.image_tower, "text_tower": absolute(given.text_tower)}
+        config = replace(config, **settings, **{key: value for key, value in towers.items() if value})
+    method = build_trained(config, lambda: build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
+    load_trained(method, config.phases, found.weights)
     if given.verb == "export":
         given.target.parent.mkdir(parents=True, exist_ok=True)
         torch.save(export_official(method), given.target)
         return
     given.target.mkdir(parents=True, exist_ok=True)
     weights = given.target / WEIGHTS
-    save_file(learned_state(method, found.method.phases), weights)
-    write_model(replace(found, weights=weights))
+    save_file(learned_state(method, config.phases), weights)
+    write_model(replace(found, method=config, weights=weights))
+
+
+def absolute(name: str) -> str:
+    """A folder's absolute path; any other name as it is."""
+    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
 
 
 if __name__ == "__main__":

@@ -6,11 +6,13 @@ from pathlib import Path
 import torch
 
 from owseg import InputError
-from owseg.checkpoint import MODEL, read_model
+from owseg.checkpoint import MODEL, located, read_model
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.presets import protocol_of
 from owseg.fit import WEIGHTS
+from owseg.methods import SegmenterConfig, TrainedSegmenterConfig, build_trained
+from owseg.methods.ovsegmentor import OvSegmentor
 from owseg.published import load_trained
 from pipelines.settings import Config
 
@@ -29,8 +31,24 @@ def located_encoder(config: Config) -> EncoderConfig:
     return encoder
 
 
+def located_model(config: Config, name: str) -> SegmenterConfig:
+    """The settings of a row of the table, with absolute paths for the same reason."""
+    model: SegmenterConfig = getattr(config.models, name)
+    return located(model, Path())
+
+
+def needs_clip(config: Config) -> bool:
+    """Whether any method of the run stands on its CLIP."""
+    return any(getattr(config.models, name).stands_on_clip for name in config.methods)
+
+
 def check_encoder(config: Config) -> None:
-    """Raise InputError where the encoder's architecture is unknown, or its weights are missing or do not fit."""
+    """Raise InputError where the encoder's architecture is unknown, or its weights are missing or do not fit.
+
+    Nothing is asked of an encoder that no method of the run stands on.
+    """
+    if not needs_clip(config):
+        return
     encoder = located_encoder(config)
     weights = Path(encoder.pretrained)
     if encoder.pretrained != PRETRAIN and (weights.suffix or weights.is_file()):
@@ -40,6 +58,20 @@ def check_encoder(config: Config) -> None:
         weight_tag(encoder)
     with torch.device("meta"):  # the architecture alone, at no cost
         build_encoder(encoder)
+
+
+def check_methods(config: Config) -> None:
+    """Raise InputError where a method that is still to be trained begins with weights that are missing or do not fit.
+
+    Weights that are named by a tag are downloaded here, once, before the workers ask for them.
+    """
+    for name in config.methods:
+        model = located_model(config, name)
+        if not isinstance(model, OvSegmentor) or name in config.weights:
+            continue
+        if not (Path(config.run_dir) / "train" / name / WEIGHTS).is_file():
+            encoder = build_encoder(located_encoder(config)) if model.stands_on_clip else None
+            model.build(encoder).initialise()
 
 
 def given_weights(config: Config) -> dict[str, Path]:
@@ -54,8 +86,9 @@ def check_weights(config: Config) -> None:
     for name, path in given_weights(config).items():
         if not path.is_file():
             raise InputError(f"weights.{name}: {path} does not exist")
-        model = getattr(config.models, name)
-        load_trained(model.build(build_encoder(encoder)), model.phases, path)
+        model = located_model(config, name)
+        assert isinstance(model, TrainedSegmenterConfig)
+        load_trained(build_trained(model, lambda: build_encoder(encoder)), model.phases, path)
         if path.with_name(MODEL).is_file() and Path(encoder.pretrained).is_file():
             read_model(path.parent, encoder_weights=encoder.pretrained)
 

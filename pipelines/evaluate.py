@@ -17,7 +17,7 @@ from owseg.evaluation.presets import OVERRIDES, EvaluateConfig, protocol_of, sum
 from owseg.evaluation.run import Score, report
 from owseg.methods import TrainedConfig
 from pipelines.benchmark_check import check
-from pipelines.checks import check_benchmarks, check_encoder, check_weights
+from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights, located_model
 from pipelines.cli import main
 from pipelines.config import to_dict
 from pipelines.context import Context, Result, open_context
@@ -25,7 +25,7 @@ from pipelines.settings import Config
 from pipelines.train import run_to_train, trained_encoder, weights_of
 from pipelines.world import evaluate_config
 
-SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight")
+SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight", "top_classes")
 """Settings of a method that decide on its numbers at inference, told beside its row (the background threshold apart)."""
 TOLD = 5
 """Unreadable images that are named below the table; the JSON files name all."""
@@ -41,7 +41,7 @@ def run_evaluate(context: Context) -> Result:
     contenders = [
         Contender(
             name=name,
-            method=(model := getattr(context.config.models, name)),
+            method=(model := located_model(context.config, name)),
             encoder=encoder,
             weights=weights_of(context, name) if isinstance(model, TrainedConfig) else None,
         )
@@ -85,11 +85,18 @@ def settings_of(contender: Contender, config: EvaluateConfig, scores: dict[str, 
     """What decides on a row's numbers beside weights and protocol: "templates tcl, pamr off, background 0.5"."""
     given = {key.replace("_", " "): getattr(contender.method, key) for key in SETTINGS if hasattr(contender.method, key)}
     told = [f"{key} {('off', 'on')[value] if isinstance(value, bool) else value}" for key, value in given.items()]
-    thresholds = sorted({score.threshold for score in scores.values() if score.threshold is not None})
-    if thresholds:
+    if thresholds := _thresholds(contender, config, scores):
         kind = "background probability" if config.preset == "sclip" else "background"
         told.append(f"{kind} {'/'.join(f'{value:g}' for value in thresholds)}")
     return ", ".join(told)
+
+
+def _thresholds(contender: Contender, config: EvaluateConfig, scores: dict[str, Score]) -> list[float]:
+    """What decides on background: the evaluator's constants; of a method that decides it itself, the values it goes by."""
+    constants = {score.threshold for score in scores.values() if score.threshold is not None}
+    with_background = [name for name in scores if protocol_of(config, name).benchmark.background]
+    own = [getattr(contender.on(name).method, "background_threshold", None) for name in with_background]
+    return sorted(constants or {value for value in own if value is not None})
 
 
 def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
@@ -153,6 +160,7 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
 def run(config: Config) -> None:
     """The verb; stages before it that are not complete run first."""
     check_encoder(config)
+    check_methods(config)
     check_weights(config)
     check_benchmarks(config)
     with open_context(config) as context:

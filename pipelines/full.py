@@ -3,7 +3,7 @@
 import sys
 
 from filtering.results import RETRIES, Retry
-from pipelines.checks import check_benchmarks, check_encoder, check_weights
+from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.cli import Choice, main
 from pipelines.context import SUMMARY, Result, open_context
 from pipelines.download import RETRY, check_target, run_download
@@ -16,6 +16,7 @@ from pipelines.train import run_train
 def run(config: Config, retry: Retry = "none") -> None:
     """filter → download → train → evaluate, tracked as one parent run."""
     check_encoder(config)
+    check_methods(config)
     check_weights(config)
     check_benchmarks(config)
     check_target(config)

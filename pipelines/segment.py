@@ -187,7 +187,7 @@ def _settings(checkpoint: "Checkpoint") -> dict[str, Any]:
 
     settings = checkpoint.describe()
     settings["method"] = {key: value for key, value in settings["method"].items() if key not in TRAINING_ONLY}
-    del settings["encoder"]["architecture"]
+    settings["encoder"].pop("architecture", None)
     return settings
 
 
@@ -215,7 +215,12 @@ def _parser() -> _Parser:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="a photo, or a folder of photos")
     add("--labels", required=True, help='what to look for, any words: "cat, wooden table, sky"; or @FILE with one a line')
-    add("--checkpoint", default="", metavar="PATH", help="a folder of a run's train/, the run's folder, or an official tcl.pth")
+    add(
+        "--checkpoint",
+        default="",
+        metavar="PATH",
+        help="a folder of a run's train/, the run's folder, or an official .pth (TCL's or OVSegmentor's)",
+    )
     add(
         "--method",
         default="",

@@ -34,7 +34,7 @@ class Config:
     download: DownloadConfig = DownloadConfig()
     """From the corpus to image shards."""
     encoder: EncoderConfig = EncoderConfig()
-    """The CLIP that all methods of the run stand on."""
+    """The CLIP that the methods of the run stand on, and the normalisation of images for all."""
     methods: tuple[str, ...] = ("maskclip", "tcl")
     """Rows of the results table, in order; those that train are trained."""
     models: Methods = Methods()

@@ -10,12 +10,12 @@ from safetensors.torch import load_file, save_file
 from cluster.tracking import Run
 from cluster.train import TrainJob, shards_of, train
 from filtering.stage import digest_of, digest_of_file
-from owseg.checkpoint import Checkpoint, write_model
+from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.presets import view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import TrainedConfig
-from pipelines.checks import check_encoder, check_weights, given_weights, located_encoder
+from pipelines.checks import check_encoder, check_methods, check_weights, given_weights, located_encoder, needs_clip
 from pipelines.cli import main
 from pipelines.config import flatten, to_dict
 from pipelines.context import Context, Result, open_context
@@ -41,7 +41,7 @@ def run_train(context: Context, shards: Result) -> Result:
     for job in jobs:
         view = view_of(context.config.evaluate, "voc21")
         weights = weights_of(context, job.name)
-        write_model(Checkpoint(method=job, encoder=trained_encoder(context), view=view, weights=weights))
+        write_model(Checkpoint(method=located(job, Path()), encoder=trained_encoder(context), view=view, weights=weights))
     return result
 
 
@@ -67,9 +67,10 @@ def weights_of(context: Context, name: str) -> Path:
 
 
 def _jobs(config: Config) -> list[TrainedConfig]:
-    """What the run trains: the encoder first where asked for, then the methods that train and are not given weights."""
+    """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
     models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
-    jobs: list[TrainedConfig] = [config.models.clip] if config.encoder.pretrained == PRETRAIN else []
+    pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
+    jobs: list[TrainedConfig] = [config.models.clip] if pretrains else []
     return [*jobs, *(model for model in models if isinstance(model, TrainedConfig))]
 
 
@@ -77,7 +78,11 @@ def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
     config = context.config
     spread = {key: getattr(config.train, key) for key in ("workers", "engine", "bf16")}
-    encoder = encoder_dict(located_encoder(config)) | {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
+    if method.stands_on_clip:
+        given = {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
+        encoder = encoder_dict(located_encoder(config)) | given
+    else:
+        encoder = {key: getattr(config.encoder, key) for key in NORMALISATION}
     return {"method": to_dict(method), "encoder": encoder, "seed": config.seed, **spread}
 
 
@@ -88,7 +93,7 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> st
     if method.name == "clip":
         encoder = replace(encoder, pretrained=PRETRAIN)
     job = TrainJob(
-        method=method,
+        method=located(method, Path()),
         encoder=encoder,
         shards=tuple(shards_of(context.run_dir / "shards")),
         out=folder,
@@ -108,13 +113,18 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> st
                 save_file(tensors, folder / ENCODER)
             return {"steps": job.steps, "digest": digest_of_file(weights)}
 
-    # The encoder's own weights are part of what decides a method that stands on them.
-    below = (
-        [] if method.name == "clip" or not Path(encoder.pretrained).is_file() else [digest_of_file(Path(encoder.pretrained))]
-    )
-    fingerprint = digest_of([settings, shards["digest"], below])
+    fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
     digest: str = context.part(f"train-{method.name}", fingerprint, job.weights, work)["digest"]
     return digest
+
+
+def _begun_from(job: TrainJob) -> list[str]:
+    """Digests of the weights that a method stands on or begins with, as far as they lie in files."""
+    named = [job.encoder.pretrained] if job.method.stands_on_clip and job.method.name != "clip" else []
+    named += [getattr(job.method, name) for name in PATHS if hasattr(job.method, name)]
+    paths = [Path(name) for name in named if Path(name).is_absolute()]
+    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*"))) if file.is_file()]
+    return [digest_of_file(file) for file in files]
 
 
 def _log(run: Run, steps: list[dict[str, Any]]) -> None:
@@ -126,6 +136,7 @@ def _log(run: Run, steps: list[dict[str, Any]]) -> None:
 def run(config: Config) -> None:
     """The verb; stages before it that are not complete run first."""
     check_encoder(config)
+    check_methods(config)
     check_weights(config)
     with open_context(config) as context:
         run_to_train(context)

@@ -125,7 +125,7 @@ def test_an_official_checkpoint_gives_the_same_masks(tiny_run: Path, model: Mode
 @pytest.mark.parametrize(
     ("checkpoint", "method", "message"),
     [
-        ("none", "", "none: no such checkpoint; give a folder with model.json, a tcl.pth, or one of"),
+        ("none", "", "none: no such checkpoint; give a folder with model.json, an official .pth, or one of"),
         ("{run}", "ovsegmentor", "{run}: which method of this run? name one of tcl, chance"),
         ("{run}/train/tcl", "ovsegmentor", "ovsegmentor: {run}/train/tcl is a checkpoint of tcl"),
         ("{run}/train/clip", "", "{run}/train/clip: holds no model.json"),

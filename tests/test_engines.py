@@ -41,17 +41,17 @@ batches = CaptionBatches(reader, tiny.encoder(home).tokenize, tiny.AUGMENT, mean
 def train(stage, out, resume=None):
     torch.manual_seed(0)
     method = config.build(tiny.encoder(home))
-    def make(groups):
+    def make(groups, optim):
         if stage == 0:
-            return TorchEngine(method, groups, config.optim)
-        return DeepSpeedEngine(method, groups, config.optim, batch_per_worker=8 // world, zero_stage=stage, bf16=False,
+            return TorchEngine(method, groups, optim)
+        return DeepSpeedEngine(method, groups, optim, batch_per_worker=8 // world, zero_stage=stage, bf16=False,
             device=torch.device("cpu"))
     def checkpoint(step, save):
         (out / str(step)).mkdir(parents=True, exist_ok=True)
         save(out / str(step))
         dist.barrier()
-    fit(method, config.phases, config.optim, make, lambda a, b: batches_from(batches, a, b, workers=0), seed=0, resume=resume,
-        checkpoint_every=1, on_checkpoint=checkpoint)
+    fit(method, config.phases, config.optim, make, lambda span, step: batches_from(batches, step, span.stop, workers=0), seed=0,
+        resume=resume, checkpoint_every=1, on_checkpoint=checkpoint)
 for stage in map(int, sys.argv[3:]):
     out = folder / f"stage{stage}"
     train(stage, out / "whole")

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch, CaptionBatches, ShardReader, batches_from, epoch_order
-from owseg.engine import Phase, TorchEngine
+from owseg.engine import Phase, Span, TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters, phase_groups
 from owseg.methods.tcl import GROUNDER, Tcl
 from owseg.optim import OptimConfig, lr_at, scaled_lr
@@ -54,15 +54,15 @@ def run_fit(
         if step == stop_after:
             raise KeyboardInterrupt
 
-    def between(start: int, stop: int) -> Iterator[Batch]:
-        return batches_from(batches, start, stop, workers=0)
+    def from_step(span: Span, step: int) -> Iterator[Batch]:
+        return batches_from(batches, step, span.stop, workers=0)
 
     fit(
         method,
         config.phases,
         config.optim,
-        lambda groups: TorchEngine(method, groups, config.optim),
-        between,
+        lambda groups, optim: TorchEngine(method, groups, optim),
+        from_step,
         seed=0,
         resume=resume,
         checkpoint_every=1,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import open_clip
 import parity
+import parity_tcl
 import pytest
 import tcl_reference as reference
 import tcl_reference_inference as inference
@@ -68,7 +69,7 @@ def record(method: TclMethod) -> dict[str, np.ndarray]:
         "text_tokens": tokens,
         "text_embeddings": embeddings,
         "gumbel_uniform": uniform,
-        **{parity.TCL_LOSSES[name]: loss.detach() for name, loss in losses.items()},
+        **{parity_tcl.TCL_LOSSES[name]: loss.detach() for name, loss in losses.items()},
         **{f"grad/{official}": gradient for official, gradient in zip(names.values(), gradients, strict=True)},
         "infer/image": photo,
         "infer/text_embeddings": F.normalize(classes, dim=-1),

@@ -3,7 +3,9 @@
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +19,7 @@ from owseg.engine import Phase
 from owseg.evaluation.presets import View
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.clip import Clip
+from owseg.methods.ovsegmentor import VISION, OvSegmentor
 from owseg.methods.tcl import GROUNDER, Tcl
 from owseg.optim import OptimConfig
 
@@ -53,6 +56,17 @@ def tcl_config(first: int = 3, second: int = 3) -> Tcl:
     return Tcl(phases=phases, optim=OPTIM, augment=AUGMENT, templates="simple")
 
 
+def ovsegmentor_config(first: int = 3, second: int = 3, **settings: Any) -> OvSegmentor:
+    """Both towers copies of the tiny CLIP; the second phase has partners and an optimiser of its own."""
+    phases = (
+        Phase(steps=first, train=(*VISION, "text.")),
+        Phase(steps=second, train=VISION, partners=True, optim=replace(OPTIM, lr=5e-4)),
+    )
+    sizes: dict[str, Any] = {"heads": 0, "tokens": 6, "groups": 3, "drop_path": 0.0, "hidden": 24, "joint": 16}
+    towers: dict[str, Any] = {"image_tower": "clip", "text_tower": "clip"}
+    return OvSegmentor(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **towers, **settings})
+
+
 def blocks(height: int, width: int, seed: int = 0) -> np.ndarray:
     """A picture [H, W, 3] uint8 of blocks of random colours."""
     colours = np.random.default_rng(seed).integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
@@ -72,7 +86,8 @@ def write_shards(folder: Path, samples: int = 40, per_shard: int = 16) -> list[P
                 pixels = np.clip(rng.normal(COLOURS[name], 12, (40, 48, 3)), 0, 255).astype(np.uint8)
                 buffer = io.BytesIO()
                 Image.fromarray(pixels).save(buffer, "JPEG")
-                for suffix, data in ((".jpg", buffer.getvalue()), (".txt", f"a {name} wall".encode()), (".json", b"{}")):
+                sidecar = json.dumps({"entities": [name]}).encode()
+                for suffix, data in ((".jpg", buffer.getvalue()), (".txt", f"a {name} wall".encode()), (".json", sidecar)):
                     member = tarfile.TarInfo(f"{index:08}{suffix}")
                     member.size = len(data)
                     tar.addfile(member, io.BytesIO(data))

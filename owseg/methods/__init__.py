@@ -1,6 +1,6 @@
 """The methods. Adding one = one file here and one line in `Methods`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from owseg import InputError
-from owseg.encoders import EncoderConfig, load_encoder
+from owseg.encoders import Encoder, EncoderConfig, load_encoder
+from owseg.fit import learned_state
 from owseg.methods.chance import Chance
-from owseg.methods.clip import Clip
-from owseg.methods.tcl import Tcl
+from owseg.methods.clip import Clip, ClipMethod
+from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.tcl import Tcl, TclMethod
 from owseg.methods.zero_shot import ZeroShot
 from owseg.published import load_trained
 
@@ -37,15 +39,22 @@ class Methods:
     """NACLIP, training-free."""
     tcl: Tcl = Tcl()
     """Text-grounded masks."""
+    ovsegmentor: OvSegmentor = OvSegmentor()
+    """Groups of patches, learned from captions and their entities."""
 
 
-TrainedConfig = Clip | Tcl
+TrainedConfig = Clip | Tcl | OvSegmentor
 """Methods that train: their configs have `phases`, `optim` and `augment`."""
-SegmenterConfig = Chance | ZeroShot | Tcl
+TrainedMethod = ClipMethod | TclMethod | OvSegmentorMethod
+"""What they build."""
+TrainedSegmenterConfig = Tcl | OvSegmentor
+"""Methods that train and segment."""
+SegmenterConfig = Chance | ZeroShot | TrainedSegmenterConfig
 """Methods that segment: rows of the results table."""
 TRAINING_ONLY = (
     *("phases", "optim", "augment", "fidelity", "tcl_weight", "area_weight", "tv_weight", "area_prior"),
     *("mask_scale", "mask_shift", "text_chunk", "checkpoint_blocks"),
+    *("image_weights", "drop_path", "entity_weight", "mask_weight", "momentum"),
 )
 """Settings of methods that have no say in what trained weights predict."""
 
@@ -71,11 +80,22 @@ class Segmenter(Protocol):
         ...
 
 
+def build_trained(config: TrainedConfig, make_encoder: Callable[[], Encoder]) -> TrainedMethod:
+    """A method that trains; the encoder is made only where the method stands on one."""
+    if isinstance(config, OvSegmentor):
+        return config.build(make_encoder() if config.stands_on_clip else None)
+    return config.build(make_encoder())
+
+
 def load_segmenter(config: SegmenterConfig, encoder: EncoderConfig, weights: Path | None) -> Segmenter:
     """A method ready to segment. Raises InputError where a file is missing or belongs to another architecture."""
-    method = config.build(load_encoder(encoder))
-    if isinstance(config, Tcl):
-        if weights is None:
-            raise InputError(f"{config.name} needs trained weights; run the train stage first")
-        load_trained(method, config.phases, weights)
+    if not isinstance(config, TrainedSegmenterConfig):
+        return config.build(load_encoder(encoder)).eval()
+    if weights is None:
+        raise InputError(f"{config.name} needs trained weights; run the train stage first")
+    method = build_trained(config, lambda: load_encoder(encoder))
+    assert not isinstance(method, ClipMethod)
+    if isinstance(method, OvSegmentorMethod) and method.state_dict().keys() - learned_state(method, config.phases).keys():
+        method.initialise()  # a tower that no phase trains is as it was pretrained, and not among the trained weights
+    load_trained(method, config.phases, weights)
     return method.eval()

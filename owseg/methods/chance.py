@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,8 @@ from owseg.encoders import Encoder
 class Chance:
     """Every pixel gets one of the classes, background among them, with equal probability."""
 
+    stands_on_clip: ClassVar[bool] = True
+    """Whether it is built around the run's CLIP."""
     name: Literal["chance"] = "chance"
     """Method name."""
 

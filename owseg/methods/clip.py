@@ -5,7 +5,7 @@ trains it first.
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,8 @@ from owseg.optim import OptimConfig
 class Clip:
     """Contrastive pretraining of the run's CLIP."""
 
+    stands_on_clip: ClassVar[bool] = True
+    """Whether it is built around the run's CLIP."""
     name: Literal["clip"] = "clip"
     """Method name."""
     phases: tuple[Phase, ...] = (Phase(steps=50000, train=("clip.",)),)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import log
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,8 @@ GROUNDER = ("decoder.", "projection.", "mask_scale", "mask_shift", "tcl_v_scale"
 class Tcl:
     """The paper's recipe (official configuration of the released model)."""
 
+    stands_on_clip: ClassVar[bool] = True
+    """Whether it is built around the run's CLIP."""
     name: Literal["tcl"] = "tcl"
     """Method name."""
     phases: tuple[Phase, ...] = (Phase(steps=30000, train=GROUNDER), Phase(steps=20000, train=(*GROUNDER, "block.")))

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,8 @@ from owseg.text import check_templates, embed_prompts, prompt_templates
 class ZeroShot:
     """Patches of frozen CLIP against class names; the modes differ in how they read the last block (`encoders.last_block`)."""
 
+    stands_on_clip: ClassVar[bool] = True
+    """Whether it is built around the run's CLIP."""
     name: Literal["zero_shot"] = "zero_shot"
     """Method name."""
     mode: Reading = "maskclip"

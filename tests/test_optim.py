@@ -1,0 +1,59 @@
+"""Learning-rate schedules against the schedulers that they follow."""
+
+import pytest
+import torch
+from timm.scheduler.cosine_lr import CosineLRScheduler
+
+from owseg import InputError
+from owseg.optim import OptimConfig, lr_at
+
+TIMM = OptimConfig(batch_size=1024, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, lr_batch=4096, schedule="timm")
+
+
+def timm_trace(config: OptimConfig, total: int) -> list[float]:
+    """The rates of steps as a training loop has them that updates timm's scheduler after each step, with the step's number."""
+    scale = config.batch_size / config.lr_batch
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=config.lr * scale)
+    scheduler = CosineLRScheduler(
+        optimizer,
+        t_initial=total,
+        lr_min=config.min_lr * scale,
+        warmup_lr_init=config.warmup_lr * scale,
+        warmup_t=config.warmup,
+        t_in_epochs=False,
+    )
+    rates = []
+    for step in range(total):
+        rates.append(optimizer.param_groups[0]["lr"])
+        scheduler.step_update(step)
+    return rates
+
+
+@pytest.mark.parametrize("warmup", [0, 20, 200])
+def test_timms_schedule_is_timms_scheduler(warmup: int) -> None:
+    config = OptimConfig(**{**vars(TIMM), "warmup": warmup})
+    found = [lr_at(config, step, 200) for step in range(200)]
+    assert found == pytest.approx(timm_trace(config, 200), rel=1e-12)
+
+
+def test_timms_schedule_lags_a_step_and_leaves_the_warm_up_below_the_peak() -> None:
+    """Of the official recipe at a global batch of 1,024, with 20 steps of warm-up."""
+    config = OptimConfig(**{**vars(TIMM), "warmup": 20})
+    rates = [lr_at(config, step, 200) for step in range(200)]
+    assert rates[0] == rates[1] == pytest.approx(4e-6)
+    assert rates[2] == pytest.approx(4e-6 + (1.6e-4 - 4e-6) / 20)
+    assert max(rates) == rates[21] == pytest.approx(4e-5 + 0.5 * 1.2e-4 * (1 + 0.9510565), rel=1e-6)
+    assert rates[199] > 4e-5
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"warmup": -1}, "warmup"),
+        ({"schedule": "timm", "warmup_lr": -1e-5}, "warmup_lr"),
+        ({"warmup_lr": 1e-5}, "schedule=timm"),
+    ],
+)
+def test_a_schedule_that_cannot_be_is_told(settings: dict[str, object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        OptimConfig(**settings)
