@@ -10,6 +10,7 @@ a CPU, of its resident set (Linux); on a GPU, of what torch allocated. The texts
 """
 
 import argparse
+import ctypes
 import multiprocessing as mp
 import random
 import statistics
@@ -122,7 +123,6 @@ class Work:
         return Facts(lengths, losses)
 
     def step(self) -> None:
-        self.optimizer.zero_grad(set_to_none=True)
         with self.autocast:
             total = torch.stack([loss.float() for loss in self.losses().values()]).sum()
         total.backward()
@@ -193,6 +193,8 @@ def worker(connection: Connection, variant: str, folder: Path, options: argparse
     memory = PeakMemory(options.device)
     connection.send(work.facts())
     while part := connection.recv():
+        work.optimizer.zero_grad(set_to_none=True)
+        ctypes.CDLL(None).malloc_trim(0)  # gives back what is free, so that a peak above what is held means what it says
         memory.start()
         began = time.perf_counter()
         getattr(work, part)()

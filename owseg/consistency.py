@@ -48,7 +48,7 @@ def upsampling(grid: tuple[int, int], size: tuple[int, int], like: Tensor) -> tu
     between them. The matrices are of like's type and device.
     """
     pixels = [
-        F.interpolate(torch.eye(short)[None], size=long, mode="linear", align_corners=True)[0].T
+        F.interpolate(torch.eye(short, dtype=like.dtype)[None], size=long, mode="linear", align_corners=True)[0].T
         for short, long in zip(grid, size, strict=True)
     ]
     return Upsampling(*(x.to(like) for x in pixels)), Upsampling(*(_ends(x).to(like) for x in pixels))
