@@ -1,13 +1,13 @@
 """What each loss of OVSegmentor and the filtering of its corpus are worth on the miniature world, over several seeds.
 
-    python benchmarks/ovsegmentor_ablation.py RUN OUT [--seeds 0,1,2] [--steps 480,120] [--processes 2]
+    python benchmarks/ovsegmentor_ablation.py RUN OUT [--seeds 0,1,2] [--steps 600,250,120] [--processes 2]
 
 RUN is the folder of a finished demo run (configs/demo.yaml): its corpus, its pretrained CLIP and its world are used and not
-changed. All variants take the same steps over the same batches, in both phases; what a variant leaves out has weight 0:
+changed. All variants take the same steps over the same batches, in all phases; what a variant leaves out has weight 0:
 
     contrast     image-caption contrast alone
     entity       + masked entity completion
-    mask         + cross-image mask consistency, in the second phase: the whole method
+    mask         + cross-image mask consistency, in the last phase: the whole method
     unfiltered   the whole method, on all links of the same world that mention a visible thing: no caption rules, and any
                  visual noun is an entity. (Captions without one have no entity to share, and stay out here, too.)
 
@@ -208,7 +208,10 @@ def main() -> None:
     parser.add_argument("--variants", type=lambda text: text.split(","), default=list(VARIANTS))
     parser.add_argument("--seeds", type=lambda text: [int(seed) for seed in text.split(",")], default=[0, 1, 2])
     parser.add_argument(
-        "--steps", type=lambda text: [int(n) for n in text.split(",")], default=[480, 120], help="of each phase"
+        "--steps",
+        type=lambda text: [int(n) for n in text.split(",")],
+        default=[600, 250, 120],
+        help="of each of the demo's phases",
     )
     parser.add_argument("--processes", type=int, default=2, help="trainings at a time")
     parser.add_argument("--limit", type=int, default=0, help="images of each benchmark; 0 = all")

@@ -2,7 +2,7 @@
 
 from owseg.predict import load
 
-model = load("runs/demo/train/tcl")  # or a run's folder, tcl.pth, or a training-free mode such as "naclip"
+model = load("runs/demo/train/tcl")  # or a run's folder, an official .pth, or a training-free mode such as "naclip"
 result = model.segment("photo.jpg", ["cat", "wooden table", "sky"])
 result.labels  # [H, W]: the index of each pixel's label, -1 where it is none of them
 result.overlay().save("overlay.png")
@@ -146,7 +146,7 @@ def load(
     device: str = "cpu",
     **settings: Any,
 ) -> Model:
-    """A model from a folder that the train stage wrote, a run's folder, an official `tcl.pth`, or a training-free mode's name.
+    """A model from a folder that the train stage wrote, a run's folder, an official `.pth`, or a training-free mode's name.
 
     method and encoder_*: as in `find_checkpoint`. view: sizes and windows; by default what the checkpoint was made for.
     settings: of the method (`pamr=True`, `background_threshold=0.3`). Raises InputError that says what is wrong or missing.
