@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from socket import socket
 from typing import NamedTuple
@@ -92,6 +93,10 @@ def head() -> Iterator[Head]:
         yield Head(address, settings)
     finally:
         os.killpg(process.pid, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)  # `ray start` itself would wait half a minute for daemons that are gone
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
