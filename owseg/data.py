@@ -8,8 +8,10 @@ import io
 import json
 import random
 import tarfile
+from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -77,12 +79,35 @@ Place = tuple[int, int]
 """Offset and size of a file in its tar."""
 
 
-class Sample(NamedTuple):
-    """Where a sample lies: tar number, its image and its caption."""
+class Samples:
+    """Key and place of each sample, in flat arrays: some 60 bytes a sample, which loader processes share.
 
-    shard: int
-    image: Place
-    caption: Place
+    Python objects would take 400, and again in every loader process: a forked process copies what it counts references of.
+    """
+
+    def __init__(self) -> None:
+        self.keys, self.ends = bytearray(), array("q", [0])
+        """Sample i has the key keys[ends[i]:ends[i + 1]], in UTF-8."""
+        self.places = array("q")
+        """Tar number, and offset and size of image and caption: five numbers for each sample."""
+
+    def append(self, key: str, shard: int, image: Place, caption: Place) -> None:
+        """The next sample."""
+        self.keys += key.encode(errors="surrogateescape")
+        self.ends.append(len(self.keys))
+        self.places.extend((shard, *image, *caption))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def key(self, index: int) -> str:
+        """A sample's key."""
+        return self.keys[self.ends[index] : self.ends[index + 1]].decode(errors="surrogateescape")
+
+    def place(self, index: int) -> tuple[int, Place, Place]:
+        """Tar number, and where in it a sample's image and caption lie."""
+        shard, *places = self.places[5 * index : 5 * (index + 1)]
+        return shard, (places[0], places[1]), (places[2], places[3])
 
 
 class ShardReader:
@@ -94,17 +119,15 @@ class ShardReader:
         Raises InputError where a tar is unreadable, there is no sample at all, or a sample has no such list.
         """
         self.shards = sorted(shards)
-        self.keys: list[str] = []
-        self.samples: list[Sample] = []
+        self.samples = Samples()
         self.entities = EntityLists()
         """Each sample's entities; empty where they were not asked for."""
         for number, shard in enumerate(self.shards):
             for key, image, caption, names in _index(shard, entities):
-                self.keys.append(key)
-                self.samples.append(Sample(number, image, caption))
+                self.samples.append(key, number, image, caption)
                 if names is not None:
                     self.entities.append(names)
-        if not self.samples:
+        if not len(self.samples):
             raise InputError("no training samples: the shards hold no image with a caption; check the download stage")
 
     def __len__(self) -> int:
@@ -112,7 +135,7 @@ class ShardReader:
 
     def read(self, index: int) -> tuple[bytes, str]:
         """Encoded image and caption of a sample."""
-        shard, image, caption = self.samples[index]
+        shard, image, caption = self.samples.place(index)
         with self.shards[shard].open("rb") as file:
             file.seek(image[0])
             encoded = file.read(image[1])
@@ -157,9 +180,12 @@ def seed_step(seed: int, step: int, rank: int) -> None:
     torch.manual_seed(int(state))
 
 
+@lru_cache(maxsize=1)  # each step of an epoch asks for it, and millions take 0.1 s to shuffle
 def epoch_order(samples: int, seed: int, epoch: int, stretch: int = 0) -> np.ndarray:
     """The order in which an epoch of a stretch visits its samples; a new one every epoch and in every stretch."""
-    return np.random.default_rng([seed, epoch, *([stretch] if stretch else [])]).permutation(samples)
+    order = np.random.default_rng([seed, epoch, *([stretch] if stretch else [])]).permutation(samples)
+    order.setflags(write=False)
+    return order
 
 
 def check_batch_size(batch_size: int, *, samples: int, workers: int, key: str = "optim.batch_size") -> None:
@@ -220,7 +246,8 @@ class CaptionBatches(Dataset[Batch]):
         mine = self._samples(step)
         seed_step(self.seed, step, self.rank)
         images, captions = zip(*map(self._read, mine), strict=True)
-        batch = Batch(torch.stack(images), self.tokenize(captions), list(captions), [self.reader.keys[index] for index in mine])
+        keys = [self.reader.samples.key(index) for index in mine]
+        batch = Batch(torch.stack(images), self.tokenize(captions), list(captions), keys)
         shared: list[str] | None = None
         if self.partners is not None:
             rng = np.random.default_rng([self.seed, step, self.rank, 1])  # its own, lest it shift other draws of the step
