@@ -73,10 +73,10 @@ class TextTower(nn.Module):
 
         What lies beyond the end of a lot's longest text is 0 in `features`.
         """
-        order = self.real(tokens).sum(dim=1).argsort()
-        lots = [self(self.trim(tokens[some])) for some in order.chunk(LOTS)]
-        longest = lots[-1].features.shape[1]
-        missing = [longest - lot.features.shape[1] for lot in lots]
+        lengths, order = self.real(tokens).sum(dim=1).sort()
+        ends = [int(length) for length in torch.stack([lot[-1] for lot in lengths.chunk(LOTS)]).tolist()]  # one wait for a GPU
+        lots = [self(tokens[some, :end]) for some, end in zip(order.chunk(LOTS), ends, strict=True)]
+        missing = [ends[-1] - end for end in ends]
         padded = [
             (F.pad(lot.features, (0, 0, 0, more)), F.pad(lot.real, (0, more)), lot.position)
             for lot, more in zip(lots, missing, strict=True)

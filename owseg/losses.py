@@ -37,12 +37,16 @@ def temperature(log_scale: Tensor) -> Tensor:
 
 
 def info_nce(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
-    """Symmetric InfoNCE of matched rows against the global batch. image, text: [B, E], any norm."""
-    image, text = F.normalize(image, dim=-1), F.normalize(text, dim=-1)
-    labels = local_labels(len(image), image.device)
-    scale = temperature(log_scale)
-    images, texts = gather(image), gather(text)
-    return 0.5 * (F.cross_entropy(scale * image @ texts.T, labels) + F.cross_entropy(scale * text @ images.T, labels))
+    """Symmetric InfoNCE of matched rows against the global batch. image, text: [B, E], any norm.
+
+    In at least float32, under autocast too: bfloat16 rounds a logit near 100 to a multiple of 1/2.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, text = (F.normalize(x.to(at_least_float32(x)), dim=-1) for x in (image, text))
+        labels = local_labels(len(image), image.device)
+        scale = temperature(log_scale)
+        images, texts = gather(image), gather(text)
+        return 0.5 * (F.cross_entropy(scale * image @ texts.T, labels) + F.cross_entropy(scale * text @ images.T, labels))
 
 
 def pairwise_nce(similarity: Tensor, log_scale: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from owseg import InputError
 from owseg.data import Batch
 from owseg.engine import Phase
 from owseg.fit import learned_state
+from owseg.losses import info_nce
 from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorMethod
 
 CAPTIONS = ["a red wall", "two green things", "blue", "yellow and red"]
@@ -55,6 +56,18 @@ def test_each_loss_is_there_where_it_has_a_weight_and_inputs(tmp_path: Path) -> 
     assert set(method.losses(batch(method, partners=True))) == {"contrast", "entity", "mask"}
     without = build(tmp_path, entity_weight=0.0, mask_weight=0.0)
     assert set(without.losses(batch(without, partners=True))) == {"contrast"}
+
+
+def test_contrast_is_computed_in_float32_under_autocast() -> None:
+    """At the highest temperature, where bfloat16 cannot tell logits apart that differ by 1/4."""
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randn(16, 32, generator=generator)
+    text = image + 0.5 * torch.randn(16, 32, generator=generator)
+    scale = torch.tensor(5.0)
+    expected = info_nce(image, text, scale)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(info_nce(image, text, scale), expected)
+        assert info_nce(image.bfloat16(), text.bfloat16(), scale).dtype == torch.float32
 
 
 def test_weights_scale_losses(tmp_path: Path) -> None:
@@ -144,9 +157,9 @@ def test_the_text_head_sees_padding_and_questions_in_the_official_form_alone(tmp
 def test_padding_does_not_matter_in_the_exact_form(tmp_path: Path) -> None:
     method = build(tmp_path).eval()
     given = batch(method, partners=True)
-    method.text.trim = lambda tokens: tokens  # type: ignore[method-assign]
+    method.text.by_length = method.text.forward  # type: ignore[method-assign]
     untrimmed = method.losses(given)
-    del method.text.trim
+    del method.text.by_length
     for name, loss in method.losses(given).items():
         torch.testing.assert_close(loss, untrimmed[name], rtol=1e-5, atol=1e-6)
 
