@@ -191,12 +191,13 @@ def by_hand(method: OvSegmentorMethod, image: Tensor, classes: Tensor, threshold
     return planes
 
 
-@pytest.mark.parametrize("threshold", [None, 0.0, 0.3, 1.0])
-def test_segment_equals_the_rule_pixel_by_pixel(tmp_path: Path, threshold: float | None) -> None:
+@pytest.mark.parametrize(("threshold", "size"), [(None, (16, 24)), (0.0, (16, 24)), (0.3, (19, 31)), (1.0, (16, 24))])
+def test_segment_equals_the_rule_pixel_by_pixel(tmp_path: Path, threshold: float | None, size: tuple[int, int]) -> None:
+    """Also where the image is no multiple of a patch (8 pixels)."""
     method = build(tmp_path, top_classes=2, background_threshold=threshold or 0.0).eval()
     spread(method)
     classes = method.embed_classes(["red", "green", "blue", "wall"])
-    images = torch.randn(2, 3, 16, 24, generator=torch.Generator().manual_seed(4))
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4))
     found = method.segment(images, classes, background=threshold is not None)
     for image, planes in zip(images, found, strict=True):
         with torch.no_grad():
@@ -210,9 +211,10 @@ def test_the_encoder_is_run_once_for_a_window(method: OvSegmentorMethod) -> None
     assert len(calls) == 1
 
 
-def test_images_that_are_no_multiple_of_a_patch(method: OvSegmentorMethod) -> None:
+def test_images_smaller_than_a_patch(method: OvSegmentorMethod) -> None:
     classes = method.eval().embed_classes(["red", "green"])
-    assert method.segment(torch.randn(1, 3, 35, 45), classes, background=True).shape == (1, 3, 35, 45)
+    for size in ((1, 45), (35, 3), (1, 1)):
+        assert method.segment(torch.randn(1, 3, *size), classes, background=True).shape == (1, 3, *size)
 
 
 def test_class_embeddings_are_unit_means_over_templates(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ def small_weights() -> dict[str, Tensor]:
 
 
 def record(weights: dict[str, Tensor], images: int = 4, classes: int = 7) -> dict[str, np.ndarray]:
-    """A case in the golden files' format, from the plain reference; it holds every gradient."""
+    """A case in the golden files' format, from the plain reference; it holds every gradient, and a photo of odd sides."""
     generator = torch.Generator().manual_seed(2)
 
     def normal(*shape: int) -> Tensor:
@@ -51,7 +51,7 @@ def record(weights: dict[str, Tensor], images: int = 4, classes: int = 7) -> dic
         seen = plain.encode(weights, "img_encoder", case["image"])
         case |= {"encoder/group_features": seen["features"], "encoder/soft_assignment": seen["soft"]}
         case |= {"encoder/q": seen["q"][:, None], "encoder/k": seen["k"][:, None]}  # as official modules have them
-        photo, texts = normal(1, 3, 80, 144), F.normalize(normal(classes, JOINT), dim=-1)
+        photo, texts = normal(1, 3, 85, 150), F.normalize(normal(classes, JOINT), dim=-1)
         case |= {"infer/image": photo, "infer/text_embeddings": texts}
         for mode, threshold in MODES.items():
             best, labels = plain.segment(weights, photo, texts, threshold).max(dim=0)
@@ -158,7 +158,7 @@ def test_a_difference_is_found_and_named(
     weights, case = recorded
     arrays = dict(np.load(case))
     if arrays[key].dtype == np.uint8:
-        arrays[key].flat[:20] = 99  # of 80 x 144 pixels
+        arrays[key].flat[:20] = 99  # of 85 x 150 pixels
     else:
         arrays[key] = arrays[key] * (1 + 6e-4)
     np.savez(tmp_path / "off.npz", **arrays)

@@ -20,7 +20,7 @@ from owseg import InputError
 from owseg.completion import EntityCompletion
 from owseg.consistency import mask_consistency
 from owseg.data import AugmentConfig, Batch
-from owseg.encoders import Encoder, pad_to_multiple
+from owseg.encoders import Encoder
 from owseg.engine import Phase
 from owseg.entity_texts import EntityTexts
 from owseg.grouping import GroupingEncoder, Groups
@@ -273,11 +273,13 @@ class OvSegmentorMethod(nn.Module):
     def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
         """Scores [B, n, H, W] of windows [B, 3, H, W]; with `background` its plane, 0 or 1, comes first: [B, 1 + n, H, W].
 
-        Each pixel goes to the group whose soft map is highest there, and has that group's scores (facts of the official
-        evaluation). The encoder is run once.
+        Each pixel goes to the group whose soft map is highest there, and has that group's scores. The encoder is run once.
+        What does not fill a patch at the bottom and the right is not looked at, and maps are stretched over it (official); an
+        image smaller than a patch is padded to one.
         """
-        padded, (top, left) = pad_to_multiple(image, (self.encoder.patch_size, self.encoder.patch_size))
-        groups = self.encoder(padded)
+        height, width = image.shape[-2:]
+        patch = self.encoder.patch_size
+        groups = self.encoder(F.pad(image, (0, max(patch - width, 0), 0, max(patch - height, 0))))
         scores = self.score(groups.features, classes)
         if background:
             best = scores.amax(dim=2)
@@ -286,10 +288,9 @@ class OvSegmentorMethod(nn.Module):
             scores = torch.cat([(best < threshold).to(scores)[..., None], scores], dim=2)
         maps = groups.binding.logits.softmax(dim=1)
         maps = maps.reshape(*maps.shape[:2], *groups.grid)
-        maps = F.interpolate(maps, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        maps = maps[..., top : top + image.shape[-2], left : left + image.shape[-1]]
+        maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
         owner = maps.argmax(dim=1).flatten(1)[:, None].expand(-1, scores.shape[2], -1)
-        return scores.transpose(1, 2).gather(2, owner).reshape(*scores.shape[::2], *image.shape[-2:])
+        return scores.transpose(1, 2).gather(2, owner).reshape(*scores.shape[::2], height, width)
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
         """The classes' scores [B, K, n] in each group of features [B, K, C].
