@@ -14,7 +14,7 @@ from torch import Tensor
 from owseg import InputError
 from owseg.data import Batch
 from owseg.engine import Phase
-from owseg.fit import learned_state
+from owseg.fit import learned_state, phase_groups
 from owseg.losses import info_nce
 from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorMethod
 
@@ -37,7 +37,7 @@ def batch(method: OvSegmentorMethod, *, partners: bool) -> Batch:
     images = torch.randn(2, len(CAPTIONS), 3, 32, 32, generator=torch.Generator().manual_seed(2))
     shared = [names[0] for names in ENTITIES] if partners else None
     random.seed(0)  # which template answers are put in
-    texts = method.prepare(CAPTIONS, ENTITIES, shared)
+    texts = method.prepare(CAPTIONS, ENTITIES, shared) if method.prepare else {}
     return Batch(images[0], method.tokenize(CAPTIONS), CAPTIONS, list("abcd"), texts, images[1] if partners else None)
 
 
@@ -56,6 +56,25 @@ def test_each_loss_is_there_where_it_has_a_weight_and_inputs(tmp_path: Path) -> 
     assert set(method.losses(batch(method, partners=True))) == {"contrast", "entity", "mask"}
     without = build(tmp_path, entity_weight=0.0, mask_weight=0.0)
     assert set(without.losses(batch(without, partners=True))) == {"contrast"}
+    assert without.prepare is None  # so captions are enough: shards need not carry entities
+
+
+def test_decay_and_what_learns_by_phase(tmp_path: Path) -> None:
+    """Matrices, positions, learnable tokens and embeddings are decayed; the temperature in the official form alone."""
+    for fidelity in ("exact", "official"):
+        model = build(tmp_path, fidelity=fidelity)
+        names = {parameter: name for name, parameter in model.named_parameters()}
+        first, second = (
+            {names[parameter]: group.weight_decay for group in groups for parameter in group.parameters}
+            for groups in phase_groups(model, model.config.phases, model.config.optim)
+        )
+        assert set(first) == set(names.values())
+        assert {name for name in first if name not in second} == {name for name in first if name.startswith("text.")}
+        assert all(first[name] == decay for name, decay in second.items())
+        decayed = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+        assert {"encoder.positions", "encoder.tokens", "text.token_embedding.weight"} <= decayed
+        decayed |= {"log_scale"} if fidelity == "official" else set()
+        assert {name for name, decay in first.items() if decay} == decayed
 
 
 def test_contrast_is_computed_in_float32_under_autocast() -> None:
@@ -133,7 +152,7 @@ def test_no_gradient_reaches_the_momentum_encoder_or_the_prompt(method: OvSegmen
     assert all(gradient is None for gradient in torch.autograd.grad(mask, heads, allow_unused=True))
 
 
-def test_a_frozen_text_tower_drops_nothing_out_in_the_exact_form(tmp_path: Path) -> None:
+def test_what_does_not_learn_drops_nothing_out_in_the_exact_form(tmp_path: Path) -> None:
     for fidelity, expected in (("exact", False), ("official", True)):
         method = build(tmp_path, fidelity=fidelity).train()
         method.losses(batch(method, partners=False))
@@ -141,6 +160,9 @@ def test_a_frozen_text_tower_drops_nothing_out_in_the_exact_form(tmp_path: Path)
         method.text.requires_grad_(False)
         method.losses(batch(method, partners=True))
         assert method.text.training is expected
+        assert method.momentum is not None
+        assert method.momentum.training is expected
+        assert method.encoder.training
 
 
 def test_the_text_head_sees_padding_and_questions_in_the_official_form_alone(tmp_path: Path) -> None:

@@ -152,7 +152,6 @@ class OvSegmentorMethod(nn.Module):
         self.quirks = config.quirks
         self.official = config.fidelity == "official"
         self.tokenize = text_tower.tokenize
-        self.prepare = EntityTexts(text_tower.tokenize, text_tower.mask_word, official=self.official)
         self.encoder = image_tower
         self.text = text_tower
         self.image_head = ProjectionHead(image_tower.width, config.hidden, config.joint, synced=True)
@@ -162,6 +161,10 @@ class OvSegmentorMethod(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
         self.momentum = frozen_copy(image_tower) if any(phase.partners for phase in config.phases) else None
         self.kept = ("momentum.",) if self.momentum is not None else ()
+        reads_entities = config.entity_weight or (config.mask_weight and self.momentum is not None)
+        self.prepare = (
+            EntityTexts(text_tower.tokenize, text_tower.mask_word, official=self.official) if reads_entities else None
+        )
 
     # ------------------------------------------------------------------------------------------------------------ training
 
