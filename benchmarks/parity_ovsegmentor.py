@@ -73,7 +73,7 @@ def build_ovsegmentor(weights: Arrays) -> OvSegmentorMethod:
         method = OvSegmentorMethod(config, tower, GivenTexts(text_width))
     except KeyError as error:
         raise InputError(f"not the weights of an OVSegmentor ({error.args[0]} is missing)") from error
-    except (ValueError, ArithmeticError, AssertionError, RuntimeError) as error:
+    except (ValueError, IndexError, ArithmeticError, AssertionError, RuntimeError) as error:
         raise InputError(f"not the weights of an OVSegmentor ({error})") from error
     import_official(method, state, "shapes")
     return method.eval()
@@ -89,7 +89,7 @@ def compare_ovsegmentor(method: OvSegmentorMethod, case: Arrays) -> Comparison:
             compare_training(method, case, comparison)
         if case.keys() >= INFERENCE:
             compare_labels(method, case, comparison)
-    except (RuntimeError, IndexError, ValueError) as error:
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
         raise InputError(f"does not fit the weights: {error}") from error
     if not comparison.quantities:
         raise InputError("holds no inputs of an OVSegmentor case with what came of them")

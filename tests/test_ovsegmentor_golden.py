@@ -199,12 +199,16 @@ def damaged(folder: Path, recorded: tuple[Path, Path], what: str) -> tuple[Path,
     if what == "weights of other shapes":
         np.savez(broken, **state | {"img_projector.linear_out.weight": np.zeros((JOINT, 16, 1), np.float32)})
         return broken, case
+    if what == "weights of one axis":
+        np.savez(broken, **state | {"text_projector.linear_hidden.0.weight": np.zeros(48, np.float32)})
+        return broken, case
     if what == "weights with something missing":
         del state["img_encoder.layers.0.downsample.norm_x.weight"]
         np.savez(broken, **state)
         return broken, case
     changes = {
         "another width of texts": {"question_features": np.zeros((4, 9, 16), np.float32)},
+        "a number for texts": {"answer_features": np.float32(1.0)},
         "images and texts of different numbers": {"image": arrays["image"][:2]},
         "text": {"image": np.array(["a", "b"])},
         "another mode": {"infer/argmax_sometimes": arrays["infer/argmax_no_background"]},
@@ -221,8 +225,10 @@ def damaged(folder: Path, recorded: tuple[Path, Path], what: str) -> tuple[Path,
         "weights of something else",
         "case without inputs",
         "weights of other shapes",
+        "weights of one axis",
         "weights with something missing",
         "another width of texts",
+        "a number for texts",
         "images and texts of different numbers",
         "text",
         "another mode",
