@@ -22,7 +22,7 @@ from owseg.data import Batch, CaptionBatches, Prepare, ShardReader, batches_from
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import Engine, Span, TorchEngine, spans
 from owseg.fit import WEIGHTS, fit
-from owseg.methods import TrainedConfig, build_trained
+from owseg.methods import TrainedConfig, build_trained, initialise
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.text import Tokenizer
 
@@ -187,9 +187,7 @@ def _build(job: TrainJob) -> tuple[nn.Module, Tokenizer]:
     torch.manual_seed(job.seed)  # fresh layers start out alike on every rank
     make_encoder = cache(lambda: (build_encoder if job.encoder.pretrained == PRETRAIN else load_encoder)(job.encoder))
     method = build_trained(job.method, make_encoder)
-    initialise = getattr(method, "initialise", None)
-    if initialise is not None:  # also where training goes on: checkpoints hold no weights that stay frozen throughout
-        initialise()
+    initialise(method)  # also where training goes on: checkpoints hold no weights that stay frozen throughout
     return method, getattr(method, "tokenize", None) or make_encoder().tokenize
 
 

@@ -1,18 +1,20 @@
 """What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
 
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import torch
 
 from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
+from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
+from owseg.engine import spans
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.presets import protocol_of
-from owseg.fit import WEIGHTS
-from owseg.methods import SegmenterConfig, TrainedSegmenterConfig, build_trained
-from owseg.methods.ovsegmentor import OvSegmentor
+from owseg.fit import WEIGHTS, phase_groups
+from owseg.methods import SegmenterConfig, TrainedConfig, TrainedSegmenterConfig, build_trained, initialise
 from owseg.published import load_trained
 from pipelines.settings import Config
 
@@ -60,18 +62,33 @@ def check_encoder(config: Config) -> None:
         build_encoder(encoder)
 
 
-def check_methods(config: Config) -> None:
-    """Raise InputError where a method that is still to be trained begins with weights that are missing or do not fit.
+def to_train(config: Config) -> list[TrainedConfig]:
+    """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
+    models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
+    pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
+    first: list[TrainedConfig] = [config.models.clip] if pretrains else []
+    return [*first, *(model for model in models if isinstance(model, TrainedConfig))]
 
-    Weights that are named by a tag are downloaded here, once, before the workers ask for them.
+
+def check_methods(config: Config) -> None:
+    """Raise InputError where a method that is still to be trained cannot be.
+
+    Its batches must divide over the workers, its phases name what it has, and the weights that it begins with be there and
+    fit. Those named by a tag are downloaded here, once, before the workers ask for them.
     """
-    for name in config.methods:
-        model = located_model(config, name)
-        if not isinstance(model, OvSegmentor) or name in config.weights:
+    make_encoder = cache(lambda: build_encoder(located_encoder(config)))
+    for model in to_train(config):
+        if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():
             continue
-        if not (Path(config.run_dir) / "train" / name / WEIGHTS).is_file():
-            encoder = build_encoder(located_encoder(config)) if model.stands_on_clip else None
-            model.build(encoder).initialise()
+        for _, _, _, stretch in spans(model.phases, model.optim):
+            size, key = stretch.optim.batch_size, f"models.{model.name}.{stretch.key}.batch_size"
+            check_batch_size(size, samples=size, workers=config.train.workers, key=key)
+        method = build_trained(located(model, Path()), make_encoder)
+        try:
+            phase_groups(method, model.phases, model.optim)
+        except InputError as error:
+            raise InputError(f"models.{model.name}.{error}") from error
+        initialise(method)
 
 
 def given_weights(config: Config) -> dict[str, Path]:

@@ -15,7 +15,7 @@ from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.presets import view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import TrainedConfig
-from pipelines.checks import check_encoder, check_methods, check_weights, given_weights, located_encoder, needs_clip
+from pipelines.checks import check_encoder, check_methods, check_weights, given_weights, located_encoder, to_train
 from pipelines.cli import main
 from pipelines.config import flatten, to_dict
 from pipelines.context import Context, Result, open_context
@@ -29,7 +29,7 @@ ENCODER = "encoder.safetensors"
 def run_train(context: Context, shards: Result) -> Result:
     """The train stage: `train/<method>/` in the run's folder for each method that trains, the encoder first where asked for."""
     out = context.run_dir / "train"
-    jobs = _jobs(context.config)
+    jobs = to_train(context.config)
     fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"]])
 
     def work() -> Result:
@@ -47,7 +47,7 @@ def run_train(context: Context, shards: Result) -> Result:
 
 def run_to_train(context: Context) -> None:
     """The stages up to train; none of them where each method has its weights or needs none."""
-    if _jobs(context.config):
+    if to_train(context.config):
         run_train(context, run_download(context, run_filter(context)))
     else:
         print("train: skipped, nothing is to be trained", flush=True)
@@ -64,14 +64,6 @@ def trained_encoder(context: Context) -> EncoderConfig:
 def weights_of(context: Context, name: str) -> Path:
     """Where a trained method's weights lie: those that the settings give, or those that the run trains."""
     return given_weights(context.config).get(name, context.run_dir / "train" / name / WEIGHTS)
-
-
-def _jobs(config: Config) -> list[TrainedConfig]:
-    """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
-    models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
-    pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
-    jobs: list[TrainedConfig] = [config.models.clip] if pretrains else []
-    return [*jobs, *(model for model in models if isinstance(model, TrainedConfig))]
 
 
 def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:

@@ -121,6 +121,10 @@ def test_what_it_begins_with_is_checked_before_any_work(own: Path, tmp_path: Pat
         check_encoder(settings(*given, "models.ovsegmentor.image_tower=clip"))
     with pytest.raises(InputError, match=r"image_weights: .*dino\.pth does not exist"):
         check_methods(settings(*given, f"run_dir={tmp_path}", f"models.ovsegmentor.image_weights={tmp_path}/dino.pth"))
+    with pytest.raises(InputError, match=r"^models\.ovsegmentor\.phases\.train: no parameter name begins with 'encodr\.'"):
+        check_methods(settings(*given, f"run_dir={tmp_path}", "models.ovsegmentor.phases=[{steps: 1, train: [encodr.]}]"))
+    with pytest.raises(InputError, match=r"^models\.ovsegmentor\.phases\.1\.optim\.batch_size: 1024 does not divide over 3"):
+        check_methods(settings(*given, f"run_dir={tmp_path}", "train.workers=3", "models.ovsegmentor.optim.batch_size=6"))
     trained = own / "run" / "train" / "ovsegmentor"
     check_methods(settings(*given, f"run_dir={own}/run", f"models.ovsegmentor.image_weights={tmp_path}/dino.pth"))
     check_methods(settings(*given, f"weights.ovsegmentor={trained}"))

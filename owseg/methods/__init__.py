@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.encoders import Encoder, EncoderConfig, load_encoder
@@ -43,12 +43,12 @@ class Methods:
     """Groups of patches, learned from captions and their entities."""
 
 
-TrainedConfig = Clip | Tcl | OvSegmentor
-"""Methods that train: their configs have `phases`, `optim` and `augment`."""
+TrainedSegmenterConfig = Tcl | OvSegmentor
+"""Methods that train and segment: their configs have `phases`, `optim` and `augment`."""
+TrainedConfig = Clip | TrainedSegmenterConfig
+"""Methods that train."""
 TrainedMethod = ClipMethod | TclMethod | OvSegmentorMethod
 """What they build."""
-TrainedSegmenterConfig = Tcl | OvSegmentor
-"""Methods that train and segment."""
 SegmenterConfig = Chance | ZeroShot | TrainedSegmenterConfig
 """Methods that segment: rows of the results table."""
 TRAINING_ONLY = (
@@ -82,9 +82,15 @@ class Segmenter(Protocol):
 
 def build_trained(config: TrainedConfig, make_encoder: Callable[[], Encoder]) -> TrainedMethod:
     """A method that trains; the encoder is made only where the method stands on one."""
-    if isinstance(config, OvSegmentor):
-        return config.build(make_encoder() if config.stands_on_clip else None)
-    return config.build(make_encoder())
+    encoder = make_encoder() if config.stands_on_clip else None
+    return config.build(encoder)  # type: ignore[arg-type]  # those that stand on a CLIP always get one
+
+
+def initialise(method: nn.Module) -> None:
+    """Load the pretrained weights that a method's training starts from, where it asks for any."""
+    hook = getattr(method, "initialise", None)
+    if hook is not None:
+        hook()
 
 
 def load_segmenter(config: SegmenterConfig, encoder: EncoderConfig, weights: Path | None) -> Segmenter:
@@ -95,7 +101,7 @@ def load_segmenter(config: SegmenterConfig, encoder: EncoderConfig, weights: Pat
         raise InputError(f"{config.name} needs trained weights; run the train stage first")
     method = build_trained(config, lambda: load_encoder(encoder))
     assert not isinstance(method, ClipMethod)
-    if isinstance(method, OvSegmentorMethod) and method.state_dict().keys() - learned_state(method, config.phases).keys():
-        method.initialise()  # a tower that no phase trains is as it was pretrained, and not among the trained weights
+    if method.state_dict().keys() - learned_state(method, config.phases).keys():
+        initialise(method)  # a tower that no phase trains is as it was pretrained, and not among the trained weights
     load_trained(method, config.phases, weights)
     return method.eval()
