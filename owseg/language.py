@@ -206,7 +206,7 @@ def _told(name: str, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        source = "holds" if Path(name).is_dir() else "cannot be downloaded or holds"
+        source = "holds" if Path(name).is_dir() else "is no folder here, and cannot be downloaded or holds"
         raise InputError(
             f"{KEY}: {name!r} {source} {what} ({type(error).__name__}); give a local folder as transformers saves it"
         ) from error

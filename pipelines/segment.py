@@ -30,6 +30,7 @@ OPTION_OF = {
     "encoder.pretrained": "--encoder-weights",
     "encoder.model": "--encoder-model",
     "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
+    "models.ovsegmentor.": "--set ",
 }
 """Settings that errors speak of, by the options of this verb."""
 TOLD = 5

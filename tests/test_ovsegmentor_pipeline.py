@@ -30,6 +30,7 @@ from owseg.published import export_official
 from pipelines.checks import check_encoder, check_methods, check_weights, located_model
 from pipelines.config import load as load_config
 from pipelines.evaluate import settings_of
+from pipelines.segment import main as segment
 from pipelines.settings import Config
 
 MISSING = EncoderConfig(pretrained="/nowhere/clip.pt")
@@ -79,6 +80,12 @@ def test_it_is_the_same_wherever_it_lies(own: Path, tmp_path: Path, photo: Path)
     masks = [load(folder).segment(photo, tiny.LABELS).labels for folder in folders]
     assert (masks[0] == masks[1]).all()
     assert len({write_model(read_model(folder)).read_bytes() for folder in folders}) == 1
+
+
+def test_the_verb_speaks_of_its_own_options(own: Path, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--checkpoint", str(own / "run"), "--set", f"text_tower={tmp_path}/none", "--out", str(tmp_path / "out")]
+    assert segment([str(photo), "--labels", "red", *given]) == 2
+    assert f"error: --set text_tower: '{tmp_path}/none' is no folder here" in capsys.readouterr().err
 
 
 def test_training_free_modes_need_a_clip_to_read(own: Path) -> None:
