@@ -54,6 +54,11 @@ def test_config_sections_are_read_without_ray_or_mlflow() -> None:
     assert brought_along(light, INFRASTRUCTURE) == []
 
 
+def test_all_settings_are_read_without_the_libraries_that_only_models_need() -> None:
+    heavy = (*INFRASTRUCTURE, "timm", "torchvision", "transformers", "open_clip", "matplotlib")
+    assert brought_along(["pipelines.settings", "pipelines.cli"], heavy) == []
+
+
 def test_the_layers_of_the_house_hold() -> None:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
