@@ -96,7 +96,7 @@ def import_official(method: nn.Module, state: dict[str, Any], source: str | Path
     for name, official in names.items():
         if official in state:
             tensor, wanted = state[official], own[name].shape
-            shape = list(tensor.shape) if isinstance(tensor, Tensor) else None
+            shape = list(tensor.shape) if _is_plain(tensor) else None
             if shape is None or _counted(shape) != _counted(wanted):
                 raise InputError(
                     f"{source}: belongs to another architecture ({official} has shape {shape}, "
@@ -105,6 +105,11 @@ def import_official(method: nn.Module, state: dict[str, Any], source: str | Path
             found[name] = tensor.reshape(wanted)
     method.load_state_dict(found, strict=False)
     return Differences([names[name] for name in missing], left_over)
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value in a file is a tensor of real numbers, neither sparse nor quantised."""
+    return isinstance(value, Tensor) and value.layout == torch.strided and not (value.is_quantized or value.is_complex())
 
 
 def _counted(shape: Sequence[int]) -> list[int]:

@@ -3,6 +3,7 @@
 import logging
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import tiny
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from owseg import InputError
 from owseg.checkpoint import read_model
@@ -297,6 +299,13 @@ def test_what_is_no_whole_ovsegmentor_is_told(tmp_path: Path) -> None:
     wide = torch.zeros(16, 24, 3)
     with pytest.raises(InputError, match=r"linear_out.weight has shape \[16, 24, 3\], .* asks for \[16, 24, 1\]"):
         import_official(method, state | {"img_projector.linear_out.weight": wide}, "best.pth")
+
+
+@pytest.mark.parametrize("spoil", [Tensor.to_sparse, lambda x: x + 0j, Tensor.tolist])
+def test_what_is_no_plain_tensor_is_told(tmp_path: Path, spoil: Callable[[Tensor], Any]) -> None:
+    method, state = ovsegmentor(tmp_path), released(tmp_path)
+    with pytest.raises(InputError, match=r"best\.pth: .*img_encoder\.norm\.weight has shape None"):
+        import_official(method, state | {"img_encoder.norm.weight": spoil(state["img_encoder.norm.weight"])}, "best.pth")
 
 
 def test_one_methods_file_is_not_taken_for_the_others(tmp_path: Path) -> None:
