@@ -126,13 +126,14 @@ def compare_training(method: OvSegmentorMethod, case: Arrays, comparison: Compar
         given["prompt"] = case["entity_features"]
         partner = tensor(case["cross_image"])
     losses = method.losses_from(tensor(case["image"]), {name: as_texts(value) for name, value in given.items()}, partner)
-    if "mask" not in losses and "loss/mask" in case:
-        return
     total = sum((MASK_WEIGHT if name == "mask" else 1.0) * loss for name, loss in losses.items())
-    for key, loss in ({LOSSES[name]: loss for name, loss in losses.items()} | {TOTAL: total}).items():
+    named = {LOSSES[name]: loss for name, loss in losses.items()}
+    whole = partner is not None or "loss/mask" not in case
+    for key, loss in (named | ({TOTAL: total} if whole else {})).items():
         if key in case:
             add(comparison, key, loss.detach(), case, LOSS, NOTHING[0])
-    compare_gradients(method, total, case, comparison)
+    if whole:
+        compare_gradients(method, total, case, comparison)
 
 
 def as_texts(array: np.ndarray) -> Texts:

@@ -165,7 +165,7 @@ def _entities(file: BinaryIO, about: Place | None, key: str) -> list[str]:
         file.seek(about[0])
         try:
             found = json.loads(file.read(about[1])).get("entities")
-        except (ValueError, AttributeError):  # not JSON, or not a mapping
+        except (ValueError, AttributeError, RecursionError):  # not JSON, or not a mapping
             found = None
         if isinstance(found, list) and all(isinstance(name, str) for name in found):
             return found

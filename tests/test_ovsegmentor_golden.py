@@ -188,6 +188,21 @@ def test_first_stage_files_are_compared_as_far_as_they_go(
     assert "not known, not compared: surprise" in told
 
 
+def test_without_the_other_image_the_first_two_losses_are_compared(
+    recorded: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where the case's sum and gradients hold the third one, they cannot be."""
+    arrays = dict(np.load(recorded[1]))
+    del arrays["cross_image"]
+    np.savez(tmp_path / "case.npz", **arrays)
+
+    assert run(monkeypatch, recorded[0], tmp_path / "case.npz") == 0
+    told = capsys.readouterr().out
+    assert "loss/entity   " in told
+    for key in ("loss/mask", "loss/loss", "grad/logit_scale"):
+        assert f"not compared, for its inputs are absent: {key}" in told
+
+
 def damaged(folder: Path, recorded: tuple[Path, Path], what: str) -> tuple[Path, Path]:
     weights, case = recorded
     broken = folder / "broken.npz"

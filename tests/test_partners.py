@@ -128,7 +128,9 @@ def test_a_batch_takes_all_its_tensors_along(tmp_path: Path) -> None:
     assert {tensor.device.type for tensor in (moved.image, moved.tokens, moved.partner, *moved.texts.values())} == {"meta"}
 
 
-@pytest.mark.parametrize("about", [None, b"{}", b'{"entities": null}', b'{"entities": "dog"}', b"[]", b"not json"])
+@pytest.mark.parametrize(
+    "about", [None, b"{}", b'{"entities": null}', b'{"entities": "dog"}', b"[]", b"not json", b"[" * 100_000]
+)
 def test_shards_without_entities_are_told_where_they_are_needed(tmp_path: Path, about: bytes | None) -> None:
     path = tmp_path / "00000.tar"
     with tarfile.open(path, "w") as tar:
