@@ -274,3 +274,11 @@ def test_clip_is_asked_for_only_where_a_tower_is_clip() -> None:
 def test_bad_settings_name_their_key(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):
         OvSegmentor(**{field: value})
+
+
+def test_a_batch_of_one_is_told_before_training() -> None:
+    one = replace(tiny.OPTIM, batch_size=1)
+    with pytest.raises(InputError, match="batch_size"):
+        OvSegmentor(optim=one)
+    with pytest.raises(InputError, match="batch_size"):
+        OvSegmentor(phases=(Phase(steps=1, train=VISION), Phase(steps=1, train=VISION, optim=one)))

@@ -21,7 +21,7 @@ from owseg.completion import EntityCompletion
 from owseg.consistency import mask_consistency
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder
-from owseg.engine import Phase
+from owseg.engine import Phase, spans
 from owseg.entity_texts import EntityTexts
 from owseg.grouping import GroupingEncoder, Groups
 from owseg.heads import ProjectionHead
@@ -109,6 +109,8 @@ class OvSegmentor:
         for field in ("heads", "entity_weight", "mask_weight"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative")
+        if any(span.stretch.optim.batch_size < 2 for span in spans(self.phases, self.optim)):
+            raise InputError("batch_size: batch norms and contrasts need at least 2 pairs in a batch")
 
     @property
     def stands_on_clip(self) -> bool:
