@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from owseg import InputError
@@ -218,4 +219,6 @@ def _rebuild(kind: Any, value: Any) -> Any:
         return kind(**{name: _rebuild(hints[name], item) for name, item in value.items()})
     if get_origin(kind) is tuple:
         return tuple(_rebuild(get_args(kind)[0], item) for item in value)
+    if get_origin(kind) is UnionType and value is not None:  # a section or None
+        return _rebuild(get_args(kind)[0], value)
     return value

@@ -69,6 +69,7 @@ def test_a_checkpoint_without_clip_tells_none_and_needs_none(own: Path, photo: P
     found = find_checkpoint(own / "run")
     assert isinstance(found.method, OvSegmentor)
     assert found.method.text_tower == str(own / "bert")
+    assert found.method.phases == tiny.ovsegmentor_config().phases  # with an optimiser of its own within
     result = load(own / "run", background_threshold=1.0).segment(photo, tiny.LABELS)
     assert result.labels.shape == (40, 56)
     assert (load(own / "run").segment(photo, tiny.LABELS, background=False).labels >= 0).all()

@@ -109,8 +109,9 @@ class OvSegmentor:
         for field in ("heads", "entity_weight", "mask_weight"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative")
-        if any(span.stretch.optim.batch_size < 2 for span in spans(self.phases, self.optim)):
-            raise InputError("batch_size: batch norms and contrasts need at least 2 pairs in a batch")
+        for span in spans(self.phases, self.optim):
+            if span.stretch.optim.batch_size < 2:
+                raise InputError(f"{span.stretch.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch")
 
     @property
     def stands_on_clip(self) -> bool:
