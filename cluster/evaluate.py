@@ -14,7 +14,7 @@ from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.stage import digest_of, digest_of_file
 from owseg import InputError
-from owseg.checkpoint import NORMALISATION, PATHS
+from owseg.checkpoint import NORMALISATION, PATHS, files_at
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
@@ -50,7 +50,9 @@ class Contender:
         if not self.method.stands_on_clip:
             encoder, files = {key: encoder[key] for key in NORMALISATION}, [self.weights]
         settings = {key: value for key, value in asdict(self.method).items() if key not in TRAINING_ONLY} | {"encoder": encoder}
-        settings |= {key: Path(settings[key]).name for key in PATHS if key in settings}
+        for key in [key for key in PATHS if key in settings]:  # such as a text tower's folder: its tokenizer always has a say
+            files += files_at(settings[key])
+            settings[key] = Path(settings[key]).name
         return digest_of([settings, [digest_of_file(path) for path in files if path and path.is_file()]])
 
 

@@ -166,6 +166,13 @@ def located(method: Method, folder: Path) -> Method:
     return replace(method, **found)
 
 
+def files_at(name: str) -> list[Path]:
+    """The file that a located setting names, or those in the folder that it names; none for other names."""
+    path = Path(name)
+    found = [path] if path.is_file() else sorted(path.glob("*"))
+    return [file for file in found if file.is_file()] if path.is_absolute() else []
+
+
 def _named_encoder(model: str, weights: str) -> EncoderConfig:
     """OpenAI's ViT-B/16 where nothing else is named; so a file without a model's name is taken for OpenAI's, with QuickGELU."""
     default = EncoderConfig()

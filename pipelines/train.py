@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from cluster.tracking import Run
 from cluster.train import TrainJob, shards_of, train
 from filtering.stage import digest_of, digest_of_file
-from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, located, write_model
+from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.presets import view_of
 from owseg.fit import WEIGHTS
@@ -114,9 +114,7 @@ def _begun_from(job: TrainJob) -> list[str]:
     """Digests of the weights that a method stands on or begins with, as far as they lie in files."""
     named = [job.encoder.pretrained] if job.method.stands_on_clip and job.method.name != "clip" else []
     named += [getattr(job.method, name) for name in PATHS if hasattr(job.method, name)]
-    paths = [Path(name) for name in named if Path(name).is_absolute()]
-    files = [file for path in paths for file in ([path] if path.is_file() else sorted(path.glob("*"))) if file.is_file()]
-    return [digest_of_file(file) for file in files]
+    return [digest_of_file(file) for name in named for file in files_at(name)]
 
 
 def _log(run: Run, steps: list[dict[str, Any]]) -> None:

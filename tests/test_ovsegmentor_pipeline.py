@@ -172,10 +172,13 @@ def test_its_row_says_the_thresholds_it_went_by(own: Path) -> None:
 
 def test_a_row_changes_with_what_decides_it(own: Path, tmp_path: Path) -> None:
     row = contender(own)
-    same = (contender(own, momentum=0.5), replace(row, encoder=EncoderConfig()), contender(own, text_tower="/other/bert"))
+    moved = shutil.copytree(own / "bert", tmp_path / "bert")
+    same = (contender(own, momentum=0.5), replace(row, encoder=EncoderConfig()), contender(own, text_tower=str(moved)))
     assert {other.fingerprint() for other in same} == {row.fingerprint()}
     others = (contender(own, top_classes=2), replace(row, encoder=EncoderConfig(mean=(0.0, 0.0, 0.0))))
     assert row.fingerprint() not in {other.fingerprint() for other in others}
+    (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text().replace('"dog"', '"hound"'))
+    assert contender(own, text_tower=str(moved)).fingerprint() != row.fingerprint()
 
 
 def test_each_benchmark_is_scored_with_its_own_threshold(tiny_run: Path, tmp_path: Path) -> None:
