@@ -13,7 +13,7 @@ changed. All variants take the same steps over the same batches, in all phases; 
 
 A training is a process with one thread, --processes at a time; each is told in OUT/<variant>-<seed>/. Scores are
 those of the eight benchmarks under the demo's protocol. Writes OUT/ablation.json, .md and .png; what is finished is not done
-again, so a run that was stopped goes on.
+again, so a run that was stopped goes on. Other steps or settings want another OUT.
 """
 
 import argparse
