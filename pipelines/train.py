@@ -1,5 +1,6 @@
 """Image shards in, trained methods out: Ray Train workers with DeepSpeed, going on from the last checkpoint."""
 
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -93,8 +94,10 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> st
         train=context.config.train,
     )
     settings = _settings(context, method)
+    fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
 
     def work() -> Result:
+        clear_other(folder, fingerprint)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"model": method.name})
             run.params(dict(flatten(settings)))
@@ -105,9 +108,17 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> st
                 save_file(tensors, folder / ENCODER)
             return {"steps": job.steps, "digest": digest_of_file(weights)}
 
-    fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
     digest: str = context.part(f"train-{method.name}", fingerprint, job.weights, work)["digest"]
     return digest
+
+
+def clear_other(folder: Path, fingerprint: str) -> None:
+    """Make `folder` this training's: what one on other data or weights left there is deleted, lest it be gone on from."""
+    file = folder / "fingerprint"
+    if not file.is_file() or file.read_text() != fingerprint:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        file.write_text(fingerprint)
 
 
 def _begun_from(job: TrainJob) -> list[str]:

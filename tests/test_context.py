@@ -7,6 +7,7 @@ import pytest
 from cluster.tracking import NullTracker
 from pipelines.context import Context, Result
 from pipelines.settings import Config
+from pipelines.train import clear_other
 
 
 def test_a_stage_cut_short_is_not_complete_for_what_it_was_before(tmp_path: Path) -> None:
@@ -46,3 +47,12 @@ def test_a_complete_stage_is_done_again_only_where_its_result_asks_for_it(tmp_pa
         ("done", 1),
         ("skipped", 1),
     ]
+
+
+def test_a_training_goes_on_from_its_own_checkpoints_alone(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "tcl" / "checkpoints" / "position.json"
+    for fingerprint, kept in (("these shards", False), ("these shards", True), ("more shards", False)):
+        clear_other(tmp_path / "tcl", fingerprint)
+        assert checkpoint.is_file() is kept
+        checkpoint.parent.mkdir(exist_ok=True)
+        checkpoint.touch()
