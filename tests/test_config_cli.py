@@ -88,6 +88,7 @@ def test_a_folder_of_another_run_is_refused(folder: Path, capsys: pytest.Capture
         call("--config=tiny.yaml", "download.fetch.timeout=9", "download.fetch.max_bytes=1000") == 0
     )  # how links are asked for
     assert call("--config=tiny.yaml", "download.image.min_side=9", "download.shard_size=10") == 0  # as the report advises
+    assert call("--config=tiny.yaml", "methods=[maskclip]") == 0  # other rows of the table, of the same corpus
     assert call("--config=tiny.yaml", "seed=4") == 2
     line = error_line(capsys)
     assert f"{folder / 'runs' / 'tiny'} holds a run of another config: 'seed' was 3 and is now 4" in line
