@@ -13,7 +13,7 @@ changed. All variants take the same steps over the same batches, in all phases; 
 
 A training is a process with one thread, --processes at a time; each is told in OUT/<variant>-<seed>/. Scores are
 those of the eight benchmarks under the demo's protocol. Writes OUT/ablation.json, .md and .png; what is finished is not done
-again, so a run that was stopped goes on. Other steps or settings want another OUT.
+again, so a run that was stopped goes on. Other settings want another OUT.
 """
 
 import argparse
@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -35,12 +35,13 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.evaluate import Contender, evaluate
+from cluster.session import SessionConfig
 from cluster.train import shards_of
 from owseg.data import Batch, CaptionBatches, ShardReader
 from owseg.encoders import EncoderConfig, load_encoder
 from owseg.engine import Span, TorchEngine
 from owseg.evaluation.metrics import mean_iou
-from owseg.evaluation.presets import summary_of
+from owseg.evaluation.presets import EvaluateConfig, summary_of
 from owseg.fit import WEIGHTS, fit, learned_state
 from owseg.methods.ovsegmentor import OvSegmentor
 from pipelines.config import load
@@ -112,10 +113,13 @@ def list_jobs(arguments: argparse.Namespace, config: Config) -> list[Job]:
 
 
 def train(job: Job) -> float:
-    """Train and save; returns the seconds it took. A finished training is left as it is."""
-    finished = job.out / WEIGHTS
+    """Train and save; returns the seconds it took. A finished training is left as it is, if it is of the same settings."""
+    finished, settings = job.out / WEIGHTS, json.loads(json.dumps(asdict(job.method)))
     if finished.is_file():
-        return float(json.loads((job.out / "training.json").read_text())["seconds"])
+        told = json.loads((job.out / "training.json").read_text())
+        if told["settings"] != settings:
+            raise SystemExit(f"{job.out}: was trained with other settings; give another OUT")
+        return float(told["seconds"])
     torch.set_num_threads(1)
     began = time.monotonic()
     torch.manual_seed(job.seed)
@@ -148,7 +152,7 @@ def train(job: Job) -> float:
     fit(method, job.method.phases, job.method.optim, make_engine, batches, seed=job.seed, on_log=on_log)
     seconds = time.monotonic() - began
     job.out.mkdir(parents=True, exist_ok=True)
-    told = {"samples": len(reader), "seconds": seconds, "log": log}
+    told = {"settings": settings, "samples": len(reader), "seconds": seconds, "log": log}
     (job.out / "training.json").write_text(json.dumps(told, indent=1) + "\n")
     state = {name: tensor.clone() for name, tensor in learned_state(method, job.method.phases).items()}
     save_file(state, job.out / "part.safetensors")
@@ -156,14 +160,10 @@ def train(job: Job) -> float:
     return seconds
 
 
-def score(jobs: list[Job], arguments: argparse.Namespace, config: Config) -> dict[str, dict[str, float]]:
+def score(jobs: list[Job], settings: EvaluateConfig, session: SessionConfig, out: Path) -> dict[str, dict[str, float]]:
     """mIoU by training and benchmark, with their mean as "average"."""
-    benchmarks = arguments.run / "world" / "benchmarks"
-    settings = replace(
-        config.evaluate, root=str(benchmarks), classes=str(benchmarks / "classes"), thresholds=(), limit=arguments.limit
-    )
     contenders = [Contender(name=job.name, method=job.method, encoder=job.encoder, weights=job.out / WEIGHTS) for job in jobs]
-    scores = evaluate(contenders, settings, config.session, arguments.out / "evaluate")
+    scores = evaluate(contenders, settings, session, out)
     found = {name: {dataset: mean_iou(score.counts) for dataset, score in row.items()} for name, row in scores.items()}
     return {name: row | {"average": statistics.fmean(row.values())} for name, row in found.items()}
 
@@ -225,11 +225,15 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.processes, mp_context=get_context("spawn")) as pool:
         for job, seconds in zip(jobs, pool.map(train, jobs), strict=True):
             print(f"{job.name}: trained in {seconds:.0f} s", flush=True)
-    scores = score(jobs, arguments, config)
+    benchmarks = arguments.run / "world" / "benchmarks"
+    protocol = replace(
+        config.evaluate, root=str(benchmarks), classes=str(benchmarks / "classes"), thresholds=(), limit=arguments.limit
+    )
+    scores = score(jobs, protocol, config.session, arguments.out / "evaluate")
     lines = table(scores, arguments.variants, arguments.seeds)
     samples = {job.name: json.loads((job.out / "training.json").read_text())["samples"] for job in jobs}
     told = {
-        "protocol": summary_of(config.evaluate),
+        "protocol": summary_of(protocol),
         "steps": arguments.steps,
         "batch_size": [(phase.optim or jobs[0].method.optim).batch_size for phase in jobs[0].method.phases],
         "samples": samples,
