@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Gumbel
 
 from owseg.encoders import resize_grid
+from owseg.losses import at_least_float32
 
 
 class Binding(NamedTuple):
@@ -51,7 +52,7 @@ def assignment_logits(q: Tensor, k: Tensor) -> Tensor:
 
 def precise(x: Tensor) -> Tensor:
     """x in at least float32."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+    return x.to(at_least_float32(x))
 
 
 def hard_assignment(logits: Tensor, *, noisy: bool) -> Tensor:
