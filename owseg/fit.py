@@ -21,7 +21,7 @@ MakeEngine = Callable[[Sequence[ParameterGroup], OptimConfig], Engine]
 
 
 class OnLog(Protocol):
-    """Called with the last finished step, the losses (means over ranks) and the learning rate."""
+    """Called on every rank with the last finished step, the losses (means over ranks) and the learning rate."""
 
     def __call__(self, step: int, losses: dict[str, float], lr: float) -> None: ...
 
