@@ -189,7 +189,7 @@ class MlflowTracker(MlflowRun):
         """Raises InputError where the store refuses."""
         memory = Memory(run_dir / "mlflow.json", uri, experiment)
 
-        def open_run() -> Self:
+        def open_run() -> tuple[MlflowClient, str]:
             client = MlflowClient(tracking_uri=uri)
             experiment_id = _experiment(client, uri, experiment)
             run_id = memory.run_id("")
@@ -197,10 +197,10 @@ class MlflowTracker(MlflowRun):
                 memory.forget()
                 run_id = client.create_run(experiment_id, run_name=name).info.run_id
                 memory.remember("", run_id)
-            return cls(client, run_id, memory)
+            return client, run_id
 
         try:
-            return when_unlocked(open_run)
+            return cls(*when_unlocked(open_run), memory)
         except Exception as error:  # SQLAlchemy's, the network's and MLflow's own have no common base
             raise InputError(f"tracking.uri: MLflow cannot use {uri} ({first_line(error)}); correct it or empty it") from error
 

@@ -1,4 +1,4 @@
-"""Whole runs as Ray tasks beside each other: each is the driver of its own training or evaluation, and takes a share of the cluster."""
+"""Whole runs as Ray tasks beside each other: each drives its own training or evaluation, and takes a share of the cluster."""
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
@@ -26,12 +26,13 @@ class TaskPool(Generic[R]):
         self._resources: dict[str, float] = ray.cluster_resources()
         self._running: dict[Any, tuple[Any, float]] = {}
 
-    def __len__(self) -> int:
-        """How many calls are running."""
+    @property
+    def running(self) -> int:
+        """How many calls are under way."""
         return len(self._running)
 
     def share_of(self, train: TrainConfig) -> float:
-        """The part of the cluster that a training keeps busy: of its GPUs, or of its cores, whose number Ray's own asking hides."""
+        """The part of the cluster's GPUs or cores that a training keeps busy: of cores it asks Ray for fewer than it uses."""
         if train.use_gpu:
             return train.workers / max(self._resources.get("GPU", 0), 1)
         return train.workers * (train.threads + train.loader_workers) / max(self._resources.get("CPU", 1), 1)

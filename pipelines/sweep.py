@@ -1,20 +1,20 @@
-"""A grid of settings times seeds: each cell a run of its own, as many at once as the machine carries, and one table of them all.
+"""A grid of settings times seeds, each cell a run of its own, as many at once as the machine carries, and one table of all.
 
-What cells have in common (a corpus, a pretrained encoder, a training) is done once. Run again, it does what is not finished; a larger
-grid or more seeds in the same folder reuse what is there. Writes sweep.json, sweep.md and sweep.png into the run's folder.
+What cells have in common (a corpus, a pretrained encoder, a training) is done once. Run again, it does what is not finished;
+a larger grid or more seeds in the same folder reuse what is there. Writes sweep.json, sweep.md and sweep.png into run_dir.
 """
 
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
 from cluster.session import SessionConfig
 from cluster.tasks import TaskPool
-from cluster.tracking import open_tracker
+from cluster.tracking import Tracker, open_tracker
 from filtering.stage import digest_of
 from owseg.evaluation.presets import EvaluateConfig
 from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights
@@ -24,8 +24,9 @@ from pipelines.download import check_target
 from pipelines.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
 from pipelines.run_dir import holds_run, refuse_other_run
 from pipelines.settings import Config
-from pipelines.sweep_grid import VARY, Cell, make_grid
-from pipelines.sweep_report import miou_of, publish
+from pipelines.sweep_grid import VARY, Cell, Grid, make_grid
+from pipelines.sweep_report import JSON, compare, miou_of, read_cell, record, rows_of
+from pipelines.sweep_tables import MARKDOWN, PICTURE, draw, protocol_of, show, tables_of
 from pipelines.sweep_work import Outcome, Work, carry_out, plan
 
 FLAGS = {
@@ -46,7 +47,11 @@ def run(config: Config, vary: tuple[str, ...] = (), seeds: str = "1") -> None:
         raise ConfigError(f"run_dir: {folder} holds a single run; choose another for the sweep with run_dir=FOLDER")
     grid = make_grid(config, vary, seeds)
     check(grid.cells)
-    described = {"settings": to_dict(config), "vary": {axis.key: dict(axis.values) for axis in grid.axes}, "seeds": list(grid.seeds)}
+    described = {
+        "settings": to_dict(config),
+        "vary": {axis.key: dict(axis.values) for axis in grid.axes},
+        "seeds": list(grid.seeds),
+    }
     with open_tracker(config.tracking, folder, name=folder.name, settings=described, digest=digest_of(described)) as tracker:
         # The cells are recorded in the sweep's own store, below its run.
         tracking = replace(config.tracking, uri=tracker.uri, parent=tracker.run_id)
@@ -56,6 +61,21 @@ def run(config: Config, vary: tuple[str, ...] = (), seeds: str = "1") -> None:
         print(f"cell {name} failed: {outcome.message}", file=sys.stderr)
     if failed:
         sys.exit(USER_MISTAKE if all(outcome.code == USER_MISTAKE for outcome in failed.values()) else FAILED)
+
+
+def publish(grid: Grid, folder: Path, tracker: Tracker, failed: Mapping[str, str]) -> None:
+    """Write sweep.json, and tables and the picture of what is finished; log them all. `failed`: the cause, by cell."""
+    finished = [read_cell(cell) for cell in grid.cells if cell.name not in failed]
+    rows = rows_of(finished)
+    compared = list(compare(rows))
+    record(grid, folder, tracker, finished, compared, failed)
+    if rows:
+        title = f"{folder.name}: {protocol_of(finished)}"
+        show(tables_of(rows, compared), title, folder, [f"Cell {name} failed: {cause}" for name, cause in failed.items()])
+        draw(rows, title, folder / PICTURE)
+    for name in (JSON, *((MARKDOWN, PICTURE) if rows else ())):
+        tracker.artifact(folder / name)
+    print(f"sweep: {folder / (MARKDOWN if rows else JSON)}")
 
 
 def check(cells: Sequence[Cell]) -> None:
@@ -90,7 +110,7 @@ def carry_out_all(works: Sequence[Work], session: SessionConfig) -> dict[str, Ou
     told = _Told(works, ended)
     todo = needed([work for work in works if work.verb == "full" and work.folder not in ended], ended)
     pool = TaskPool(carry_out, session) if todo else None
-    while pool and (todo or len(pool)):
+    while pool is not None and (todo or pool.running):
         for work in list(todo):
             if cause := next((need for need in work.needs if need.folder in ended and ended[need.folder].code), None):
                 outcome = ended[cause.folder]
@@ -100,7 +120,7 @@ def carry_out_all(works: Sequence[Work], session: SessionConfig) -> dict[str, Ou
                 told.started(work)
                 pool.start(work, work, str(Path.cwd()), share=share)
                 todo.remove(work)
-        if len(pool):
+        if pool.running:
             work, result = pool.wait()
             ended[work.folder] = outcome = _outcome(result)
             told.ended(work, outcome)

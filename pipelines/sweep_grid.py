@@ -38,6 +38,8 @@ class Cell:
     column: str
     """The label of its value of the last key, where that is one of evaluation's; else "". Columns stand side by side."""
     seed: int
+    varied: Mapping[str, Any]
+    """The value of each varied key."""
     config: Config
     """Its settings, with its own folder."""
 
@@ -63,7 +65,9 @@ def make_grid(config: Config, vary: Sequence[str], seeds: str) -> Grid:
     cells = tuple(_cells(config, axes, count))
     for name, times in Counter(cell.name for cell in cells).items():
         if times > 1:
-            raise ConfigError(f"{VARY}: {times} cells would be named '{name}'; name the values apart: KEY={{label: value, ...}}")
+            raise ConfigError(
+                f"{VARY}: {times} cells would be named '{name}'; name the values apart: KEY={{label: value, ...}}"
+            )
         if len(name) > LONGEST_NAME:
             raise ConfigError(f"{VARY}: '{name[:40]}...' is too long for a folder; name the values: KEY={{label: value, ...}}")
     return Grid(axes, tuple(dict.fromkeys(cell.seed for cell in cells)), cells)
@@ -79,7 +83,9 @@ def _axis(text: str) -> Axis:
     """KEY=[a, b], or KEY={label: a, other: b}."""
     key, values = parse_setting(text, VARY)
     if any(f"{key}.".startswith(f"{section}.") for section in WHERE_NOT_WHAT):
-        raise ConfigError(f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value")
+        raise ConfigError(
+            f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value"
+        )
     if isinstance(values, dict):
         named = [(str(label), value) for label, value in values.items()]
     elif isinstance(values, list):
@@ -103,18 +109,18 @@ def _shown(value: object) -> str:
 
 def _cells(config: Config, axes: Sequence[Axis], count: int) -> Iterator[Cell]:
     columns = bool(axes) and axes[-1].key.startswith("evaluate.")
-    settings = {
-        labels: lay_over(config, {axis.key: axis.values[label] for axis, label in zip(axes, labels, strict=True)}, source=VARY)
-        for labels in product(*(axis.values for axis in axes))
-    }
+    combinations = list(product(*(axis.values for axis in axes)))
+    values = [{axis.key: axis.values[label] for axis, label in zip(axes, labels, strict=True)} for labels in combinations]
+    configs = [lay_over(config, varied, source=VARY) for varied in values]
     for extra in range(count):
-        for labels, varied in settings.items():
-            seed = varied.seed + extra
+        for labels, varied, base in zip(combinations, values, configs, strict=True):
+            seed = base.seed + extra
             name = "-".join([*labels, f"seed{seed}"])
             yield Cell(
                 name=name,
                 setting="-".join(labels[:-1] if columns else labels),
                 column=labels[-1] if columns else "",
                 seed=seed,
-                config=replace(varied, seed=seed, run_dir=str(Path(config.run_dir) / "cells" / name)),
+                varied=varied,
+                config=replace(base, seed=seed, run_dir=str(Path(config.run_dir) / "cells" / name)),
             )

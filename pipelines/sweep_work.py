@@ -1,7 +1,8 @@
 """The work of a sweep, and how it is shared: what cells have in common is done once, in a run of its own.
 
-A piece of work is a run of one of the verbs in its own folder. What only some settings decide is made by a run whose config holds those
-settings and no others; its folder is named by that config's digest, so that cells, and larger grids later on, find it.
+A piece of work is a run of one of the verbs in its own folder. What only some settings decide is made by a run whose config
+holds those settings and no others; its folder is named by that config's digest, so that cells, and larger grids later on, find
+it.
 
     shared/data-<digest>            the world, the corpus and its shards        (download)
     shared/<method>-<digest>        one training, the encoder's before others   (train)
