@@ -216,6 +216,7 @@ def loader(
             stretch=span.stretch.number,
             prepare=prepare,
             partners=span.phase.partners,
+            views=getattr(method, "views", None),
         )
         return batches_from(drawn, step, span.stop, workers=job.train.loader_workers)
 
@@ -231,13 +232,13 @@ class _StepLog:
         job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
         self.job, self.step, self.time = job, done, time.monotonic()
 
-    def __call__(self, step: int, losses: dict[str, float], lr: float) -> None:
+    def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
         now = time.monotonic()
         rate = pairs_between(self.job.spans, self.step, step) / max(now - self.time, 1e-9)
         self.step, self.time = step, now
         line = {"step": step, "lr": lr, "samples_per_second": rate, "loss/total": sum(losses.values())}
         with self.job.log.open("a") as file:
-            file.write(json.dumps(line | {f"loss/{name}": value for name, value in losses.items()}) + "\n")
+            file.write(json.dumps(line | {f"loss/{name}": value for name, value in losses.items()} | diagnostics) + "\n")
 
 
 def pairs_between(phases: Sequence[Span], start: int, stop: int) -> int:
