@@ -2,9 +2,12 @@
 
     python benchmarks/parity.py tcl --weights W.npz --case C.npz
     python benchmarks/parity.py ovsegmentor --weights W.npz --case C.npz
+    python benchmarks/parity.py iic --case C.npz
+    python benchmarks/parity.py dino --case C.npz
 
 W holds a model's weights under their official names; the architecture is read off their shapes. C holds inputs and what the
-official code made of them: every quantity in it is compared (parity_tcl.py and parity_ovsegmentor.py say what may be in it).
+official code made of them: every quantity in it is compared (parity_tcl.py and its neighbours say what may be in it). iic and
+dino are parts of ViL-Seg, the clustering loss and the vision-based contrast with its head; their cases hold all they need.
 Prints the largest differences; exit code 0 if all are within tolerance, 1 if one is not, 2 if a file cannot be used.
 """
 
@@ -19,20 +22,28 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from parity_comparison import Arrays, Comparison
+from parity_dino import compare_dino
+from parity_iic import compare_iic
 from parity_ovsegmentor import build_ovsegmentor, compare_ovsegmentor
 from parity_tcl import build_tcl, compare_tcl
 
 from owseg import InputError
 
 
-class Method(NamedTuple):
+class Kind(NamedTuple):
     """How a method is made from official weights, and compared with a case. Both raise InputError for what does not fit."""
 
-    build: Callable[[Arrays], Any]
+    build: Callable[[Arrays], Any] | None
+    """None: the case holds the weights."""
     compare: Callable[[Any, Arrays], Comparison]
 
 
-METHODS = {"tcl": Method(build_tcl, compare_tcl), "ovsegmentor": Method(build_ovsegmentor, compare_ovsegmentor)}
+KINDS = {
+    "tcl": Kind(build_tcl, compare_tcl),
+    "ovsegmentor": Kind(build_ovsegmentor, compare_ovsegmentor),
+    "iic": Kind(None, compare_iic),
+    "dino": Kind(None, compare_dino),
+}
 
 
 @contextmanager
@@ -58,14 +69,18 @@ def read(path: Path) -> Arrays:
 def main() -> int:
     """Compare one case; returns the exit code."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("method", choices=METHODS)
-    parser.add_argument("--weights", type=Path, required=True, metavar="W.npz")
+    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("--weights", type=Path, metavar="W.npz", help="of tcl and ovsegmentor")
     parser.add_argument("--case", type=Path, required=True, metavar="C.npz")
     given = parser.parse_args()
     try:
-        build, compare = METHODS[given.method]
-        with naming(given.weights):
-            model = build(read(given.weights))
+        build, compare = KINDS[given.kind]
+        model = None
+        if (build is None) != (given.weights is None):
+            raise InputError(f"--weights: {given.kind} {'takes none' if build is None else 'needs a file of weights'}")
+        if build is not None:
+            with naming(given.weights):
+                model = build(read(given.weights))
         with naming(given.case):
             comparison = compare(model, read(given.case))
     except InputError as mistake:

@@ -25,7 +25,7 @@ class Quantity(NamedTuple):
     difference: float
     tolerance: float
     kind: str
-    """What the difference is: relative, absolute, or a share of pixels."""
+    """What the difference is: relative, absolute, a share of the largest entry, or of pixels."""
     passed: bool
 
 
@@ -50,6 +50,14 @@ class Comparison:
             passed = difference <= tolerance or error.norm().item() <= nothing
         self.quantities.append(Quantity(name, difference, tolerance, "absolute" if nothing is None else "relative", passed))
 
+    def add_scaled(self, name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
+        """Compare by the largest difference, relative to the largest expected entry (gradients of IIC and DINO)."""
+        check_shapes(name, found, expected)
+        error = (found.double() - expected.double()).abs().max().item()
+        difference = error / max(expected.double().abs().max().item(), 1e-30)
+        passed = difference <= tolerance or error <= NOTHING[1]
+        self.quantities.append(Quantity(name, difference, tolerance, "of largest", passed))
+
     def add_labels(self, name: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
         """Compare label maps by the share of pixels that differ."""
         check_shapes(name, found, expected)
@@ -64,7 +72,7 @@ class Comparison:
             self.quantities, key=lambda q: (q.passed, -q.difference / q.tolerance)
         ):
             verdict = ("pass" if difference <= tolerance else "pass: no more than rounding") if passed else "FAIL"
-            lines.append(f"{name:{width}}  {tolerance:.0e} {kind:9}  {difference:12.2e}  {verdict}")
+            lines.append(f"{name:{width}}  {tolerance:.0e} {kind:10}  {difference:12.2e}  {verdict}")
         agreed = sum(quantity.passed for quantity in self.quantities)
         return "\n".join([*lines, *self.notes, f"{agreed} of {len(self.quantities)} quantities agree"])
 
@@ -87,6 +95,11 @@ def indices(weights: Arrays, prefix: str) -> int:
 
 def tensor(array: np.ndarray) -> Tensor:
     """An array of any number type as float32. Raises InputError for one of something else."""
+    return double(array).float()
+
+
+def double(array: np.ndarray) -> Tensor:
+    """An array of any number type as float64. Raises InputError for one of something else."""
     if array.dtype.kind not in "fiub":
         raise InputError(f"holds an array of {array.dtype} where numbers belong")
-    return torch.from_numpy(array.astype(np.float32))
+    return torch.from_numpy(array.astype(np.float64))

@@ -221,6 +221,7 @@ def loader(
             stretch=span.stretch.number,
             prepare=prepare,
             partners=span.phase.partners,
+            views=getattr(method, "views", None),
         )
         return batches_from(drawn, step, span.stop, workers=job.train.loader_workers)
 
@@ -263,7 +264,7 @@ class _StepLog:
         if write:
             job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
-    def __call__(self, step: int, losses: dict[str, float], lr: float) -> None:
+    def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
         costs = self.spent.over_ranks()
         if not self.write:
             return
@@ -274,7 +275,7 @@ class _StepLog:
             before = self.before.get(name, 0.0)
             costs[name] = max(before, value) if name == "peak_memory_mb" else before + value
         line = {"step": step, "lr": lr, "samples_per_second": rate, "pairs": pairs_between(self.job.spans, 0, step), **costs}
-        line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()}
+        line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()} | diagnostics
         with self.job.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
 

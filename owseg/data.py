@@ -29,6 +29,8 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Prepare = Callable[[list[str], list[list[str]], list[str] | None], dict[str, Tensor]]
 """What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name."""
+Views = Callable[[Image.Image, "AugmentConfig"], dict[str, Tensor]]
+"""What a method draws of an RGB image besides the augmented one: crops [n, 3, h, w] in 0..1 by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ class Batch(NamedTuple):
     """What the method's `prepare` made of captions and entities."""
     partner: Tensor | None = None
     """[B, 3, H, W]: for each image another one that shares an entity with it, in phases that ask for it."""
+    views: dict[str, Tensor] = {}  # noqa: RUF012 -- read-only, too
+    """What the method's `views` drew of each image: [B, n, 3, h, w] normalised float32."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
@@ -72,6 +76,7 @@ class Batch(NamedTuple):
             tokens=move(self.tokens),
             texts={name: move(tensor) for name, tensor in self.texts.items()},
             partner=None if self.partner is None else move(self.partner),
+            views={name: move(tensor) for name, tensor in self.views.items()},
         )
 
 
@@ -215,6 +220,7 @@ class CaptionBatches(Dataset[Batch]):
         stretch: int = 0,
         prepare: Prepare | None = None,
         partners: bool = False,
+        views: Views | None = None,
     ) -> None:
         """The batches of one stretch, which begins at step `start`.
 
@@ -227,6 +233,8 @@ class CaptionBatches(Dataset[Batch]):
         self.partners = Partners(reader.entities) if partners else None
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.stretch = start, stretch
+        self.augment, self.views = augment, views
+        self.mean, self.std = (torch.tensor(tuple(values))[:, None, None] for values in (mean, std))
         from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
 
         self.transform = create_transform(
@@ -245,15 +253,16 @@ class CaptionBatches(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         mine = self._samples(step)
         seed_step(self.seed, step, self.rank)
-        images, captions = zip(*map(self._read, mine), strict=True)
+        photos, captions = zip(*map(self._open, mine), strict=True)
         keys = [self.reader.samples.key(index) for index in mine]
-        batch = Batch(torch.stack(images), self.tokenize(captions), list(captions), keys)
+        images = torch.stack([self.transform(photo) for photo in photos])
+        batch = Batch(images, self.tokenize(captions), list(captions), keys, views=self._draw_views(photos))
         shared: list[str] | None = None
         if self.partners is not None:
             rng = np.random.default_rng([self.seed, step, self.rank, 1])  # its own, lest it shift other draws of the step
             drawn = [self.partners.draw(index, rng) for index in mine]
             shared = [entity for _, entity in drawn]
-            batch = batch._replace(partner=torch.stack([self._read(index)[0] for index, _ in drawn]))
+            batch = batch._replace(partner=torch.stack([self.transform(self._open(index)[0]) for index, _ in drawn]))
         if self.prepare is not None:
             entities = [[self.names[number] for number in self.reader.entities.of(index)] for index in mine]
             batch = batch._replace(texts=self.prepare(batch.captions, entities, shared))
@@ -267,11 +276,18 @@ class CaptionBatches(Dataset[Batch]):
         mine: list[int] = whole.reshape(self.world_size, -1)[self.rank].tolist()
         return mine
 
-    def _read(self, index: int) -> tuple[Tensor, str]:
-        """A sample's image, augmented, and its caption."""
+    def _open(self, index: int) -> tuple[Image.Image, str]:
+        """A sample's image, RGB, and its caption."""
         encoded, caption = self.reader.read(index)
         with Image.open(io.BytesIO(encoded)) as image:
-            return self.transform(image.convert("RGB")), caption
+            return image.convert("RGB"), caption
+
+    def _draw_views(self, photos: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What the method's `views` draws of each image, normalised and stacked by name."""
+        if self.views is None:
+            return {}
+        drawn = [self.views(photo, self.augment) for photo in photos]
+        return {name: (torch.stack([crops[name] for crops in drawn]) - self.mean) / self.std for name in drawn[0]}
 
 
 def batches_from(batches: CaptionBatches, start: int, stop: int, *, workers: int) -> Iterator[Batch]:

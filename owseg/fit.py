@@ -21,9 +21,9 @@ MakeEngine = Callable[[Sequence[ParameterGroup], OptimConfig], Engine]
 
 
 class OnLog(Protocol):
-    """Called on every rank with the last finished step, the losses (means over ranks) and the learning rate."""
+    """Called on every rank with the last finished step, the losses (means over ranks), the learning rate and diagnostics."""
 
-    def __call__(self, step: int, losses: dict[str, float], lr: float) -> None: ...
+    def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
 
 
 class OnCheckpoint(Protocol):
@@ -94,6 +94,7 @@ def fit(
 
     A method may have, besides `losses`: `begin_phase(phase)`, called before a phase's first step; `after_step()`, called after
     each step; `kept`, name prefixes of the tensors that these two change. In both calls all tensors are whole, gradients off.
+    `diagnostics`, scalars by name that its last `losses` left there, are logged beside the losses (the same ones on all ranks).
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     total = sum(phase.steps for phase in phases)
@@ -122,8 +123,9 @@ def fit(
             finished = step + 1
             if finished % log_every == 0 or finished == total:
                 means = _mean_over_ranks(losses)  # a collective: every rank takes part, whether or not it logs
+                watched = _mean_over_ranks(getattr(method, "diagnostics", {}))
                 if on_log is not None:
-                    on_log(finished, means, lr)
+                    on_log(finished, means, lr, watched)
             if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
                 on_checkpoint(finished, _saver(method, phases, engine, finished))
         carried = engine.hand_over()
@@ -156,6 +158,8 @@ def _saver(method: nn.Module, phases: Sequence[Phase], engine: Engine, step: int
 
 
 def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:
+    if not losses:
+        return {}
     values = torch.stack([loss.float() for loss in losses.values()])
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.all_reduce(values)

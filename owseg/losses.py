@@ -25,6 +25,11 @@ def global_mean(x: Tensor) -> Tensor:
     return gather(x.reshape(1)).mean()
 
 
+def global_mean_rows(rows: Tensor) -> Tensor:
+    """The mean [1, C] of the rows [n, C] of all ranks, n on each. Differentiable."""
+    return gather(rows.mean(dim=0, keepdim=True)).mean(dim=0, keepdim=True)
+
+
 def local_labels(batch: int, device: torch.device) -> Tensor:
     """Positions [B] of this rank's rows among the gathered ones."""
     rank = dist.get_rank() if dist.is_initialized() else 0

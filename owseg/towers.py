@@ -43,7 +43,8 @@ def vit_tower(model: str, *, heads: int, tokens: int, groups: int, drop_path: fl
     """
     from timm.layers import QuickGELU
 
-    vit = _timm_vit(model)
+    with torch.device("meta"):  # no memory for weights that are not wanted
+        vit = timm_vit(model, TOWER)
     heads = heads or vit.blocks[0].attn.num_heads
     _check_heads(heads, vit.embed_dim, model)
     activation = vit.blocks[0].mlp.act
@@ -66,21 +67,40 @@ def vit_tower(model: str, *, heads: int, tokens: int, groups: int, drop_path: fl
     return tower
 
 
-def _timm_vit(model: str) -> Any:
-    """timm's model without memory for its weights. Raises InputError where it is not made of patches, positions and blocks."""
+def timm_vit(model: str, key: str, **arguments: Any) -> Any:
+    """timm's model with random weights. Raises InputError, naming `key`, where it is not just patches, positions and blocks."""
     import timm
     from timm.layers import PatchEmbed
     from timm.models.vision_transformer import Block, VisionTransformer
 
     try:
-        with torch.device("meta"):
-            vit = timm.create_model(model, pretrained=False)
+        vit = timm.create_model(model, pretrained=False, **arguments)
     except Exception as error:  # what timm makes of a wrong name is RuntimeError, ValueError and more
-        raise InputError(f"{TOWER}: timm cannot build {model!r} ({_told(error)}); see timm.list_models('vit*')") from error
+        raise InputError(f"{key}: timm cannot build {model!r} ({_told(error)}); see timm.list_models('vit*')") from error
     plain = isinstance(vit, VisionTransformer) and isinstance(vit.patch_embed, PatchEmbed) and vit.pos_embed is not None
     if not plain or not all(isinstance(block, Block) for block in vit.blocks):
-        raise InputError(f"{TOWER}: {model} is no plain ViT; choose one such as vit_base_patch16_224.dino")
+        raise InputError(f"{key}: {model} is no plain ViT; choose one such as vit_base_patch16_224.dino")
     return vit
+
+
+def timm_state(model: str, weights: str, *, tower: str, file: str) -> tuple[str, dict[str, Any]]:
+    """Where a ViT's pretrained weights come from, for messages, and the weights: of a file, or timm's own, downloaded.
+
+    tower and file: the settings that name the model and the file. Raises InputError where the weights cannot be had.
+    """
+    import timm
+
+    if weights:
+        if not Path(weights).is_file():
+            raise InputError(f"{file}: {weights} does not exist")
+        return f"{file}: {weights}", read_weights(Path(weights))
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what they come to is told below
+    try:
+        return f"{tower}: timm's weights", timm.create_model(model, pretrained=True).state_dict()
+    except Exception as error:  # each of timm's sources raises errors of its own
+        raise InputError(
+            f"{tower}: the weights of {model} cannot be downloaded ({type(error).__name__}); give a file with them as {file}"
+        ) from error
 
 
 def load_vit(tower: GroupingEncoder, model: str, weights: str) -> None:
@@ -89,21 +109,8 @@ def load_vit(tower: GroupingEncoder, model: str, weights: str) -> None:
     The class token, its position and a classifier's head are left aside; positions of another grid are resized. Raises
     InputError where the weights cannot be had or do not fit.
     """
-    import timm
-
-    if weights:
-        if not Path(weights).is_file():
-            raise InputError(f"{WEIGHTS}: {weights} does not exist")
-        _fill(tower, read_weights(Path(weights)), f"{WEIGHTS}: {weights}", model)
-        return
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what they come to is told below
-    try:
-        state = timm.create_model(model, pretrained=True).state_dict()
-    except Exception as error:  # each of timm's sources raises errors of its own
-        raise InputError(
-            f"{TOWER}: the weights of {model} cannot be downloaded ({type(error).__name__}); give a file with them as {WEIGHTS}"
-        ) from error
-    _fill(tower, state, f"{TOWER}: timm's weights", model)
+    source, state = timm_state(model, weights, tower=TOWER, file=WEIGHTS)
+    _fill(tower, state, source, model)
 
 
 def clip_tower(visual: Any, *, heads: int, tokens: int, groups: int, drop_path: float) -> GroupingEncoder:

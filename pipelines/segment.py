@@ -31,6 +31,7 @@ OPTION_OF = {
     "encoder.model": "--encoder-model",
     "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
     "models.ovsegmentor.": "--set ",
+    "models.vilseg.": "--set ",
 }
 """Settings that errors speak of, by the options of this verb."""
 TOLD = 5

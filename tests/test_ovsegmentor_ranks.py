@@ -142,7 +142,7 @@ def train(folder: Path, run: str, stage: int = 0, start: int = 0) -> Trained:
             resume=folder / str(start) if start else None,
             log_every=1,
             checkpoint_every=1,
-            on_log=lambda step, losses, lr: found["losses"].append(losses),
+            on_log=lambda step, losses, lr, diagnostics: found["losses"].append(losses),
             on_checkpoint=checkpoint,
         )
     return found

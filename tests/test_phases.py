@@ -89,7 +89,7 @@ def train(
         resume=resume,
         log_every=1,
         checkpoint_every=1,
-        on_log=lambda step, losses, lr: rates.append(lr),
+        on_log=lambda step, losses, lr, diagnostics: rates.append(lr),
         on_checkpoint=checkpoint,
     )
     return method, rates

@@ -21,6 +21,9 @@ from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.clip import Clip
 from owseg.methods.ovsegmentor import VISION, OvSegmentor
 from owseg.methods.tcl import GROUNDER, Tcl
+from owseg.methods.vilseg import VilSegConfig
+from owseg.methods.vilseg.method import LEARNED
+from owseg.methods.vilseg.towers import TextSize, VitSize
 from owseg.optim import OptimConfig
 
 MODEL = {
@@ -65,6 +68,23 @@ def ovsegmentor_config(first: int = 3, second: int = 3, **settings: Any) -> OvSe
     sizes: dict[str, Any] = {"heads": 0, "tokens": 6, "groups": 3, "drop_path": 0.0, "hidden": 24, "joint": 16}
     towers: dict[str, Any] = {"image_tower": "clip", "text_tower": "clip"}
     return OvSegmentor(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **towers, **settings})
+
+
+def vilseg_config(steps: int = 6, **settings: Any) -> VilSegConfig:
+    """Towers of the tiny CLIP's size, with few clusters and a small contrast head."""
+    sizes: dict[str, Any] = {
+        "image_size": VitSize(image_size=32, patch_size=8, width=32, depth=2, heads=2),
+        "text": TextSize(layers=1, width=32, heads=2, context_length=16, vocabulary=1024),
+        "joint": 16,
+        "local_crops": 2,
+        "local_size": 16,
+        "clusters": 5,
+        "head_hidden": 24,
+        "head_bottleneck": 8,
+        "head_out": 16,
+    }
+    phases = (Phase(steps=steps, train=LEARNED),)
+    return VilSegConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
 
 
 def blocks(height: int, width: int, seed: int = 0) -> np.ndarray:

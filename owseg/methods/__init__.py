@@ -15,6 +15,7 @@ from owseg.methods.chance import Chance
 from owseg.methods.clip import Clip, ClipMethod
 from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
 from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.vilseg import VilSeg, VilSegConfig
 from owseg.methods.zero_shot import ZeroShot
 from owseg.published import load_trained
 
@@ -41,13 +42,15 @@ class Methods:
     """Text-grounded masks."""
     ovsegmentor: OvSegmentor = OvSegmentor()
     """Groups of patches, learned from captions and their entities."""
+    vilseg: VilSegConfig = VilSegConfig()
+    """Clusters of patches, learned from captions and transformed views."""
 
 
-TrainedSegmenterConfig = Tcl | OvSegmentor
+TrainedSegmenterConfig = Tcl | OvSegmentor | VilSegConfig
 """Methods that train and segment: their configs have `phases`, `optim` and `augment`."""
 TrainedConfig = Clip | TrainedSegmenterConfig
 """Methods that train."""
-TrainedMethod = ClipMethod | TclMethod | OvSegmentorMethod
+TrainedMethod = ClipMethod | TclMethod | OvSegmentorMethod | VilSeg
 """What they build."""
 SegmenterConfig = Chance | ZeroShot | TrainedSegmenterConfig
 """Methods that segment: rows of the results table."""
@@ -64,6 +67,10 @@ TRAINING_ONLY = (
         "checkpoint_blocks",
     ),
     *("image_weights", "drop_path", "entity_weight", "mask_weight", "momentum"),
+    *("init", "local_crops", "local_size", "local_area", "colour_jitter", "vision_token", "pool", "norm_last_layer"),
+    *("student_temperature", "teacher_temperature", "warmup_teacher_temperature", "warmup_teacher_steps", "centre_momentum"),
+    *("cluster_weight", "cluster_gradient", "cluster_pool", "cluster_form", "cluster_shifts", "cluster_lambda"),
+    *("twin_degrees", "twin_scale", "twin_flip"),
 )
 """Settings of methods that have no say in what trained weights predict."""
 

@@ -6,7 +6,6 @@ another one.
 """
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log
@@ -27,6 +26,7 @@ from owseg.grouping import Binding, GroupingEncoder, Groups
 from owseg.heads import ProjectionHead
 from owseg.language import Texts, TextTower, bert_tower, clip_text_tower
 from owseg.losses import info_nce, temperature
+from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig, Quirks
 from owseg.text import check_templates, prompt_templates
 from owseg.towers import clip_tower, load_vit, vit_tower
@@ -195,7 +195,7 @@ class OvSegmentorMethod(nn.Module):
     def after_step(self) -> None:
         """The momentum encoder follows the encoder."""
         if self.momentum is not None:
-            torch._foreach_lerp_([*self.momentum.buffers()], [*self.encoder.parameters()], 1 - self.config.momentum)
+            follow(self.momentum, self.encoder, self.config.momentum)
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The weighted losses of `losses_from`, the texts read by the text tower."""
@@ -333,13 +333,3 @@ class OvSegmentorMethod(nn.Module):
         hidden = torch.ones_like(whole, dtype=torch.bool).scatter_(1, shown, False)
         scores: Tensor = each.softmax(dim=-1) * each.masked_fill(hidden[:, None], -torch.inf).softmax(dim=-1)
         return scores
-
-
-def frozen_copy(module: GroupingEncoder) -> GroupingEncoder:
-    """A copy whose tensors are all buffers: engines shard, average and decay parameters, and leave buffers alone."""
-    copy = deepcopy(module)
-    for part in copy.modules():
-        for name, parameter in [*part.named_parameters(recurse=False)]:
-            delattr(part, name)
-            part.register_buffer(name, parameter.detach())
-    return copy

@@ -1,0 +1,81 @@
+"""ViL-Seg's vision-based contrast: a student's crops must predict what a teacher says of the whole image.
+
+The loss, the centre and the head are DINO's (Caron et al., 2104.14294), with the teacher's momentum fixed: one that goes to 1
+would stop taking up what the texts teach (SILC, 2310.13355).
+"""
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owseg.losses import at_least_float32, global_mean_rows
+
+
+def distillation_loss(
+    student: Tensor, teacher: Tensor, centre: Tensor, *, student_temperature: float, teacher_temperature: float
+) -> Tensor:
+    """DINO's cross-entropy, in nats: the mean over all pairs of a global view (teacher) and another crop (student).
+
+    student: logits [crops * B, K], crop-major, the two global views first; teacher: [2 * B, K]; centre: [1, K], subtracted from
+    the teacher's logits. No gradient reaches the teacher. In at least float32.
+    """
+    with torch.autocast(student.device.type, enabled=False):
+        student, teacher, centre = (x.to(at_least_float32(x)) for x in (student, teacher.detach(), centre))
+        targets = F.softmax((teacher - centre) / teacher_temperature, dim=-1).chunk(2)
+        crops = F.log_softmax(student / student_temperature, dim=-1).chunk(len(student) // len(targets[0]))
+        pairs = [
+            -(target * crop).sum(dim=-1).mean()
+            for view, target in enumerate(targets)
+            for number, crop in enumerate(crops)
+            if number != view
+        ]
+        return torch.stack(pairs).mean()
+
+
+@torch.no_grad()
+def moved_centre(centre: Tensor, teacher: Tensor, momentum: float) -> Tensor:
+    """The centre [1, K] after a step: it follows the mean of the teacher's logits [2 * B, K] of all ranks."""
+    return centre * momentum + global_mean_rows(teacher.to(centre)) * (1 - momentum)
+
+
+def teacher_temperature(step: int, *, warmup: float, final: float, warmup_steps: int) -> float:
+    """The teacher's temperature at a step: linear from `warmup` to `final` over `warmup_steps`, both ends included."""
+    if step >= warmup_steps:
+        return final
+    return warmup + (final - warmup) * step / max(warmup_steps - 1, 1)
+
+
+class DistillationHead(nn.Module):
+    """DINO's projection head: linear layers with GELU between, L2 normalisation, a weight-normalised last layer. No batch norm.
+
+    Linear layers are numbered as DINO's. The last layer's rows are `scale` times a direction; with `norm_last_layer` their
+    scale stays 1 and the direction alone is learned (DINO's default).
+    """
+
+    def __init__(
+        self, width: int, hidden: int, bottleneck: int, out: int, *, layers: int = 3, norm_last_layer: bool = True
+    ) -> None:
+        super().__init__()
+        widths = [width, *[hidden] * (layers - 1), bottleneck]
+        steps: list[nn.Module] = []
+        for number, (before, after) in enumerate(pairwise(widths)):
+            steps += [nn.GELU()] * (number > 0) + [nn.Linear(before, after)]
+        self.mlp = nn.Sequential(*steps)
+        for step in self.mlp:
+            if isinstance(step, nn.Linear):
+                nn.init.trunc_normal_(step.weight, std=0.02)
+                nn.init.zeros_(step.bias)
+        self.direction = nn.Parameter(torch.empty(out, bottleneck).uniform_(-(bottleneck**-0.5), bottleneck**-0.5))
+        scale = torch.ones(out, 1)
+        if norm_last_layer:
+            self.register_buffer("scale", scale)
+        else:
+            self.scale = nn.Parameter(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features [n, width] → logits [n, out]."""
+        features = F.normalize(self.mlp(x), dim=-1, eps=1e-12)
+        logits: Tensor = features @ (self.scale * F.normalize(self.direction, dim=-1)).T
+        return logits
