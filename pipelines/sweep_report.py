@@ -195,7 +195,7 @@ def record(
     }
     write_json(folder / JSON, content)
     for row in rows:
-        place = re.sub(r"[^\w.\- ]", "_", "/".join(filter(None, _place(row).values())))  # MLflow takes no other letters
+        place = re.sub(r"[^\w.\- /]", "_", "/".join(filter(None, _place(row).values())))  # MLflow takes no other letters
         tracker.metrics({f"{place}/{dataset}/mIoU": row.spread(dataset).mean for dataset in row.datasets})
 
 
