@@ -23,9 +23,9 @@ from owseg.evaluation.run import Score, best_median_worst, score_items
 from owseg.methods import TRAINING_ONLY, Segmenter, SegmenterConfig, load_segmenter
 
 ITEMS_PER_PART = 20
-FORMAT = 2
+FORMAT = 3
 """Of the part files: bumped where their contents or the evaluator's arithmetic change, so that older ones are not read."""
-ARRAYS = ("counts", "boundary", "joint")
+ARRAYS = ("counts", "boundary", "intersection", "union", "joint", "oracle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -
         items = list_items(protocol.benchmark, root)[: config.limit or None]
         for start in range(0, len(items), ITEMS_PER_PART):
             chunk = tuple(items[start : start + ITEMS_PER_PART])
-            read = [FORMAT, asdict(protocol), config.thresholds, fingerprint_of(chunk)]
+            read = [FORMAT, asdict(protocol), config.thresholds, config.oracle, fingerprint_of(chunk)]
             for rank, contender in enumerate(contenders):
                 digest = digest_of([fingerprints[rank], read])[:16]
                 file = out / "parts" / contender.name / f"{dataset}-{start:06}-{digest}.npz"

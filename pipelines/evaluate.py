@@ -1,7 +1,7 @@
 """Trained methods in, the table of zero-shot mIoU out: eight benchmarks, one protocol, pictures of the best and the worst."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,15 @@ from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
 from filtering.stage import digest_of, write_json
 from owseg.evaluation.datasets import list_items
+from owseg.evaluation.intervals import (
+    AVERAGE,
+    Difference,
+    Interval,
+    Row,
+    difference_intervals,
+    row_intervals,
+    write_image_counts,
+)
 from owseg.evaluation.presets import OVERRIDES, EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.run import Score, report
 from owseg.methods import TrainedConfig
@@ -30,6 +39,8 @@ SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight", "top_class
 TOLD = 5
 """Unreadable images that are named below the table; the JSON files name all."""
 METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image")
+ORACLE_METRICS = ("oracle_mIoU", "regions_per_image")
+"""With `evaluate.oracle`."""
 DIGITS = {"seconds_per_image": 3}
 
 
@@ -50,14 +61,21 @@ def run_evaluate(context: Context) -> Result:
 
     def work() -> Result:
         scores = evaluate(contenders, config, context.config.session, out, use_gpu=context.config.train.use_gpu)
+        counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
+        intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
         miou: dict[str, dict[str, float]] = {}
         averages: dict[str, dict[str, float]] = {}
+        oracle: dict[str, dict[str, float]] = {}
         for contender in contenders:
             with context.tracker.child(f"evaluate {contender.name}", stage="evaluate") as run:
-                row = scores[contender.name]
-                reports = _publish(run, contender, config, row, out)
-                miou[contender.name], averages[contender.name] = _table_row(reports)
-                run.metrics({"average/mIoU": miou[contender.name]["average"]})
+                name = contender.name
+                reports = _publish(run, contender, config, scores[name], intervals.get(name, {}), out)
+                averages[name] = _averages(reports)
+                miou[name] = _row(reports, "mIoU")
+                run.metrics({"average/mIoU": miou[name][AVERAGE]})
+                if config.oracle:
+                    oracle[name] = _row(reports, "oracle_mIoU")
+                    run.metrics({"average/oracle_mIoU": oracle[name][AVERAGE]})
                 if config.pictures:
                     draw([contender], scores, config, out / "pictures")
                     run.artifact(out / "pictures" / contender.name, "pictures")
@@ -66,7 +84,10 @@ def run_evaluate(context: Context) -> Result:
         first = scores[contenders[0].name]
         return {
             "mIoU": miou,
+            "intervals": {name: {dataset: [*ends] for dataset, ends in row.items()} for name, row in intervals.items()},
+            "differences": _against_best(counts, miou, config) if config.bootstrap else {},
             "averages": averages,
+            **({"oracle_mIoU": oracle} if config.oracle else {}),
             "protocol": summary_of(config),
             "settings": {contender.name: settings_of(contender, config, scores[contender.name]) for contender in contenders},
             "images": {name: len(score.images) for name, score in first.items()},
@@ -107,8 +128,15 @@ def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Cont
     return digest_of([FORMAT, rows, to_dict(context.config.evaluate), files])
 
 
-def _publish(run: Run, contender: Contender, config: EvaluateConfig, scores: dict[str, Score], out: Path) -> dict[str, Result]:
-    """Write a method's JSON files and log them; returns them by dataset."""
+def _publish(
+    run: Run,
+    contender: Contender,
+    config: EvaluateConfig,
+    scores: dict[str, Score],
+    intervals: Mapping[str, Interval],
+    out: Path,
+) -> dict[str, Result]:
+    """Write a method's JSON files and counts by image, and log them; returns what the JSON files hold, by dataset."""
     run.tags({"model": contender.name, "preset": config.preset})
     run.params({"protocol": summary_of(config), "settings": settings_of(contender, config, scores)})
     run.params({key: getattr(config, key) or "the preset's" for key in OVERRIDES})
@@ -116,42 +144,79 @@ def _publish(run: Run, contender: Contender, config: EvaluateConfig, scores: dic
     per_class: list[dict[str, Any]] = []
     for name in config.datasets:
         scored = reports[name] = report(protocol_of(config, name), config, scores[name])
+        if name in intervals:
+            scored["mIoU_interval"] = [*intervals[name]]
         scored["settings"] = settings_of(contender, config, {name: scores[name]})
         write_json(out / contender.name / f"{name}.json", scored)
-        run.metrics({f"{name}/{metric}": scored[metric] for metric in METRICS})
+        write_image_counts(out / contender.name / f"{name}.npz", scores[name].by_image)
+        run.metrics({f"{name}/{metric}": scored[metric] for metric in _metrics(scored)})
         per_class += [
             {"dataset": name, "class": class_, "IoU": iou, "boundary_IoU": scored["boundary_IoU_by_class"][class_]}
             for class_, iou in scored["IoU"].items()
         ]
+    for name, interval in intervals.items():
+        run.metrics({f"{name}/mIoU_low": interval.low, f"{name}/mIoU_high": interval.high})
     run.table(per_class, "per_class.json")
     run.dataset("benchmarks", source=config.root, digest=digest_of(to_dict(config)), context="evaluation")
     return reports
 
 
-def _table_row(reports: dict[str, Result]) -> tuple[dict[str, float], dict[str, float]]:
-    """mIoU by dataset with their plain mean as "average", and the plain means of the other scores."""
-    means = {metric: float(np.mean([scored[metric] for scored in reports.values()])) for metric in METRICS}
-    return {name: scored["mIoU"] for name, scored in reports.items()} | {"average": means.pop("mIoU")}, means
+def _metrics(scored: Result) -> list[str]:
+    """The metrics that a report, or the averages of some, have."""
+    return [metric for metric in (*METRICS, *ORACLE_METRICS) if metric in scored]
+
+
+def _row(reports: dict[str, Result], metric: str) -> dict[str, float]:
+    """A metric by dataset, with their plain mean as "average"."""
+    row = {name: scored[metric] for name, scored in reports.items()}
+    return row | {AVERAGE: float(np.mean([*row.values()]))}
+
+
+def _averages(reports: dict[str, Result]) -> dict[str, float]:
+    """The plain means over datasets of the scores beside mIoU."""
+    metrics = _metrics(next(iter(reports.values())))
+    return {metric: _row(reports, metric)[AVERAGE] for metric in metrics if metric != "mIoU"}
+
+
+def _against_best(
+    counts: Mapping[str, Row], miou: Mapping[str, Mapping[str, float]], config: EvaluateConfig
+) -> dict[str, list[float]]:
+    """How far the row with the best average is ahead of each other row: difference of the averages, low and high."""
+    best = max(miou, key=lambda name: miou[name][AVERAGE])
+    others = [name for name in miou if name != best]
+    return {
+        f"{best} - {name}": [*difference_intervals([counts[best]], [counts[name]], draws=config.bootstrap)[AVERAGE]]
+        for name in others
+    }
 
 
 def print_table(result: Result, datasets: Sequence[str]) -> None:
-    """The results: mIoU by method and benchmark; then the other scores' averages beside each row's settings."""
+    """The results: mIoU by method and benchmark; the other scores' averages beside each row's settings; the best row's lead."""
     print(f"zero-shot mIoU (%), {result['protocol']}")
     table = Table("method")
-    for dataset in [*datasets, "average"]:
+    for dataset in [*datasets, AVERAGE]:
         table.add_column(dataset, justify="right")
     for name, row in result["mIoU"].items():
-        table.add_row(name, *(f"{row[dataset]:.1f}" for dataset in [*datasets, "average"]))
+        average = f"{row[AVERAGE]:.1f}"
+        if interval := result["intervals"].get(name):
+            low, high = interval[AVERAGE]
+            average += f" ± {(high - low) / 2:.1f}"
+        table.add_row(name, *(f"{row[dataset]:.1f}" for dataset in datasets), average)
     others = Table("averages of")
-    for metric in METRICS[1:]:
+    averages = next(iter(result["averages"].values()))
+    metrics = [metric for metric in (*METRICS, "oracle_mIoU") if metric in averages]
+    for metric in metrics:
         others.add_column(metric.replace("_", " "), justify="right")
     others.add_column("settings")
     for name, means in result["averages"].items():
-        others.add_row(
-            name, *(f"{means[metric]:.{DIGITS.get(metric, 1)}f}" for metric in METRICS[1:]), result["settings"][name]
-        )
+        others.add_row(name, *(f"{means[metric]:.{DIGITS.get(metric, 1)}f}" for metric in metrics), result["settings"][name])
     console = Console()
     Console(width=max(console.width, 120) if not console.is_terminal else None).print(table, others)
+    if result["differences"]:
+        print("lead of the best average, with its 95 % interval over resampled images (paired):")
+    for pair, (mean, low, high) in result["differences"].items():
+        noise = "" if Difference(mean, low, high).significant else ", not larger than noise"
+        print(f"  {pair} {mean:+.1f} ({low:.1f}..{high:.1f}){noise}")
     for dataset, ids in result["skipped"].items():
         left_out = f"{', '.join(ids[:TOLD])}{', ...' if len(ids) > TOLD else ''}"
         print(f"{dataset}: {len(ids)} of {len(ids) + result['images'][dataset]} images left out, unreadable: {left_out}")

@@ -21,7 +21,7 @@ WHERE_NOT_WHAT = (
 """Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next: what
 of a download they touch, the download finds out itself."""
 
-WHAT_MAY_CHANGE = ("download.image", "download.shard_size", "methods")
+WHAT_MAY_CHANGE = ("download.image", "download.shard_size", "methods", "evaluate.bootstrap", "evaluate.oracle")
 """Keys that say what is done and may change all the same: the stages that they touch begin anew as far as they must."""
 
 CONFIG_FILE = "config.yaml"

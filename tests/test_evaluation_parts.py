@@ -18,6 +18,7 @@ from cluster import evaluate as cluster_evaluate
 from cluster.evaluate import Contender, Evaluator, Part, evaluate, list_parts
 from cluster.session import SessionConfig, close_session
 from owseg import InputError
+from owseg.evaluation.intervals import read_image_counts
 from owseg.evaluation.presets import EvaluateConfig
 from owseg.evaluation.run import Score
 from owseg.methods.chance import Chance
@@ -260,11 +261,14 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     ]
     bad = Path(voc.root) / IMAGES / "2007_000002.jpg"
     cut(bad)
+    assert main(evaluate_verb, doc="", argv=[*arguments, "evaluate.bootstrap=99"]) == 2
+    assert "bootstrap: 99 resamples are too few; give at least 100, or 0" in capsys.readouterr().err
     assert main(evaluate_verb, doc="", argv=arguments) == 2
     told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(told) == 1
     assert str(bad) in told[0]
     assert not (tmp_path / "run" / "summary.json").exists()
+    later = ("evaluate.unreadable=skip", "evaluate.bootstrap=0", "evaluate.oracle=true")
 
     assert main(evaluate_verb, doc="", argv=[*arguments, "evaluate.unreadable=skip"]) == 0
     printed = capsys.readouterr().out
@@ -286,6 +290,26 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     assert scored["mIoU"] == row["voc21"]
     assert {"fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "threshold_sweep", "settings"} <= scored.keys()
     assert (folder / "pictures" / "maskclip" / "threshold_sweep.png").is_file()
+    assert "2007_000002" not in read_image_counts(folder / "maskclip" / "voc21.npz").ids
+    assert "oracle_mIoU" not in stage
+
+    # Asked for later, in the same folder: no intervals, and the regions under their best names.
+    assert main(evaluate_verb, doc="", argv=[*arguments, *later]) == 0
+    printed = capsys.readouterr().out
+    again = summary(tmp_path / "run")["stages"]["evaluate"]
+    assert again["mIoU"] == stage["mIoU"]
+    assert again["intervals"] == again["differences"] == {}
+    assert "±" not in printed
+    assert "lead of the best average" not in printed
+    oracle = again["oracle_mIoU"]["maskclip"]
+    assert oracle["average"] == pytest.approx((oracle["voc21"] + oracle["voc20"]) / 2)
+    for dataset in voc.datasets:
+        scored = json.loads((folder / "maskclip" / f"{dataset}.json").read_text())
+        assert scored["oracle_mIoU"] == oracle[dataset]
+        assert 1 <= scored["regions_per_image"] <= 21
+        assert "mIoU_interval" not in scored
+    others = [line for line in printed.splitlines() if line.startswith("│ maskclip")][1]
+    assert f" {oracle['average']:.1f} │" in others
 
     assert main(evaluate_verb, doc="", argv=arguments) == 2  # a finished run with images left out is no answer to "stop"
     assert str(bad) in capsys.readouterr().err

@@ -16,6 +16,7 @@ from owseg.data import Batch
 from owseg.engine import Phase
 from owseg.fit import learned_state, phase_groups
 from owseg.losses import info_nce
+from owseg.methods import DrawsRegions
 from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorMethod
 
 CAPTIONS = ["a red wall", "two green things", "blue", "yellow and red"]
@@ -224,6 +225,25 @@ def test_segment_equals_the_rule_pixel_by_pixel(tmp_path: Path, threshold: float
     for image, planes in zip(images, found, strict=True):
         with torch.no_grad():
             torch.testing.assert_close(planes, by_hand(method, image, classes, threshold), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(16, 24), (19, 31), (5, 4)])
+def test_regions_are_the_groups_that_segment_names(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A pixel's scores are those of its region, and two regions differ in them."""
+    method = build(tmp_path, top_classes=2).eval()
+    spread(method)
+    assert isinstance(method, DrawsRegions)
+    assert not method.regions_across_windows
+    classes = method.embed_classes(["red", "green", "blue", "wall"])
+    images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(4))
+    drawn = method.regions(images, classes)
+    assert drawn.shape == (2, *size)
+    for regions, planes in zip(drawn, method.segment(images, classes, background=False), strict=True):
+        scores = [planes[:, regions == region].unique(dim=1) for region in regions.unique()]
+        assert all(own.shape[1] == 1 for own in scores)
+        assert torch.cat(scores, dim=1).unique(dim=1).shape[1] == len(scores)
+    if size != (5, 4):  # one patch, one group
+        assert len(drawn.unique()) > 1
 
 
 def test_the_encoder_is_run_once_for_a_window(method: OvSegmentorMethod) -> None:

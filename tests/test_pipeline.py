@@ -10,6 +10,7 @@ from chain import files_under, run_well, summary
 from mlflow import MlflowClient
 
 from owseg.evaluation.datasets import BENCHMARKS
+from owseg.evaluation.intervals import read_image_counts, row_intervals
 from owseg.predict import load
 
 METHODS = ("chance", "maskclip", "tcl")
@@ -68,7 +69,28 @@ def test_miou_of_every_method_on_every_benchmark_in_percent(chain: Chain) -> Non
     assert [cell.strip() for cell in header.strip("┃ ").split("┃")] == ["method", *COLUMNS]
     for name, row in table.items():
         line = next(line for line in chain.output.splitlines() if line.startswith(f"│ {name} "))
-        assert [cell.strip() for cell in line.strip("│ ").split("│")][1:] == [f"{row[column]:.1f}" for column in COLUMNS]
+        *cells, average = [cell.strip() for cell in line.strip("│ ").split("│")][1:]
+        assert cells == [f"{row[column]:.1f}" for column in BENCHMARKS]
+        low, high = chain.summary["stages"]["evaluate"]["intervals"][name]["average"]
+        assert average == f"{row['average']:.1f} ± {(high - low) / 2:.1f}"
+
+
+def test_intervals_of_every_score_and_of_the_lead_of_the_best_row(chain: Chain) -> None:
+    stage = chain.summary["stages"]["evaluate"]
+    for name in METHODS:
+        row = {dataset: read_image_counts(chain.folder / "evaluate" / name / f"{dataset}.npz") for dataset in BENCHMARKS}
+        assert {len(counts.ids) for counts in row.values()} == {10}
+        found = {dataset: tuple(ends) for dataset, ends in stage["intervals"][name].items()}
+        assert found == row_intervals([row])
+        assert tuple(found) == COLUMNS
+        scored = json.loads((chain.folder / "evaluate" / name / "voc21.json").read_text())
+        assert tuple(scored["mIoU_interval"]) == found["voc21"]
+    best = max(METHODS, key=lambda name: stage["mIoU"][name]["average"])
+    for other in set(METHODS) - {best}:
+        mean, low, high = stage["differences"][f"{best} - {other}"]
+        assert mean == pytest.approx(stage["mIoU"][best]["average"] - stage["mIoU"][other]["average"])
+        line = f"  {best} - {other} {mean:+.1f} ({low:.1f}..{high:.1f})"
+        assert line + ("" if low > 0 else ", not larger than noise") in chain.output.splitlines()
 
 
 def test_scores_by_class_and_pictures(chain: Chain) -> None:
@@ -98,6 +120,8 @@ def test_mlflow_holds_one_parent_with_a_run_for_each_stage_and_method(chain: Cha
     for name in METHODS:
         metrics = runs[f"evaluate {name}"].data.metrics
         assert {column: metrics[f"{column}/mIoU"] for column in COLUMNS} == pytest.approx(table[name])
+        for column, (low, high) in chain.summary["stages"]["evaluate"]["intervals"][name].items():
+            assert (metrics[f"{column}/mIoU_low"], metrics[f"{column}/mIoU_high"]) == pytest.approx((low, high))
     shards = next(item.dataset for item in runs["train tcl"].inputs.dataset_inputs if item.dataset.name == "shards")
     assert chain.summary["stages"]["download"]["digest"].startswith(shards.digest)
     assert runs["train tcl"].data.metrics["train/loss/total"] > 0

@@ -68,8 +68,17 @@ def sweep(joint: np.ndarray) -> np.ndarray:
 
 def class_iou(counts: np.ndarray) -> np.ndarray:
     """IoU per class in 0..1; NaN where a class occurs neither in the labels nor in the predictions."""
-    intersection = np.diagonal(counts).astype(np.float64)
-    union = counts.sum(axis=0) + counts.sum(axis=1) - np.diagonal(counts)
+    return class_iou_of(*intersection_union(counts))
+
+
+def intersection_union(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Intersection and union [classes] int64 of each class, in pixels."""
+    intersection = np.diagonal(counts)
+    return intersection, counts.sum(axis=0) + counts.sum(axis=1) - intersection
+
+
+def class_iou_of(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
+    """IoU in 0..1 of intersections and unions of any shape; NaN where there is no union."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(union > 0, intersection / union, np.nan)
 

@@ -86,6 +86,10 @@ class EvaluateConfig:
     """What an image or label map that cannot be decoded does: stop the run, or be left out and counted."""
     limit: int = 0
     """Score only the first this many images of each set; 0 = all."""
+    bootstrap: int = 1000
+    """Resamples of the images that intervals of mIoU are read off, at least 100; 0 = no intervals."""
+    oracle: bool = False
+    """Also score each method's regions under their best names, which tells errors of grouping from errors of naming."""
     pictures: bool = True
     """Draw overlays of the best, median and worst image of each set."""
 
@@ -107,12 +111,18 @@ class EvaluateConfig:
                 raise InputError(f"{field}: {getattr(self, field)} is negative; give a positive number, or 0")
         if self.window_batch < 1:
             raise InputError(f"window_batch: {self.window_batch} must be at least 1")
+        if self.bootstrap != 0 and self.bootstrap < MIN_DRAWS:
+            raise InputError(
+                f"bootstrap: {self.bootstrap} resamples are too few; give at least {MIN_DRAWS}, or 0 for no intervals"
+            )
         if len(set(self.thresholds)) != len(self.thresholds):
             raise InputError("thresholds: a value is given twice")
         for name in self.datasets:
             view_of(self, name)
 
 
+MIN_DRAWS = 100
+"""Resamples below which the ends of an interval of 95 % are made of two or three."""
 OVERRIDES = ("short_side", "max_long_side", "window", "stride")
 _NAMES = Path(__file__).with_name("names") / "sclip"
 _SCLIP_SIDES = {"coco_stuff": 448, "cityscapes": 560}

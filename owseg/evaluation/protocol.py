@@ -43,6 +43,15 @@ def window_starts(length: int, window: int, stride: int) -> Iterator[int]:
         yield min(i * stride, max(length - window, 0))
 
 
+def windows_of(height: int, width: int, view: View) -> list[tuple[slice, slice]]:
+    """Rows and columns of an image's windows, row by row."""
+    return [
+        (slice(top, min(top + view.window, height)), slice(left, min(left + view.window, width)))
+        for top in window_starts(height, view.window, view.stride)
+        for left in window_starts(width, view.window, view.stride)
+    ]
+
+
 def slide(
     segmenter: Segmenter, image: Tensor, classes: Tensor, background: bool, view: View, *, batch: int = WINDOW_BATCH
 ) -> Tensor:
@@ -51,11 +60,7 @@ def slide(
     All windows of an image have one size, so they run in batches; sums are taken in the order of the windows.
     """
     height, width = image.shape[-2:]
-    boxes = [
-        (slice(top, min(top + view.window, height)), slice(left, min(left + view.window, width)))
-        for top in window_starts(height, view.window, view.stride)
-        for left in window_starts(width, view.window, view.stride)
-    ]
+    boxes = windows_of(height, width, view)
     total: Tensor | None = None
     counts = image.new_zeros(height, width)
     for start in range(0, len(boxes), batch):

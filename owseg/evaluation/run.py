@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,20 +11,23 @@ from torch import Tensor
 
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, UnreadableError, read_image, read_label
+from owseg.evaluation.intervals import ImageCounts
 from owseg.evaluation.metrics import (
     boundary_confusion,
     boundary_iou,
     class_iou,
     confusion,
     frequency_weighted_iou,
+    intersection_union,
     mean_iou,
     pixel_accuracy,
     sweep,
     threshold_counts,
 )
+from owseg.evaluation.oracle import draw_regions, oracle_confusion
 from owseg.evaluation.presets import EvaluateConfig, Protocol, summary_of
-from owseg.evaluation.protocol import predict
-from owseg.methods import Segmenter
+from owseg.evaluation.protocol import Prediction, predict
+from owseg.methods import DrawsRegions, Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,10 @@ class Score:
     """Boundary confusion [n + 1, n + 1] int64."""
     images: dict[str, float]
     """Each image's own mIoU in percent, by id."""
+    intersection: np.ndarray
+    """[images, n] int64: what each image adds to each class's intersection, in the order of `images`."""
+    union: np.ndarray
+    """[images, n] int64: and to its union."""
     thresholds: tuple[float, ...] = ()
     """Background thresholds of the sweep, ascending, the method's own among them; () = no sweep."""
     joint: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 1), dtype=np.int64))
@@ -47,6 +54,30 @@ class Score:
     """Time that the predictions took, reading files and counting left out."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Why an item was left out, by id."""
+    oracle: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
+    """`oracle_confusion` [n, n] int64; [0, 0] where it was not asked for."""
+    regions: int = 0
+    """Regions that the method drew, summed over images; 0 where the oracle was not asked for."""
+
+    @property
+    def by_image(self) -> ImageCounts:
+        """What bootstrap intervals are made of."""
+        return ImageCounts(tuple(self.images), self.intersection, self.union)
+
+    @classmethod
+    def empty(cls, classes: int, threshold: float | None, thresholds: tuple[float, ...], *, oracle: bool) -> "Score":
+        """That of no image."""
+        return cls(
+            counts=np.zeros((classes, classes), dtype=np.int64),
+            boundary=np.zeros((classes + 1, classes + 1), dtype=np.int64),
+            images={},
+            intersection=np.zeros((0, classes), dtype=np.int64),
+            union=np.zeros((0, classes), dtype=np.int64),
+            thresholds=thresholds,
+            joint=np.zeros((classes, classes, len(thresholds) + 1) if thresholds else (0, 0, 1), dtype=np.int64),
+            threshold=threshold,
+            oracle=np.zeros((classes, classes) if oracle else (0, 0), dtype=np.int64),
+        )
 
     def __add__(self, other: "Score") -> "Score":
         assert self.thresholds == other.thresholds
@@ -55,11 +86,15 @@ class Score:
             counts=self.counts + other.counts,
             boundary=self.boundary + other.boundary,
             images=self.images | other.images,
+            intersection=np.concatenate([self.intersection, other.intersection]),
+            union=np.concatenate([self.union, other.union]),
             thresholds=self.thresholds,
             joint=self.joint + other.joint,
             threshold=self.threshold,
             seconds=self.seconds + other.seconds,
             skipped=self.skipped | other.skipped,
+            oracle=self.oracle + other.oracle,
+            regions=self.regions + other.regions,
         )
 
 
@@ -87,15 +122,9 @@ def score_items(
     """
     if classes is None:
         classes = segmenter.embed_classes(protocol.queries)
-    size = len(protocol.benchmark.names)
     threshold = background_threshold(segmenter, protocol)
     thresholds = tuple(sorted({*config.thresholds, threshold})) if threshold is not None and config.thresholds else ()
-    counts = np.zeros((size, size), dtype=np.int64)
-    boundary = np.zeros((size + 1, size + 1), dtype=np.int64)
-    joint = np.zeros((size, size, len(thresholds) + 1) if thresholds else (0, 0, 1), dtype=np.int64)
-    images: dict[str, float] = {}
-    skipped: dict[str, str] = {}
-    seconds = 0.0
+    total = nothing = Score.empty(len(protocol.benchmark.names), threshold, thresholds, oracle=config.oracle)
     for item in items:
         try:
             image = read_image(item.image)
@@ -103,28 +132,43 @@ def score_items(
         except UnreadableError as error:
             if config.unreadable == "stop":
                 raise
-            skipped[item.id] = str(error)
+            total += replace(nothing, skipped={item.id: str(error)})
             continue
         began = time.perf_counter()
         prediction = predict(segmenter, image, classes, protocol, encoder, batch=config.window_batch)
-        seconds += time.perf_counter() - began
-        own = confusion(prediction.labels, label, size)
-        counts += own
-        boundary += boundary_confusion(prediction.labels, label, size)
-        if thresholds and prediction.confidence is not None:
-            cuts = np.array([prediction.cut(value) for value in thresholds])
-            joint += threshold_counts(prediction.choice, prediction.confidence, label, cuts, size)
-        images[item.id] = mean_iou(own)
-    return Score(
+        seconds = time.perf_counter() - began
+        regions = None
+        if config.oracle:
+            regions = prediction.labels
+            if isinstance(segmenter, DrawsRegions):
+                regions = draw_regions(segmenter, image, classes, protocol, encoder, batch=config.window_batch)
+        total += _count(nothing, item.id, prediction, label, regions, seconds)
+    return total
+
+
+def _count(
+    nothing: Score, id_: str, prediction: Prediction, label: np.ndarray, regions: np.ndarray | None, seconds: float
+) -> Score:
+    """What an image adds to the score of no image. label: [H, W] uint8; regions: [H, W], where the oracle is asked for."""
+    size = len(nothing.counts)
+    counts = confusion(prediction.labels, label, size)
+    intersection, union = intersection_union(counts)
+    score = replace(
+        nothing,
         counts=counts,
-        boundary=boundary,
-        images=images,
-        thresholds=thresholds,
-        joint=joint,
-        threshold=threshold,
+        boundary=boundary_confusion(prediction.labels, label, size),
+        images={id_: mean_iou(counts)},
+        intersection=intersection[None],
+        union=union[None],
         seconds=seconds,
-        skipped=skipped,
     )
+    if nothing.thresholds and prediction.confidence is not None:
+        cuts = np.array([prediction.cut(value) for value in nothing.thresholds])
+        score = replace(score, joint=threshold_counts(prediction.choice, prediction.confidence, label, cuts, size))
+    if regions is not None:
+        oracle, found = oracle_confusion(regions, label, size)
+        score = replace(score, oracle=oracle, regions=found)
+    return score
 
 
 def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str, Any]:
@@ -144,6 +188,9 @@ def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str
         "IoU": _by_class(names, score.counts),
         "boundary_IoU_by_class": _by_class(names, score.boundary),
     }
+    if score.oracle.size:
+        told["oracle_mIoU"] = mean_iou(score.oracle)
+        told["regions_per_image"] = score.regions / max(len(score.images), 1)
     if score.threshold is not None:
         told["background_threshold"] = score.threshold
     if score.thresholds:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -84,6 +84,23 @@ class Segmenter(Protocol):
 
     def to(self, device: torch.device) -> "Segmenter":
         """Itself, moved to a device."""
+        ...
+
+
+@runtime_checkable
+class DrawsRegions(Protocol):
+    """What a segmenter may have besides if it groups pixels before it names them: its groups, for oracle mIoU.
+
+    A method without this is judged by the masks that it predicts.
+    """
+
+    @property
+    def regions_across_windows(self) -> bool:
+        """Whether an id means the same region in all windows of an image."""
+        ...
+
+    def regions(self, image: Tensor, classes: Tensor) -> Tensor:
+        """Region ids [B, H, W] int64 of normalised windows [B, 3, H, W], -1 = none; classes: their embeddings [n, E]."""
         ...
 
 

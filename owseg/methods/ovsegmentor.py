@@ -22,7 +22,7 @@ from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder
 from owseg.engine import Phase, spans
 from owseg.entity_texts import EntityTexts
-from owseg.grouping import GroupingEncoder, Groups
+from owseg.grouping import Binding, GroupingEncoder, Groups
 from owseg.heads import ProjectionHead
 from owseg.language import Texts, TextTower, bert_tower, clip_text_tower
 from owseg.losses import info_nce, temperature
@@ -148,6 +148,8 @@ class OvSegmentorMethod(nn.Module):
 
     background_threshold: float | None = None
     """No constant decides on background: `segment` draws its plane itself."""
+    regions_across_windows = False
+    """Each window has groups of its own."""
 
     def __init__(self, config: OvSegmentor, image_tower: GroupingEncoder, text_tower: TextTower) -> None:
         super().__init__()
@@ -284,19 +286,35 @@ class OvSegmentorMethod(nn.Module):
         image smaller than a patch is padded to one.
         """
         height, width = image.shape[-2:]
-        patch = self.encoder.patch_size
-        groups = self.encoder(F.pad(image, (0, max(patch - width, 0), 0, max(patch - height, 0))))
+        groups = self.encoder(self._padded(image))
         scores = self.score(groups.features, classes)
         if background:
             best = scores.amax(dim=2)
             # Never more than the best group has: one group at least is foreground in every window.
             threshold = best.amax(dim=1, keepdim=True).clamp(max=self.config.background_threshold)
             scores = torch.cat([(best < threshold).to(scores)[..., None], scores], dim=2)
-        maps = groups.binding.logits.softmax(dim=1)
-        maps = maps.reshape(*maps.shape[:2], *groups.grid)
-        maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-        owner = maps.argmax(dim=1).flatten(1)[:, None].expand(-1, scores.shape[2], -1)
+        owner = self._owner(groups.binding, groups.grid, (height, width)).flatten(1)[:, None].expand(-1, scores.shape[2], -1)
         return scores.transpose(1, 2).gather(2, owner).reshape(*scores.shape[::2], height, width)
+
+    @torch.no_grad()
+    def regions(self, image: Tensor, classes: Tensor) -> Tensor:
+        """The group [B, H, W] int64 that each pixel of windows [B, 3, H, W] goes to in `segment`; names have no say."""
+        del classes
+        padded = self._padded(image)
+        grid = (padded.shape[-2] // self.encoder.patch_size, padded.shape[-1] // self.encoder.patch_size)
+        return self._owner(self.encoder.bind(padded), grid, (image.shape[-2], image.shape[-1]))
+
+    def _padded(self, image: Tensor) -> Tensor:
+        """The image [B, 3, H, W], filled up with zeros at the bottom and the right where it is smaller than a patch."""
+        height, width = image.shape[-2:]
+        patch = self.encoder.patch_size
+        return F.pad(image, (0, max(patch - width, 0), 0, max(patch - height, 0)))
+
+    def _owner(self, binding: Binding, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+        """The group [B, *size] int64 whose soft map, stretched from the patches' grid, is highest at each pixel."""
+        maps = binding.logits.softmax(dim=1)
+        maps = maps.reshape(*maps.shape[:2], *grid)
+        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
         """The classes' scores [B, K, n] in each group of features [B, K, C].
