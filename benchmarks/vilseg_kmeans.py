@@ -2,13 +2,13 @@
 
     python benchmarks/vilseg_kmeans.py RUN [RUN ...] OUT
 
-RUN: folders of finished runs on the miniature world that trained ViL-Seg (seeds of one setting, say). K-means (k-means++, the training
-corpus' images, as many clusters as the head has) takes the head's place: its nearest centre is a linear layer's largest output. All
-three draw regions in the same code; `oracle` names each by the label that it covers most of, `mIoU` as the texts do.
+RUN: folders of finished runs on the miniature world that trained ViL-Seg (seeds of one setting, say). K-means (k-means++, the
+training corpus' images, as many clusters as the head has) takes the head's place: its nearest centre is a linear layer's
+largest output. All three draw regions in the same code; `oracle` names each by the label that it covers most of, `mIoU` as
+the texts do.
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean

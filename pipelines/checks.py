@@ -1,11 +1,13 @@
 """What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
 
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from cluster.train import TrainConfig
 from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
@@ -82,13 +84,19 @@ def check_methods(config: Config) -> None:
             continue
         for _, _, _, stretch in spans(model.phases, model.optim):
             size, key = stretch.optim.batch_size, f"models.{model.name}.{stretch.key}.batch_size"
-            check_batch_size(size, samples=size, workers=config.train.workers, key=key)
+            check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
         method = build_trained(located(model, Path()), make_encoder)
         try:
             phase_groups(method, model.phases, model.optim)
         except InputError as error:
             raise InputError(f"models.{model.name}.{error}") from error
         initialise(method)
+
+
+def spread_training(config: Config, method: TrainedConfig) -> TrainConfig:
+    """How a method's training is spread on this machine, in numbers."""
+    cores = config.session.num_cpus or len(os.sched_getaffinity(0))
+    return config.train.spread([span.stretch.optim.batch_size for span in spans(method.phases, method.optim)], cores)
 
 
 def given_weights(config: Config) -> dict[str, Path]:

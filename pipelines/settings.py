@@ -62,4 +62,6 @@ class Config:
                 raise ConfigError(f"weights.{name}: no method of that name trains{known}")
         for name in self.methods:
             if self.train.engine == "deepspeed" and name in TRAINED and name not in self.weights:
-                refuse_quirks(getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers)
+                refuse_quirks(
+                    getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers or 2
+                )  # 0 may be several
