@@ -16,7 +16,7 @@ AUTO = TrainConfig(workers=0, threads=0)
         ([64], 3, 2, 1),
         ([64], 4, 4, 1),
         ([64], 16, 4, 4),  # 16 pairs each at least
-        ([64, 48], 16, 3, 5),  # every phase's batch is shared out evenly
+        ([64, 48], 16, 2, 8),  # every phase's batch is shared out evenly
         ([64, 50], 2, 2, 1),
         ([8], 16, 1, 16),
         ([4096], 64, 64, 1),
