@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
 from filtering.stage import digest_of, write_json
-from owseg.evaluation.datasets import list_items
+from owseg.evaluation.datasets import averaged, list_items
 from owseg.evaluation.presets import OVERRIDES, EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.run import Score, report
 from owseg.methods import TrainedConfig
@@ -101,10 +102,12 @@ def _thresholds(contender: Contender, config: EvaluateConfig, scores: dict[str, 
 
 def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
     """Changes with the rows, the protocol and the benchmark files (names, sizes, times)."""
-    listed = {name: list_items(protocol_of(config, name).benchmark, config.folder) for name in config.datasets}
+    protocols = {name: protocol_of(config, name) for name in config.datasets}
+    listed = {name: list_items(protocol.benchmark, config.folder) for name, protocol in protocols.items()}
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
-    return digest_of([FORMAT, rows, to_dict(context.config.evaluate), files])
+    texts = {name: asdict(protocol) for name, protocol in protocols.items()}  # lists of names may change under one path
+    return digest_of([FORMAT, rows, to_dict(context.config.evaluate), texts, files])
 
 
 def _publish(run: Run, contender: Contender, config: EvaluateConfig, scores: dict[str, Score], out: Path) -> dict[str, Result]:
@@ -129,8 +132,9 @@ def _publish(run: Run, contender: Contender, config: EvaluateConfig, scores: dic
 
 
 def _table_row(reports: dict[str, Result]) -> tuple[dict[str, float], dict[str, float]]:
-    """mIoU by dataset with their plain mean as "average", and the plain means of the other scores."""
-    means = {metric: float(np.mean([scored[metric] for scored in reports.values()])) for metric in METRICS}
+    """mIoU by dataset with the plain mean of `averaged` as "average", and the plain means of the other scores."""
+    counted = [reports[name] for name in averaged([*reports])]
+    means = {metric: float(np.mean([scored[metric] for scored in counted])) for metric in METRICS}
     return {name: scored["mIoU"] for name, scored in reports.items()} | {"average": means.pop("mIoU")}, means
 
 

@@ -1,7 +1,7 @@
 """Score a segmenter on a benchmark, in parts that merge by addition."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ from owseg.evaluation.metrics import (
     threshold_counts,
 )
 from owseg.evaluation.presets import EvaluateConfig, Protocol, summary_of
-from owseg.evaluation.protocol import predict
+from owseg.evaluation.protocol import embed_queries, predict
 from owseg.methods import Segmenter
 
 
@@ -86,7 +86,7 @@ def score_items(
     so; a label map of another size or with an unknown value always stops: such a set is not what it should be.
     """
     if classes is None:
-        classes = segmenter.embed_classes(protocol.queries)
+        classes = embed_queries(segmenter, protocol)
     size = len(protocol.benchmark.names)
     threshold = background_threshold(segmenter, protocol)
     thresholds = tuple(sorted({*config.thresholds, threshold})) if threshold is not None and config.thresholds else ()
@@ -114,7 +114,7 @@ def score_items(
         if thresholds and prediction.confidence is not None:
             cuts = np.array([prediction.cut(value) for value in thresholds])
             joint += threshold_counts(prediction.choice, prediction.confidence, label, cuts, size)
-        images[item.id] = mean_iou(own)
+        images[item.id] = mean_iou(own, protocol.benchmark.scored)
     return Score(
         counts=counts,
         boundary=boundary,
@@ -129,17 +129,18 @@ def score_items(
 
 def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str, Any]:
     """The scores of a whole benchmark, in percent, as written to its JSON file."""
-    names = protocol.benchmark.names
+    scored = protocol.benchmark.scored
+    names = {label: protocol.benchmark.names[label] for label in scored}
     told: dict[str, Any] = {
         "dataset": protocol.benchmark.name,
         "preset": config.preset,
         "protocol": summary_of(config),
         "images": len(score.images),
         "skipped": score.skipped,
-        "mIoU": mean_iou(score.counts),
-        "fwIoU": frequency_weighted_iou(score.counts),
-        "pixel_accuracy": pixel_accuracy(score.counts),
-        "boundary_IoU": boundary_iou(score.boundary),
+        "mIoU": mean_iou(score.counts, scored),
+        "fwIoU": frequency_weighted_iou(score.counts, scored),
+        "pixel_accuracy": pixel_accuracy(score.counts, scored),
+        "boundary_IoU": boundary_iou(score.boundary, scored),
         "seconds_per_image": score.seconds / max(len(score.images), 1),
         "IoU": _by_class(names, score.counts),
         "boundary_IoU_by_class": _by_class(names, score.boundary),
@@ -181,7 +182,7 @@ def best_median_worst(score: Score) -> dict[str, str]:
     return {"best": ranked[-1][1], "median": ranked[len(ranked) // 2][1], "worst": ranked[0][1]}
 
 
-def _by_class(names: tuple[str, ...], counts: np.ndarray) -> dict[str, float | None]:
-    """IoU in percent by class; None where a class occurs nowhere."""
-    iou = 100 * class_iou(counts)[: len(names)]
-    return {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)}
+def _by_class(names: Mapping[int, str], counts: np.ndarray) -> dict[str, float | None]:
+    """IoU in percent by class, of the labels that `names` has; None where a class occurs nowhere."""
+    iou = 100 * class_iou(counts)
+    return {name: None if np.isnan(iou[label]) else float(iou[label]) for label, name in names.items()}
