@@ -7,7 +7,7 @@ compared with numbers of the other.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -164,6 +164,7 @@ def view_of(config: EvaluateConfig, name: str) -> View:
 def protocol_of(config: EvaluateConfig, name: str) -> Protocol:
     """What `config` makes of a benchmark. Raises InputError for a missing or bad list of class names or synonyms."""
     benchmark, lines = _classes(config, name)
+    found = _synonyms(config, name, lambda dataset: _classes(config, dataset)[0].names) if config.synonyms else {}
     skipped = 1 if config.preset == "tcl" and benchmark.background else 0
     queries = [(label, word) for label, line in enumerate(lines) if label >= skipped for word in synonyms(line)]
     return Protocol(
@@ -171,7 +172,7 @@ def protocol_of(config: EvaluateConfig, name: str) -> Protocol:
         view=view_of(config, name),
         queries=tuple(word for _, word in queries),
         class_of_query=tuple(label for label, _ in queries),
-        further=_further(queries, benchmark, _synonyms(config, name)) if config.synonyms else (),
+        further=_further(queries, benchmark, found) if found else (),
         softmax=_SCLIP_RULES.get(name, SoftmaxRule()) if config.preset == "sclip" else None,
     )
 
@@ -181,23 +182,19 @@ def check_synonyms(config: EvaluateConfig, classes: Mapping[str, Sequence[str]])
 
     classes: the class names of each of the eight benchmarks.
     """
-    if config.synonyms in ("", LEXICON):
-        return
-    known: dict[Path, set[str]] = {}
-    for name in config.datasets:
-        whole = DATASETS[name].whole.name
-        known.setdefault(synonym_file(config.synonyms, whole), set()).update(classes[whole])
-    for path, names in known.items():
-        read_synonyms(path, names)
+    if config.synonyms:
+        for name in config.datasets:
+            _synonyms(config, name, classes.__getitem__)
 
 
-def _synonyms(config: EvaluateConfig, name: str) -> Synonyms:
-    """What the config's file has for a benchmark, and perhaps for others; the shipped one names classes of every set."""
+def _synonyms(config: EvaluateConfig, name: str, classes: Callable[[str], Sequence[str]]) -> Synonyms:
+    """The synonyms for a benchmark. A file that serves several may name the classes of them all, the shipped one any class."""
     path = synonym_file(config.synonyms, DATASETS[name].whole.name)
-    if config.synonyms != LEXICON:
-        whole = {DATASETS[dataset].whole.name for dataset in (name, *config.datasets)}
-        check_synonyms(config, {dataset: _classes(config, dataset)[0].names for dataset in whole})
-    return read_synonyms(path)
+    if config.synonyms == LEXICON:
+        return read_synonyms(path)
+    asked_for = {DATASETS[dataset].whole.name for dataset in (name, *config.datasets)}
+    served = [dataset for dataset in asked_for if synonym_file(config.synonyms, dataset) == path]
+    return read_synonyms(path, {class_ for dataset in served for class_ in classes(dataset)})
 
 
 def _further(queries: Sequence[tuple[int, str]], benchmark: Benchmark, found: Synonyms) -> tuple[tuple[str, ...], ...]:
