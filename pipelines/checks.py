@@ -8,13 +8,14 @@ from pathlib import Path
 import torch
 
 from cluster.train import TrainConfig
+from miniature.benchmarks import CLASSES
 from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
 from owseg.engine import spans
 from owseg.evaluation.datasets import list_items
-from owseg.evaluation.presets import protocol_of
+from owseg.evaluation.presets import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.methods import SegmenterConfig, TrainedConfig, TrainedSegmenterConfig, build_trained, initialise
 from owseg.published import load_trained
@@ -119,9 +120,11 @@ def check_weights(config: Config) -> None:
 
 
 def check_benchmarks(config: Config) -> None:
-    """Raise InputError where nothing is to be scored, or a file of a benchmark is missing."""
+    """Raise InputError where nothing is to be scored, a file of a benchmark is missing, or synonyms are of unknown classes."""
     if not config.methods:
         raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
     if config.evaluate.root:
         for name in config.evaluate.datasets:
             list_items(protocol_of(config.evaluate, name).benchmark, config.evaluate.folder)
+    else:
+        check_synonyms(config.evaluate, CLASSES)
