@@ -137,7 +137,7 @@ def _reordered(dataset: str, counts: ImageCounts, ids: tuple[str, ...]) -> Image
 def _scores(runs: Sequence[Row]) -> dict[str, np.ndarray]:
     """mIoU [runs] in percent by dataset and on average."""
     scores = {name: _miou(np.array([_joined(run[name]).sum(axis=0) for run in runs])) for name in runs[0]}
-    return scores | {AVERAGE: np.mean([*scores.values()], axis=0)}
+    return _with_average(scores)
 
 
 def _resampled_scores(runs: Sequence[Row], draws: int, seed: int) -> dict[str, np.ndarray]:
@@ -152,6 +152,10 @@ def _resampled_scores(runs: Sequence[Row], draws: int, seed: int) -> dict[str, n
         for chunk, times in _resamples(np.random.default_rng([seed, place]), len(ids), draws):
             for name, by_run in together.items():
                 scores[name][chunk] = np.mean([_miou(times @ counts) for counts in by_run], axis=0)
+    return _with_average(scores)
+
+
+def _with_average(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     return scores | {AVERAGE: np.mean([*scores.values()], axis=0)}
 
 
