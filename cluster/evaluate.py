@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cluster.costs import forget_peak_memory, peak_memory_mb
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.stage import digest_of, digest_of_file
@@ -166,8 +167,9 @@ class Evaluator:
         if part.dataset not in self.classes:
             self.classes[part.dataset] = embed_queries(self.segmenter, protocol)
         classes = self.classes[part.dataset]
+        forget_peak_memory(self.device)
         score = score_items(self.segmenter, protocol, part.items, self.config, contender.encoder, classes=classes)
-        _write(part.file, score)
+        _write(part.file, replace(score, peak_memory_mb=peak_memory_mb(self.device)))
         return part
 
 

@@ -2,11 +2,12 @@
 
 import json
 import logging
+import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
@@ -16,6 +17,7 @@ from cluster import InputError
 from cluster.tracking import NullTracker, Run
 from filtering.stage import write_json
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 METRICS_PER_BATCH = 1000
@@ -28,6 +30,9 @@ SECONDS_BETWEEN_BATCHES = 5.0
 SECONDS_AFTER_OUTAGE = 60.0
 WAITING_METRICS = 100_000
 """How many points an outage may hold back before the oldest are given up."""
+LOCKED = "database is locked"
+LOCKED_SECONDS = 60.0
+"""How long another process may hold an SQLite store before that counts as an outage."""
 
 
 class Outage:
@@ -42,7 +47,7 @@ class Outage:
         if time.monotonic() < self._quiet_until:
             return False
         try:
-            function()
+            when_unlocked(function)
         except Exception as error:  # whatever a store, a network or a disk may raise: tracking must not stop the work
             self._quiet_until = time.monotonic() + SECONDS_AFTER_OUTAGE
             if not self._told:
@@ -50,6 +55,21 @@ class Outage:
                 logger.warning("MLflow cannot be reached, work goes on without it: %s", first_line(error))
             return False
         return True
+
+
+def when_unlocked(function: Callable[[], T]) -> T:
+    """What `function` returns. An SQLite store that other runs write at the same time may refuse a while, whatever its timeout:
+
+    where two that read both want to write, it makes one of them begin again.
+    """
+    end = time.monotonic() + LOCKED_SECONDS
+    while True:
+        try:
+            return function()
+        except Exception as error:
+            if LOCKED not in str(error) or time.monotonic() > end:
+                raise
+            time.sleep(random.uniform(0.05, 0.5))
 
 
 class MlflowRun:
@@ -168,7 +188,8 @@ class MlflowTracker(MlflowRun):
     def open(cls, uri: str, experiment: str, run_dir: Path, name: str) -> Self:
         """Raises InputError where the store refuses."""
         memory = Memory(run_dir / "mlflow.json", uri, experiment)
-        try:
+
+        def open_run() -> tuple[MlflowClient, str]:
             client = MlflowClient(tracking_uri=uri)
             experiment_id = _experiment(client, uri, experiment)
             run_id = memory.run_id("")
@@ -176,7 +197,10 @@ class MlflowTracker(MlflowRun):
                 memory.forget()
                 run_id = client.create_run(experiment_id, run_name=name).info.run_id
                 memory.remember("", run_id)
-            return cls(client, run_id, memory)
+            return client, run_id
+
+        try:
+            return cls(*when_unlocked(open_run), memory)
         except Exception as error:  # SQLAlchemy's, the network's and MLflow's own have no common base
             raise InputError(f"tracking.uri: MLflow cannot use {uri} ({first_line(error)}); correct it or empty it") from error
 

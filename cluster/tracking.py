@@ -30,6 +30,8 @@ class TrackingConfig:
     """MLflow store: http(s)://server:port or sqlite:///file; empty: mlflow.db in the run's folder."""
     experiment: str = "open-world-segmentation"
     """MLflow experiment that the runs belong to."""
+    parent: str = ""
+    """Id of the MLflow run, in the same store, below which this one is shown; empty: none."""
 
     def __post_init__(self) -> None:
         if self.uri and not self.uri.startswith(("http://", "https://", "sqlite:///")):
@@ -124,7 +126,8 @@ def open_tracker(
 
     tracker = MlflowTracker.open(uri, config.experiment, run_dir, name)
     with tracker.running():
-        tracker.tags({"config_digest": digest, **_code_version()})
+        above = {"mlflow.parentRunId": config.parent} if config.parent else {}
+        tracker.tags({"config_digest": digest, **above, **_code_version()})
         tracker.document(settings, "config.yaml")
         yield tracker
 

@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
 
 from cluster import InputError
+from cluster.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
 from cluster.engine import DeepSpeedEngine
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
@@ -29,6 +31,8 @@ from owseg.text import Tokenizer
 POLL_SECONDS = 0.5
 PAIRS_PER_WORKER = 16
 """Of a step, below which more processes cost more than they bring."""
+COSTS = ("pairs", "cpu_seconds", "gpu_seconds", "peak_memory_mb")
+"""What lines of the step log say of all that was spent until then, over all ranks and starts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +109,7 @@ class TrainJob:
 
 
 Observe = Callable[[list[dict[str, Any]]], None]
-"""Receives newly logged steps, oldest first: {"step", "lr", "samples_per_second", "loss/<name>"...}."""
+"""Receives newly logged steps, oldest first: {"step", "lr", "samples_per_second", costs, "loss/<name>"...}."""
 
 
 def train(job: TrainJob, session: SessionConfig, observe: Observe) -> Path:
@@ -151,6 +155,7 @@ def train_worker(config: dict[str, Any]) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.train.threads)
     device = torch.device("cuda", torch.cuda.current_device()) if job.train.use_gpu else torch.device("cpu")
+    spent = _Spent(device)
 
     method, tokenize = _build(job)
     batches = loader(job, method, tokenize, rank, world_size)
@@ -176,7 +181,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with ExitStack() as stack:
         checkpoint = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
-        log = _StepLog(job, resume) if rank == 0 else None
+        log = _StepLog(job, resume, spent, write=rank == 0)
         fit(
             method,
             job.method.phases,
@@ -233,22 +238,62 @@ def loader(
     return batches
 
 
-class _StepLog:
-    """Rank 0's record of losses. Steps after the checkpoint that a run resumes from are cut off: they will be taken again."""
+class _Spent:
+    """What the ranks have spent since they started."""
 
-    def __init__(self, job: TrainJob, resume: Path | None) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device, self.cpu, self.time = device, cpu_seconds(), time.monotonic()
+        forget_peak_memory(device)
+
+    def over_ranks(self) -> dict[str, float]:
+        """Sums over all ranks, each of which must call it."""
+        mine = [cpu_seconds() - self.cpu, peak_memory_mb(self.device), time.monotonic() - self.time]
+        cpu, memory, wall = _sum_over_ranks(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
+        gpu = {"gpu_seconds": wall} if self.device.type == "cuda" else {}
+        return {"cpu_seconds": cpu, **gpu, "peak_memory_mb": memory}
+
+
+def _sum_over_ranks(values: Tensor) -> Tensor:
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+class _StepLog:
+    """The record of losses and costs, which rank 0 writes. Every rank has one, as every rank has its costs.
+
+    Steps after the checkpoint that a run resumes from are cut off, with what they cost: they will be taken again.
+    """
+
+    def __init__(self, job: TrainJob, resume: Path | None, spent: _Spent, *, write: bool) -> None:
         done = json.loads((resume / "position.json").read_text())["step"] if resume else 0
-        kept = [line for line in _read_log(job.log) if line["step"] <= done]
-        job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        self.job, self.step, self.time = job, done, time.monotonic()
+        kept = [line for line in _read_log(job.log) if line["step"] <= done] if write else []
+        self.job, self.spent, self.write = job, spent, write
+        self.step, self.time = done, time.monotonic()
+        self.before: dict[str, float] = kept[-1] if kept else {}
+        if write:
+            job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
+        costs = self.spent.over_ranks()
+        if not self.write:
+            return
         now = time.monotonic()
         rate = pairs_between(self.job.spans, self.step, step) / max(now - self.time, 1e-9)
         self.step, self.time = step, now
-        line = {"step": step, "lr": lr, "samples_per_second": rate, "loss/total": sum(losses.values())}
+        for name, value in costs.items():
+            before = self.before.get(name, 0.0)
+            costs[name] = max(before, value) if name == "peak_memory_mb" else before + value
+        line = {"step": step, "lr": lr, "samples_per_second": rate, "pairs": pairs_between(self.job.spans, 0, step), **costs}
+        line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()} | diagnostics
         with self.job.log.open("a") as file:
-            file.write(json.dumps(line | {f"loss/{name}": value for name, value in losses.items()} | diagnostics) + "\n")
+            file.write(json.dumps(line) + "\n")
+
+
+def costs_of(job: TrainJob) -> dict[str, float]:
+    """What a finished training took: steps, pairs seen, processor (or GPU) seconds and peak memory in MiB, over all ranks."""
+    last = _read_log(job.log)[-1]
+    return {"steps": last["step"], **{name: last[name] for name in COSTS if name in last}}
 
 
 def pairs_between(phases: Sequence[Span], start: int, stop: int) -> int:

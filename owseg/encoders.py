@@ -44,6 +44,11 @@ class EncoderConfig:
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise InputError("mean and std need three numbers each, and std must be positive")
 
+    @property
+    def supervision(self) -> str:
+        """What its weights were learned from: the run's own captions, or whatever CLIP was pretrained on."""
+        return "text" if self.pretrained == PRETRAIN else "text + pretrained CLIP"
+
 
 class Encoder(NamedTuple):
     """A CLIP model (`visual` is an open_clip VisionTransformer) and its tokenizer."""

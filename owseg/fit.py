@@ -21,7 +21,7 @@ MakeEngine = Callable[[Sequence[ParameterGroup], OptimConfig], Engine]
 
 
 class OnLog(Protocol):
-    """Called with the last finished step, the losses (means over ranks), the learning rate and the method's diagnostics."""
+    """Called on every rank with the last finished step, the losses (means over ranks), the learning rate and diagnostics."""
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
 

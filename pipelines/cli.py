@@ -29,8 +29,23 @@ class Choice:
     meaning: str
 
 
+@dataclass(frozen=True)
+class Option:
+    """A text that the verb gets as a keyword named like the option, or a tuple of them where it may stand `several` times.
+
+    `value` is what help writes for it, `meaning` is its help.
+    """
+
+    value: str
+    meaning: str
+    several: bool = False
+
+
+Flag = Action | Choice | Option
+
+
 def main(
-    run: Callable[..., None], *, doc: str, argv: Sequence[str] | None = None, flags: Mapping[str, Action | Choice] | None = None
+    run: Callable[..., None], *, doc: str, argv: Sequence[str] | None = None, flags: Mapping[str, Flag] | None = None
 ) -> int:
     """Run a verb with the settings that `argv` asks for and return its exit code. `doc` says what the verb does.
 
@@ -65,10 +80,10 @@ class _Given:
     overrides: list[str] = field(default_factory=list)
     help: bool = False
     instead: Action | None = None
-    chosen: dict[str, str] = field(default_factory=dict)
+    chosen: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
 
 
-def _parse(argv: Sequence[str], flags: Mapping[str, Action | Choice]) -> _Given:
+def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
     given = _Given()
     arguments = iter(argv)
     for argument in arguments:
@@ -76,8 +91,12 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Action | Choice]) -> _Given:
         flag = flags.get(name)
         if argument in ("-h", "--help"):
             return _Given(help=True)
-        if isinstance(flag, Choice):
-            given.chosen[name.removeprefix("--")] = _chosen(name, value if equals else next(arguments, ""), flag)
+        if isinstance(flag, (Choice, Option)):
+            key, value = name.removeprefix("--"), _checked(name, value if equals else next(arguments, ""), flag)
+            if isinstance(flag, Option) and flag.several:
+                given.chosen[key] = (*given.chosen.get(key, ()), value)
+            else:
+                given.chosen[key] = value
         elif flag and not equals:
             given.instead = flag
         elif name == "--config":
@@ -93,24 +112,32 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Action | Choice]) -> _Given:
     return given
 
 
-def _chosen(name: str, value: str, choice: Choice) -> str:
-    if value in choice.values:
+def _checked(name: str, value: str, flag: Choice | Option) -> str:
+    if isinstance(flag, Option):
+        if not value:
+            raise ConfigError(f"{name} needs a value: {name} {flag.value}")
         return value
-    wrong = f"{name}: '{value}' is no choice{near_miss(value, choice.values)}" if value else f"{name} needs a value"
-    raise ConfigError(f"{wrong}; choose from {', '.join(choice.values)}")
+    if value in flag.values:
+        return value
+    wrong = f"{name}: '{value}' is no choice{near_miss(value, flag.values)}" if value else f"{name} needs a value"
+    raise ConfigError(f"{wrong}; choose from {', '.join(flag.values)}")
 
 
-def _usage(flags: Mapping[str, Action | Choice]) -> dict[str, str]:
+def _usage(flags: Mapping[str, Flag]) -> dict[str, str]:
     """How each option is written, and what it means."""
-    return {
-        f"{name} {'|'.join(flag.values)}" if isinstance(flag, Choice) else name: (
-            flag.meaning if isinstance(flag, Choice) else flag.__doc__ or ""
-        )
-        for name, flag in flags.items()
-    }
+    usage = {}
+    for name, flag in flags.items():
+        match flag:
+            case Choice():
+                usage[f"{name} {'|'.join(flag.values)}"] = flag.meaning
+            case Option():
+                usage[f"{name} {flag.value}"] = flag.meaning
+            case _:
+                usage[name] = flag.__doc__ or ""
+    return usage
 
 
-def help_text(doc: str, flags: Mapping[str, Action | Choice] | None = None, *, width: int) -> str:
+def help_text(doc: str, flags: Mapping[str, Flag] | None = None, *, width: int) -> str:
     """What the verb does, how to call it, and every key with its default and meaning."""
     width = max(width, 60)
     options = _usage(flags or {})

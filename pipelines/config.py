@@ -17,6 +17,7 @@ import yaml
 from filtering.stage import digest_of
 from pipelines.describe import describe, has_default, join, kinds_of, members_of, names_of, one_of, plain, type_name
 
+COMMAND_LINE = "command line"
 T = TypeVar("T")
 Tree = dict[str, Any]
 
@@ -30,12 +31,20 @@ def load(cls: type[T], file: Path | None, overrides: Sequence[str]) -> T:
     tree = _defaults(cls)
     if file is not None:
         tree = _merge(cls, tree, _read(file))
-    return _override(cls, tree, overrides, str(file) if file is not None else "command line" if overrides else "defaults")
+    return _override(cls, tree, overrides, str(file) if file is not None else COMMAND_LINE if overrides else "defaults")
 
 
 def override(config: T, overrides: Sequence[str]) -> T:
     """`config` with other values for the keys of `overrides` ("key.sub=value"). Raises ConfigError."""
     return _override(type(config), to_dict(config), overrides, "settings")
+
+
+def lay_over(config: T, values: Mapping[str, Any], *, source: str) -> T:
+    """`config` with the values of dotted keys laid over its own, as a file's are: mappings fill in a section key by key.
+
+    `source` names where the values come from in errors. Raises ConfigError.
+    """
+    return _lay_over(type(config), to_dict(config), list(values.items()), ("settings", source))
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], *, source: str = "config") -> T:
@@ -109,28 +118,31 @@ def _read(file: Path) -> Tree:
 
 def _override(cls: type[T], tree: Tree, overrides: Sequence[str], source: str) -> T:
     """The settings of `tree` with `overrides` laid over them; `source` names where the tree is from in errors."""
-    keys = []
-    for text in overrides:
-        key, value = _parse_override(text)
-        keys.append(key)
+    return _lay_over(cls, tree, [parse_setting(text) for text in overrides], (source, COMMAND_LINE))
+
+
+def _lay_over(cls: type[T], tree: Tree, settings: Sequence[tuple[str, Any]], sources: tuple[str, str]) -> T:
+    """The settings of `tree` with others laid over them; `sources` name in errors where the tree and the others are from."""
+    for key, value in settings:
         for part in reversed(key.split(".")):
             value = _At({part: value})
         tree = _merge(cls, tree, value)
 
     def source_of(key: str) -> str:
-        return "command line" if any(f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.") for k in keys) else source
+        return sources[any(f"{key}.".startswith(f"{k}.") or k.startswith(f"{key}.") for k, _ in settings)]
 
     return _build_or_explain(cls, tree, source_of)
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, equals, text = override.partition("=")
+def parse_setting(text: str, source: str = COMMAND_LINE) -> tuple[str, Any]:
+    """Key and value of "key.sub=value", the value read as YAML. Raises ConfigError that names `source`."""
+    key, equals, value = text.partition("=")
     if not equals or not re.fullmatch(r"[^.\s]+(\.[^.\s]+)*", key):
-        raise ConfigError(f"command line: '{override}' is not a setting; write key=value or section.key=value")
+        raise ConfigError(f"{source}: '{text}' is not a setting; write key=value or section.key=value")
     try:
-        return key, yaml.load(text, _Loader) if text.strip() else ""
+        return key, yaml.load(value, _Loader) if value.strip() else ""
     except yaml.YAMLError as error:
-        raise ConfigError(f"command line: '{override}': {_yaml_problem(error)}; quote text as {key}='\"...\"'") from None
+        raise ConfigError(f"{source}: '{text}': {_yaml_problem(error)}; quote text as {key}='\"...\"'") from None
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:

@@ -82,15 +82,16 @@ def open_context(config: Config) -> Iterator[Context]:
     with open_tracker(config.tracking, run_dir, name=run_dir.name, settings=settings, digest=config_digest) as tracker:
         context = Context(config, tracker)
         yield context
-        write_json(
-            run_dir / SUMMARY,
-            {
-                "run_dir": str(run_dir),
-                "config_digest": config_digest,
-                "mlflow": {"tracking_uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id},
-                "stages": {**_stages_before(run_dir), **context.stages},
-            },
-        )
+    # After the tracker has closed: who finds the summary need not look again at anything.
+    write_json(
+        run_dir / SUMMARY,
+        {
+            "run_dir": str(run_dir),
+            "config_digest": config_digest,
+            "mlflow": {"tracking_uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id},
+            "stages": {**_stages_before(run_dir), **context.stages},
+        },
+    )
 
 
 def _stages_before(run_dir: Path) -> dict[str, Result]:

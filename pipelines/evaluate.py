@@ -39,10 +39,10 @@ SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight", "top_class
 """Settings of a method that decide on its numbers at inference, told beside its row (the background threshold apart)."""
 TOLD = 5
 """Unreadable images that are named below the table; the JSON files name all."""
-METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image")
+METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "peak_memory_mb")
 ORACLE_METRICS = ("oracle_mIoU", "regions_per_image")
 """With `evaluate.oracle`."""
-DIGITS = {"seconds_per_image": 3}
+DIGITS = {"seconds_per_image": 3, "peak_memory_mb": 0}
 
 
 def run_evaluate(context: Context) -> Result:

@@ -52,9 +52,14 @@ def prepare_run_dir(config: Config) -> None:
 
     A folder where no stage is complete belongs to no run yet: a mistake in the first config can be mended.
     """
+    refuse_other_run(config)
+    _write(Path(config.run_dir) / CONFIG_FILE, config)
+
+
+def refuse_other_run(config: Config) -> None:
+    """Raise ConfigError where the run's folder holds a run of another config."""
     file = Path(config.run_dir) / CONFIG_FILE
-    if not file.exists() or not any(file.parent.glob("*.done.json")):
-        _write(file, config)
+    if not file.exists() or not holds_run(file.parent):
         return
     try:
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
@@ -69,7 +74,11 @@ def prepare_run_dir(config: Config) -> None:
                 f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before.get(key, 'absent')} and is now "
                 f"{now.get(key, 'absent')}; choose another with run_dir=FOLDER or delete that one"
             )
-    _write(file, config)
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether a run has come so far that its folder is its own: a stage is complete."""
+    return any(folder.glob("*.done.json"))
 
 
 def digest_of_run(config: Config) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from cluster.tracking import Run
-from cluster.train import TrainJob, shards_of, train
+from cluster.train import TrainJob, costs_of, shards_of, train
 from filtering.stage import digest_of, digest_of_file
 from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
@@ -42,11 +42,15 @@ def run_train(context: Context, shards: Result) -> Result:
     fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"]])
 
     def work() -> Result:
-        digests = {job.name: _train_method(context, job, shards) for job in jobs}
-        return {"methods": digests, "digest": digest_of(digests)}
+        trained = {job.name: _train_method(context, job, shards) for job in jobs}
+        digests = {name: result["digest"] for name, result in trained.items()}
+        costs = {name: result["costs"] for name, result in trained.items() if "costs" in result}  # older runs have none
+        return {"methods": digests, "costs": costs, "digest": digest_of(digests)}
 
     out.mkdir(parents=True, exist_ok=True)
     result = context.stage("train", fingerprint, out, work)
+    for name, costs in result.get("costs", {}).items():
+        context.tracker.metrics({f"{name}/train/{key}": value for key, value in costs.items()})
     for job in jobs:
         view = view_of(context.config.evaluate, "voc21")
         weights = weights_of(context, job.name)
@@ -88,8 +92,8 @@ def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
     return {"method": to_dict(method), "encoder": encoder, "seed": config.seed, **spread}
 
 
-def _train_method(context: Context, method: TrainedConfig, shards: Result) -> str:
-    """Train one method in a tracked run of its own; returns the digest of its weights."""
+def _train_method(context: Context, method: TrainedConfig, shards: Result) -> Result:
+    """Train one method in a tracked run of its own; returns the digest of its weights, its steps and what they cost."""
     folder = context.run_dir / "train" / method.name
     encoder = trained_encoder(context)
     if method.name == "clip":
@@ -115,10 +119,9 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> st
             if method.name == "clip":
                 tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
                 save_file(tensors, folder / ENCODER)
-            return {"steps": job.steps, "digest": digest_of_file(weights)}
+            return {"costs": costs_of(job), "digest": digest_of_file(weights)}
 
-    digest: str = context.part(f"train-{method.name}", fingerprint, job.weights, work)["digest"]
-    return digest
+    return context.part(f"train-{method.name}", fingerprint, job.weights, work)
 
 
 def clear_other(folder: Path, fingerprint: str) -> None:

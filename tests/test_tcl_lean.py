@@ -20,6 +20,7 @@ from owseg.methods import tcl
 from owseg.methods.tcl import TclMethod
 
 BATCH, TEXTS = 4, 10
+LOSSES = ("whole_image", "tcl_v", "tcl_f", "area", "area_negative", "tv_features", "tv_masks")
 GRID = 16
 
 
@@ -243,6 +244,45 @@ def test_a_frozen_block_costs_the_others_nothing(case: Case) -> None:
     case.method.block.requires_grad_(False).zero_grad()
     first = case.lean()
     assert_same(first, {name: value for name, value in whole.items() if not name.startswith("block.")}, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("weights", "left"),
+    [
+        ({"tcl_f_weight": 0.0, "area_weight": 0.0, "tv_weight": 0.0}, ["tcl_v"]),
+        ({"area_weight": 0.0, "tv_weight": 0.0}, ["tcl_v", "tcl_f"]),
+        ({"tv_weight": 0.0}, ["tcl_v", "tcl_f", "area", "area_negative"]),
+        ({"tcl_weight": 0.0}, ["area", "area_negative", "tv_features", "tv_masks"]),
+    ],
+)
+def test_a_loss_of_weight_0_is_left_out_and_the_others_stay(case: Case, weights: dict[str, float], left: list[str]) -> None:
+    whole, found = case.lean(), case.lean(**weights)
+    assert [name for name in found if name in LOSSES] == left
+    for name in left:
+        torch.testing.assert_close(found[name], whole[name])
+
+
+def test_whole_images_are_the_feature_loss_under_masks_of_1(case: Case) -> None:
+    """And nothing that draws masks learns from them."""
+    case.others = case.others[:0]
+    case.method.mask_scale.data.fill_(0.0)
+    case.method.mask_shift.data.fill_(50.0)
+    masked = case.lean(tcl_weight=0.3, area_weight=0.0, tv_weight=0.0)
+    found = case.lean(whole_image_weight=0.3, tcl_weight=0.0)
+    torch.testing.assert_close(found["whole_image"], masked["tcl_f"])
+    assert found.keys() - {"whole_image"} == masked.keys() - {*LOSSES, "mask_scale", "mask_shift", "tcl_v_scale"}
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ({"tv_weight": -1.0}, "tv_weight: -1.0 is negative"),
+        ({"tcl_weight": 0.0, "area_weight": 0.0, "tv_weight": 0.0}, "tcl_weight"),
+    ],
+)
+def test_weights_that_cannot_be(weights: dict[str, float], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        tcl.Tcl(**weights)
 
 
 def test_losses_under_autocast(case: Case) -> None:

@@ -52,6 +52,8 @@ class Score:
     """The background threshold that `counts` stand for; None where no constant decides."""
     seconds: float = 0.0
     """Time that the predictions took, reading files and counting left out."""
+    peak_memory_mb: float = 0.0
+    """The most memory that a process which scored held, in MiB."""
     skipped: dict[str, str] = field(default_factory=dict)
     """Why an item was left out, by id."""
     oracle: np.ndarray = field(default_factory=lambda: np.zeros((0, 0), dtype=np.int64))
@@ -94,6 +96,7 @@ class Score:
             joint=self.joint + other.joint,
             threshold=self.threshold,
             seconds=self.seconds + other.seconds,
+            peak_memory_mb=max(self.peak_memory_mb, other.peak_memory_mb),
             skipped=self.skipped | other.skipped,
             oracle=self.oracle + other.oracle,
             regions=self.regions + other.regions,
@@ -198,6 +201,7 @@ def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str
         "pixel_accuracy": pixel_accuracy(score.counts, scored),
         "boundary_IoU": boundary_iou(score.boundary, scored),
         "seconds_per_image": score.seconds / max(len(score.images), 1),
+        "peak_memory_mb": score.peak_memory_mb,
         "IoU": _by_class(names, score.counts),
         "boundary_IoU_by_class": _by_class(names, score.boundary),
     }

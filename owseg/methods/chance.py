@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from owseg.encoders import Encoder
+from owseg.encoders import Encoder, EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +18,11 @@ class Chance:
     """Whether it is built around the run's CLIP."""
     name: Literal["chance"] = "chance"
     """Method name."""
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        del encoder
+        return "none"
 
     def build(self, encoder: Encoder) -> "ChanceMethod":
         """The method; the encoder is not looked at."""

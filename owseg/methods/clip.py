@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from owseg.data import AugmentConfig, Batch
-from owseg.encoders import Encoder
+from owseg.encoders import Encoder, EncoderConfig
 from owseg.engine import Phase
 from owseg.losses import info_nce
 from owseg.optim import OptimConfig
@@ -31,6 +31,11 @@ class Clip:
     """Optimiser and schedule."""
     augment: AugmentConfig = AugmentConfig(min_area=0.5, rand_augment="", erase=0.0)
     """Training augmentation."""
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        del encoder
+        return "text"
 
     def build(self, encoder: Encoder) -> "ClipMethod":
         """The method around an encoder whose weights it will train."""

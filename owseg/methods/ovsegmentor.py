@@ -19,7 +19,7 @@ from owseg import InputError
 from owseg.completion import EntityCompletion
 from owseg.consistency import mask_consistency
 from owseg.data import AugmentConfig, Batch
-from owseg.encoders import Encoder
+from owseg.encoders import Encoder, EncoderConfig
 from owseg.engine import Phase, spans
 from owseg.entity_texts import EntityTexts
 from owseg.grouping import Binding, GroupingEncoder, Groups
@@ -122,6 +122,12 @@ class OvSegmentor:
     def quirks(self) -> Quirks:
         """What engines must reproduce of the official code."""
         return Quirks(decay_scalars=self.fidelity == "official")
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        learned = encoder.supervision if self.stands_on_clip else "text"
+        begun = ("" if self.image_tower == CLIP else "self-supervised image tower", "" if self.text_tower == CLIP else "BERT")
+        return "; ".join([learned, *filter(None, begun)])
 
     def on(self, dataset: str) -> "OvSegmentor":
         """The settings for a benchmark: with its own background threshold where the official ones are asked for."""

@@ -18,6 +18,7 @@ from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import (
     Encoder,
+    EncoderConfig,
     embed_patches,
     pad_to_multiple,
     pool,
@@ -65,6 +66,12 @@ class Tcl:
     """What losses and engines do where the official code has quirks over ranks and with scalars: exact or official."""
     tcl_weight: float = 0.1
     """Weight of both text-grounded contrastive losses."""
+    tcl_v_weight: float | None = None
+    """Weight of the one on images alone; null = tcl_weight. A loss of weight 0 is left out, here and below."""
+    tcl_f_weight: float | None = None
+    """Weight of the one on features alone; null = tcl_weight."""
+    whole_image_weight: float = 0.0
+    """Weight of the contrast of images without a mask: where the loss ablation begins; the method itself is without."""
     area_weight: float = 0.4
     """Weight of both area losses."""
     tv_weight: float = 1.0
@@ -96,14 +103,33 @@ class Tcl:
             value = getattr(self, field)
             if value is not None and not 0 <= value <= 1:
                 raise InputError(f"{field}: {value} is outside 0..1")
+        weights = self.loss_weights
+        for field in ("tcl_weight", *(f"{name}_weight" for name in weights)):
+            if (getattr(self, field) or 0) < 0:
+                raise InputError(f"{field}: {getattr(self, field)} is negative; a weight is 0 or more")
+        if not any(weights.values()):
+            raise InputError(
+                "tcl_weight: all losses have weight 0, so there is nothing to learn from; give one of them a weight"
+            )
         if self.text_chunk < 0:
             raise InputError(f"text_chunk: {self.text_chunk} is negative; give the texts to handle at once, or 0 for all")
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss, those of area and total variation under one name."""
+        v, f = (self.tcl_weight if own is None else own for own in (self.tcl_v_weight, self.tcl_f_weight))
+        whole, area, tv = self.whole_image_weight, self.area_weight, self.tv_weight
+        return {"whole_image": whole, "tcl_v": v, "tcl_f": f, "area": area, "tv": tv}
 
     @property
     def quirks(self) -> Quirks:
         """What engines must reproduce of the official code."""
         official = self.fidelity == "official"
         return Quirks(decay_scalars=official, late_unreduced=official)
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        return encoder.supervision
 
     def build(self, encoder: Encoder) -> "TclMethod":
         """The method around a frozen encoder."""
@@ -186,41 +212,50 @@ class TclMethod(nn.Module):
         return products * slope[:, 0] + self.mask_shift
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The six losses of a batch, weighted: tcl_v, tcl_f, area, area_negative, tv_features, tv_masks (section 3.2)."""
-        config = self.config
+        """The losses of a batch, weighted: tcl_v, tcl_f, area, area_negative, tv_features, tv_masks (section 3.2).
+
+        Those of weight 0 are left out; `whole_image` is there only where it is asked for.
+        """
+        weights = self.config.loss_weights
         with torch.no_grad():
             text = self.clip.encode_text(batch.tokens)
             texts = gather(text)
         features = self.features(batch.image)
+        losses: dict[str, Tensor] = {}
+        if weights["whole_image"]:  # TCL_f, were all masks 1
+            losses["whole_image"] = weights["whole_image"] * info_nce(features.mean(dim=(2, 3)), text, self.tcl_f_scale)
         slope = self.mask_slope(features)
         own = self.own_logits(features, slope, text)
-        kept = gumbel_sigmoid(own, torch.rand_like(own).clamp_(1e-6, 1 - 1e-6))
-        return {
-            "tcl_v": config.tcl_weight * self.image_level(batch.image, kept, text),
-            **self.mask_losses(features, slope, own, texts),
-        }
+        if weights["tcl_v"]:
+            kept = gumbel_sigmoid(own, torch.rand_like(own).clamp_(1e-6, 1 - 1e-6))
+            losses["tcl_v"] = weights["tcl_v"] * self.image_level(batch.image, kept, text)
+        if weights["tcl_f"] or weights["area"] or weights["tv"]:
+            losses |= self.mask_losses(features, slope, own, texts)
+        return losses
 
     def mask_losses(self, features: Tensor, slope: Tensor, own: Tensor, texts: Tensor) -> dict[str, Tensor]:
-        """All losses but TCL_v. own: logits [B, H, W] of each image's own mask; texts: [N, E], those of all ranks."""
-        config = self.config
+        """All losses of soft masks. own: logits [B, H, W] of each image's own mask; texts: [N, E], those of all ranks."""
+        config, weights = self.config, self.config.loss_weights
         masks = self.mask_statistics(features, slope, texts)
-        own_mean, pairs = torch.sigmoid(own).mean(), len(texts)
-        # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
-        other_mean = (masks.mean * pairs - own_mean) / max(pairs - 1, 1)
-        if config.fidelity == "official":
+        losses: dict[str, Tensor] = {}
+        if weights["tcl_f"] and config.fidelity == "official":
             mine = texts[local_labels(len(own), own.device)]
             pooled = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, mine, slope)))
-            tcl_f = official_pairwise_nce(masks.similarity, pooled, mine, self.tcl_f_scale)
-        else:
-            own_mean, other_mean = global_mean(own_mean), global_mean(other_mean)
-            tcl_f = pairwise_nce(masks.similarity, self.tcl_f_scale)
-        return {
-            "tcl_f": config.tcl_weight * tcl_f,
-            "area": config.area_weight * (own_mean - config.area_prior).abs(),
-            "area_negative": config.area_weight * other_mean.abs(),
-            "tv_features": config.tv_weight * total_variation(features),
-            "tv_masks": config.tv_weight * masks.variation,
-        }
+            losses["tcl_f"] = weights["tcl_f"] * official_pairwise_nce(masks.similarity, pooled, mine, self.tcl_f_scale)
+        elif weights["tcl_f"]:
+            losses["tcl_f"] = weights["tcl_f"] * pairwise_nce(masks.similarity, self.tcl_f_scale)
+        if weights["area"]:
+            own_mean, pairs = torch.sigmoid(own).mean(), len(texts)
+            # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
+            other_mean = (masks.mean * pairs - own_mean) / max(pairs - 1, 1)
+            if config.fidelity == "exact":
+                own_mean, other_mean = global_mean(own_mean), global_mean(other_mean)
+            losses["area"] = weights["area"] * (own_mean - config.area_prior).abs()
+            losses["area_negative"] = weights["area"] * other_mean.abs()
+        if weights["tv"]:
+            losses["tv_features"] = weights["tv"] * total_variation(features)
+            losses["tv_masks"] = weights["tv"] * masks.variation
+        return losses
 
     def mask_statistics(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
         """Statistics of the masks of all texts [N, E], `text_chunk` texts at a time; no chunk's masks outlive it."""
@@ -237,11 +272,15 @@ class TclMethod(nn.Module):
         )
 
     def read_masks(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
-        """Statistics of the masks of texts [n, E], all held at once."""
+        """Statistics of the masks of texts [n, E], all held at once; 0 where no loss asks for them."""
+        weights = self.config.loss_weights
         masks = torch.sigmoid(self.mask_logits(features, texts, slope))
+        variation = total_variation(masks) if weights["tv"] else masks.new_zeros(())
+        if not weights["tcl_f"]:
+            return MaskStatistics(masks.mean(), variation, masks.new_zeros(masks.shape[:2]))
         pooled = F.normalize(self.pool_masks(features, masks), dim=-1, eps=1e-6)
         similarity = torch.einsum("bne,ne->bn", pooled, F.normalize(texts, dim=-1, eps=1e-6))
-        return MaskStatistics(masks.mean(), total_variation(masks), similarity)
+        return MaskStatistics(masks.mean(), variation, similarity)
 
     @staticmethod
     def pool_masks(features: Tensor, masks: Tensor) -> Tensor:

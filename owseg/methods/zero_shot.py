@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.encoders import Encoder, Reading, dense_features, pad_to_multiple
+from owseg.encoders import Encoder, EncoderConfig, Reading, dense_features, pad_to_multiple
 from owseg.text import check_templates, embed_prompts, prompt_templates
 
 
@@ -34,6 +34,10 @@ class ZeroShot:
         check_templates(self.templates)
         if not -1 <= self.background_threshold <= 1:
             raise InputError(f"background_threshold: {self.background_threshold} is no cosine similarity; give -1..1")
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        return encoder.supervision
 
     def build(self, encoder: Encoder) -> "ZeroShotMethod":
         """The method around a frozen encoder."""

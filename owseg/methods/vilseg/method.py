@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
-from owseg.encoders import Encoder, pad_to_multiple
+from owseg.encoders import Encoder, EncoderConfig, pad_to_multiple
 from owseg.engine import Phase, spans
 from owseg.losses import at_least_float32, info_nce, temperature
 from owseg.methods.vilseg.clustering import (
@@ -172,6 +172,11 @@ class VilSegConfig:
                 raise InputError(
                     f"local_size: crops of {self.local_size} pixels are larger than the images ({key} is {augment.size})"
                 )
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        del encoder
+        return "text" if self.init == "scratch" else "text; self-supervised image tower"
 
     def build(self, encoder: Encoder | None) -> "VilSeg":
         """The method with random weights; no encoder is looked at. Raises InputError where sizes do not fit each other."""
