@@ -6,12 +6,13 @@ lies between this and a method's own score was lost in naming.
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE
 from owseg.evaluation.presets import Protocol, View
-from owseg.evaluation.protocol import WINDOW_BATCH, normalise, resize, windows_of
+from owseg.evaluation.protocol import WINDOW_BATCH, enlarged, normalise, resize, windows_of
 from owseg.methods import DrawsRegions
 
 
@@ -48,7 +49,10 @@ def slide_regions(method: DrawsRegions, image: Tensor, classes: Tensor, view: Vi
     first_id = 0
     for start in range(0, len(boxes), batch):
         some = boxes[start : start + batch]
-        regions = method.regions(torch.stack([image[:, rows, columns] for rows, columns in some]), classes)
+        windows = torch.stack([image[:, rows, columns] for rows, columns in some])
+        regions = method.regions(enlarged(windows, view), classes)
+        if view.grid_scale != 1:  # ids are taken from the nearest, not averaged; float64 holds them exactly
+            regions = F.interpolate(regions[:, None].double(), size=windows.shape[-2:], mode="nearest-exact")[:, 0].long()
         for (rows, columns), region in zip(some, regions, strict=True):
             distance = _from_centre(*region.shape).to(image.device)
             nearer = distance < nearest_yet[rows, columns]

@@ -91,20 +91,24 @@ def slide(
     return total.div_(counts)
 
 
+def enlarged(windows: Tensor, view: View) -> Tensor:
+    """Windows [B, 3, H, W] as the method sees them: larger where the view has a finer grid."""
+    if view.grid_scale == 1:
+        return windows
+    size = [round(view.grid_scale * side) for side in windows.shape[-2:]]
+    return F.interpolate(windows, size=size, mode="bilinear", align_corners=False)
+
+
 def window_scores(segmenter: Segmenter, windows: Tensor, classes: Tensor, background: bool, view: View) -> Tensor:
     """Scores [B, n or 1 + n, H, W] of windows [B, 3, H, W], which the method sees enlarged where the view says so.
 
     Refinement comes last, at the windows' own size and one window at a time, for the sake of memory. A plane that a method
     draws for the background itself is refined like the others.
     """
-    height, width = windows.shape[-2:]
-    if view.grid_scale == 1:
-        scores = segmenter.segment(windows, classes, background)
-    else:
-        size = (round(view.grid_scale * height), round(view.grid_scale * width))
-        enlarged = F.interpolate(windows, size=size, mode="bilinear", align_corners=False)
-        scores = segmenter.segment(enlarged, classes, background)
-        scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+    size = (windows.shape[-2], windows.shape[-1])
+    scores = segmenter.segment(enlarged(windows, view), classes, background)
+    if view.grid_scale != 1:
+        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
     if view.refine == "pamr":
         scores = torch.cat(
             [pamr(window, planes) for window, planes in zip(torch.split(windows, 1), torch.split(scores, 1), strict=True)]
