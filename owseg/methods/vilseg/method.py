@@ -178,11 +178,6 @@ class VilSegConfig:
         del encoder
         return "text" if self.init == "scratch" else "text; self-supervised image tower"
 
-    def supervision(self, encoder: EncoderConfig) -> str:
-        """What its masks are learned from, in the words of the comparison table."""
-        del encoder
-        return "text; self-supervised image tower" if self.init == "dino" else "text"
-
     def build(self, encoder: Encoder | None) -> "VilSeg":
         """The method with random weights; no encoder is looked at. Raises InputError where sizes do not fit each other."""
         del encoder
