@@ -54,7 +54,7 @@ SegmenterConfig = Chance | ZeroShot | TrainedSegmenterConfig
 TRAINING_ONLY = (
     *("phases", "optim", "augment", "fidelity", "tcl_weight", "area_weight", "tv_weight", "area_prior"),
     *("mask_scale", "mask_shift", "text_chunk", "checkpoint_blocks"),
-    *("image_weights", "drop_path", "entity_weight", "mask_weight", "momentum"),
+    *("image_weights", "drop_path", "entity_weight", "label_weight", "mask_weight", "momentum"),
 )
 """Settings of methods that have no say in what trained weights predict."""
 
