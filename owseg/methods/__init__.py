@@ -60,7 +60,7 @@ TRAINING_ONLY = (
     *("tcl_weight", "tcl_v_weight", "tcl_f_weight", "whole_image_weight", "area_weight", "tv_weight", "area_prior"),
     *("mask_scale", "mask_shift", "text_chunk", "checkpoint_blocks"),
     # OVSegmentor
-    *("image_weights", "drop_path", "entity_weight", "mask_weight", "momentum"),
+    *("image_weights", "drop_path", "entity_weight", "label_weight", "mask_weight", "momentum"),
     # ViL-Seg
     *("init", "local_crops", "local_size", "local_area", "colour_jitter", "vision_token", "pool", "norm_last_layer"),
     *("student_temperature", "teacher_temperature", "warmup_teacher_temperature", "warmup_teacher_steps", "centre_momentum"),
