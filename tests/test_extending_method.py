@@ -62,9 +62,7 @@ def command() -> list[str]:
 
 def test_help_tells_of_the_method(copy: Path) -> None:
     text = " ".join(run(copy, "pipelines/evaluate.py", "--help").split())
-    assert (
-        "models.colours Pixels by their colour." in text.replace(":", "") or "models.colours: Pixels by their colour." in text
-    )
+    assert "models.colours colours Pixels by their colour." in text
     assert "models.colours.background_threshold 0.2 Cosine similarity below which a pixel is background" in text
 
 
