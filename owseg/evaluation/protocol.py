@@ -71,7 +71,7 @@ def slide(
     All windows of an image have one size, so they run in batches, of fewer windows where those are shown enlarged; sums are
     taken in the order of the windows.
     """
-    batch = max(1, int(batch / view.grid_scale**2))
+    batch = windows_at_once(batch, view)
     height, width = image.shape[-2:]
     boxes = windows_of(height, width, view)
     total: Tensor | None = None
@@ -91,6 +91,19 @@ def slide(
     return total.div_(counts)
 
 
+def windows_at_once(batch: int, view: View) -> int:
+    """How many windows take no more memory, as large as they are shown, than `batch` of the view's own size."""
+    return max(1, int(batch / view.grid_scale**2))
+
+
+def enlarged(windows: Tensor, view: View) -> Tensor:
+    """Windows [B, 3, H, W] as the method is shown them."""
+    if view.grid_scale == 1:
+        return windows
+    size = [round(view.grid_scale * side) for side in windows.shape[-2:]]
+    return F.interpolate(windows, size=size, mode="bilinear", align_corners=False)
+
+
 def window_scores(segmenter: Segmenter, windows: Tensor, classes: Tensor, background: bool, view: View) -> Tensor:
     """Scores [B, n or 1 + n, H, W] of windows [B, 3, H, W], which the method sees enlarged where the view says so.
 
@@ -98,12 +111,8 @@ def window_scores(segmenter: Segmenter, windows: Tensor, classes: Tensor, backgr
     draws for the background itself is refined like the others.
     """
     height, width = windows.shape[-2:]
-    if view.grid_scale == 1:
-        scores = segmenter.segment(windows, classes, background)
-    else:
-        size = (round(view.grid_scale * height), round(view.grid_scale * width))
-        enlarged = F.interpolate(windows, size=size, mode="bilinear", align_corners=False)
-        scores = segmenter.segment(enlarged, classes, background)
+    scores = segmenter.segment(enlarged(windows, view), classes, background)
+    if view.grid_scale != 1:
         scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
     if view.refine == "pamr":
         scores = torch.cat(
