@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from voc import CONFIG, PLAIN, RandomLabels
 
 from owseg import InputError
+from owseg.evaluation.oracle import slide_regions
 from owseg.evaluation.presets import EvaluateConfig, View, protocol_of, summary_of, view_of
 from owseg.evaluation.protocol import normalise, predict, predict_scores, resize, slide, window_scores, window_starts
 from owseg.refine import pamr
@@ -91,6 +92,24 @@ def test_a_finer_grid_sees_smaller_things() -> None:
     assert coarse.max() == pytest.approx(3 / 4)
     assert fine[8:10, 8:10].min() > 2
     assert fine[11:, 11:].max() == pytest.approx(0, abs=1e-6)
+
+
+def test_the_oracles_regions_are_drawn_on_the_finer_grid_too() -> None:
+    class Blocks(Patches):
+        """Regions of 4 x 4 pixels, numbered row by row."""
+
+        regions_across_windows = False
+
+        def regions(self, image: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+            self.shown.append(tuple(image.shape))
+            rows, columns = (torch.arange(side) // 4 for side in image.shape[-2:])
+            return (rows[:, None] * (image.shape[-1] // 4) + columns).expand(len(image), -1, -1)
+
+    segmenter = Blocks()
+    drawn = slide_regions(segmenter, torch.rand(3, 32, 32), torch.rand(2, 3), replace(VIEW, grid_scale=2.0))
+    assert segmenter.shown == [(1, 3, 64, 64)]
+    pixels = torch.arange(32) // 2  # a block of 4 on the enlarged window is one of 2 here
+    assert torch.equal(drawn, pixels[:, None] * 16 + pixels)
 
 
 def test_refinement_draws_scores_to_edges() -> None:

@@ -108,6 +108,10 @@ def test_miou_is_over_the_unseen_classes(tmp_path: Path, name: str) -> None:
     assert list(told["IoU"]) == list(told["boundary_IoU_by_class"]) == unseen
     assert told["IoU"] == pytest.approx({class_: 100 * intersection[class_] / union[class_] for class_ in unseen})
     assert "threshold_sweep" not in told
+    counts = score.by_image  # of which intervals are made
+    assert counts.union.shape == counts.intersection.shape == (6, 5)
+    assert counts.intersection.sum(axis=0).tolist() == list(intersection.values())
+    assert counts.union.sum(axis=0).tolist() == list(union.values())
 
 
 def test_scores_over_some_classes_by_hand() -> None:

@@ -96,6 +96,7 @@ SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {
     "maskclip": lambda folder: ZeroShot(templates="simple").build(encoder(folder)),
     "tcl": lambda folder: tcl_config().build(encoder(folder)),
     "ovsegmentor": lambda folder: ovsegmentor_config().build(encoder(folder)).eval(),
+    "vilseg": lambda folder: vilseg_config().build(None).eval(),
 }
 """A method of each kind with random weights; its model file goes into the folder."""
 

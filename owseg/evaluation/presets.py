@@ -84,7 +84,7 @@ class EvaluateConfig:
     classes: str = ""
     """Folder of <dataset>.txt files with class names (commas part synonyms) that replace the preset's; empty = the preset's."""
     datasets: tuple[str, ...] = tuple(BENCHMARKS)
-    """Benchmarks in the table's order; beside the eight: {voc,context,coco_stuff}_unseen, the same with _all, and context33."""
+    """Benchmarks to score, in the table's order; besides: {voc,context,coco_stuff}_unseen, the same with _all, context33."""
     preset: Literal["tcl", "sclip"] = "tcl"
     """Protocol: TCL's, or the SCLIP family's with its sizes, synonyms and background rule; never compare across them."""
     short_side: int = 0

@@ -71,7 +71,7 @@ def slide(
     All windows of an image have one size, so they run in batches, of fewer windows where those are shown enlarged; sums are
     taken in the order of the windows.
     """
-    batch = max(1, int(batch / view.grid_scale**2))
+    batch = windows_at_once(batch, view)
     height, width = image.shape[-2:]
     boxes = windows_of(height, width, view)
     total: Tensor | None = None
@@ -91,8 +91,13 @@ def slide(
     return total.div_(counts)
 
 
+def windows_at_once(batch: int, view: View) -> int:
+    """How many windows take no more memory, as large as they are shown, than `batch` of the view's own size."""
+    return max(1, int(batch / view.grid_scale**2))
+
+
 def enlarged(windows: Tensor, view: View) -> Tensor:
-    """Windows [B, 3, H, W] as the method sees them: larger where the view has a finer grid."""
+    """Windows [B, 3, H, W] as the method is shown them."""
     if view.grid_scale == 1:
         return windows
     size = [round(view.grid_scale * side) for side in windows.shape[-2:]]
@@ -105,10 +110,10 @@ def window_scores(segmenter: Segmenter, windows: Tensor, classes: Tensor, backgr
     Refinement comes last, at the windows' own size and one window at a time, for the sake of memory. A plane that a method
     draws for the background itself is refined like the others.
     """
-    size = (windows.shape[-2], windows.shape[-1])
+    height, width = windows.shape[-2:]
     scores = segmenter.segment(enlarged(windows, view), classes, background)
     if view.grid_scale != 1:
-        scores = F.interpolate(scores, size=size, mode="bilinear", align_corners=False)
+        scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
     if view.refine == "pamr":
         scores = torch.cat(
             [pamr(window, planes) for window, planes in zip(torch.split(windows, 1), torch.split(scores, 1), strict=True)]
