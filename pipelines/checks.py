@@ -73,6 +73,18 @@ def to_train(config: Config) -> list[TrainedConfig]:
     return [*first, *(model for model in models if isinstance(model, TrainedConfig))]
 
 
+def check_crops(config: Config, method: TrainedConfig) -> None:
+    """Raise InputError where training crops are larger than the images that the run downloads can be."""
+    image, crops = config.download.image, {"augment": method.augment}
+    crops |= {f"phases.{number}.augment": phase.augment for number, phase in enumerate(method.phases) if phase.augment}
+    for key, augment in crops.items():
+        if image.resize_mode != "no" and augment.size > image.image_size:
+            raise InputError(
+                f"models.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the images of the shards "
+                f"(download.image.image_size is {image.image_size})"
+            )
+
+
 def check_methods(config: Config) -> None:
     """Raise InputError where a method that is still to be trained cannot be.
 
@@ -83,6 +95,7 @@ def check_methods(config: Config) -> None:
     for model in to_train(config):
         if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():
             continue
+        check_crops(config, model)
         for _, _, _, stretch in spans(model.phases, model.optim):
             size, key = stretch.optim.batch_size, f"models.{model.name}.{stretch.key}.batch_size"
             check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
