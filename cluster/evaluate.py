@@ -20,6 +20,7 @@ from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
 from owseg.evaluation.presets import EvaluateConfig, protocol_of, summary_of
+from owseg.evaluation.protocol import embed_queries
 from owseg.evaluation.run import Score, best_median_worst, score_items
 from owseg.methods import TRAINING_ONLY, Segmenter, SegmenterConfig, load_segmenter
 
@@ -99,8 +100,9 @@ def evaluate(
             if not score.images:
                 reason = next(iter(score.skipped.values()))
                 raise InputError(f"{dataset}: none of its {len(score.skipped)} images can be read, the first: {reason}")
-            if not score.counts.any():
-                raise InputError(f"{dataset}: no pixel of its label maps has a class, all are ignored; look at the label maps")
+            if not score.counts[protocol_of(config, dataset).benchmark.scored].any():
+                cure = "raise evaluate.limit" if config.limit else "look at the label maps"
+                raise InputError(f"{dataset}: no pixel of its label maps has a class that is scored; {cure}")
     return scores
 
 
@@ -163,7 +165,7 @@ class Evaluator:
             self.segmenter = load_segmenter(contender.method, contender.encoder, contender.weights).to(self.device)
             self.contender, self.classes = contender, {}
         if part.dataset not in self.classes:
-            self.classes[part.dataset] = self.segmenter.embed_classes(protocol.queries)
+            self.classes[part.dataset] = embed_queries(self.segmenter, protocol)
         classes = self.classes[part.dataset]
         forget_peak_memory(self.device)
         score = score_items(self.segmenter, protocol, part.items, self.config, contender.encoder, classes=classes)
@@ -185,7 +187,7 @@ def draw(
                 segmenter, loaded = load_segmenter(wanted.method, wanted.encoder, wanted.weights), wanted
             protocol = protocol_of(config, dataset)
             items = {item.id: item for item in list_items(protocol.benchmark, root)}
-            classes = segmenter.embed_classes(protocol.queries)
+            classes = embed_queries(segmenter, protocol)
             for rank, id_ in best_median_worst(score).items():
                 path = out / contender.name / f"{dataset}-{rank}.png"
                 title = f"{contender.name} on {dataset}: {rank} image, {score.images[id_]:.1f} mIoU"

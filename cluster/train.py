@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ from owseg.optim import OptimConfig, ParameterGroup
 from owseg.text import Tokenizer
 
 POLL_SECONDS = 0.5
+PAIRS_PER_WORKER = 16
+"""Of a step, below which more processes cost more than they bring."""
 COSTS = ("pairs", "cpu_seconds", "gpu_seconds", "peak_memory_mb")
 """What lines of the step log say of all that was spent until then, over all ranks and starts."""
 
@@ -38,7 +40,7 @@ class TrainConfig:
     """How training is spread and how often it is saved."""
 
     workers: int = 1
-    """Training processes; with GPUs one each."""
+    """Training processes; with GPUs one each; 0 = by this machine's cores, at least 16 pairs of a batch for each."""
     use_gpu: bool = False
     """Give each training process a GPU."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
@@ -48,7 +50,7 @@ class TrainConfig:
     bf16: bool = False
     """Compute in bfloat16 where torch's autocast finds it safe."""
     threads: int = 1
-    """CPU threads of each training process."""
+    """CPU threads of each training process; 0 = this machine's cores shared out among the processes."""
     loader_workers: int = 0
     """Processes beside each training process that decode and augment; 0 = the training process itself."""
     log_every: int = 10
@@ -59,11 +61,19 @@ class TrainConfig:
     """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
 
     def __post_init__(self) -> None:
-        for name in ("workers", "threads", "log_every", "checkpoint_every"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be at least 1, not {getattr(self, name)}")
+        for name, least in (("workers", 0), ("threads", 0), ("log_every", 1), ("checkpoint_every", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if self.use_gpu and not self.workers:
+            raise InputError("workers must be given with use_gpu: 0 goes by the machine's cores")
         if self.zero_stage not in (1, 2, 3):
             raise InputError(f"zero_stage must be 1, 2 or 3, not {self.zero_stage}")
+
+    def spread(self, batches: Sequence[int], cores: int) -> "TrainConfig":
+        """The same with `workers` and `threads` in numbers, for a method's batch sizes on a machine with so many cores."""
+        fitting = (n for n in range(cores, 1, -1) if all(size % n == 0 and size >= n * PAIRS_PER_WORKER for size in batches))
+        workers = self.workers or next(fitting, 1)
+        return replace(self, workers=workers, threads=self.threads or max(1, cores // workers))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -124,6 +124,17 @@ CLASSES: dict[str, tuple[str, ...]] = {
 }
 """Dataset name → class names in label order. The sets with a background open with it."""
 
+_UNSEEN = {
+    "voc_unseen": ("bus", "fish", "tree"),
+    "context_unseen": ("cat", "grass", "house"),
+    "coco_stuff_unseen": ("boat", "umbrella", "fish", "mountain", "road", "snow"),
+}
+SUBSETS: dict[str, tuple[str, ...]] = {
+    "context33": tuple(name for name in CONTEXT if name in VOC or name in ("grass", "mountain", "road", "sky")),
+    **{f"{name}{rivals}": classes for name, classes in _UNSEEN.items() for rivals in ("", "_all")},
+}
+"""Dataset name → the classes of a benchmark that its rows of the zero-shot literature keep or score; a quarter is unseen."""
+
 
 def draw_item(rng: Random, root: Path, name: str, index: int, images: int, size: int) -> list[Path]:
     """Draw image `index` of the `images` of an image set, and its label maps, under `root`; returns the files."""
@@ -155,7 +166,7 @@ def draw_item(rng: Random, root: Path, name: str, index: int, images: int, size:
 
 def write_lists(root: Path, images: int) -> list[Path]:
     """Write the class names of every dataset and the split lists of those that have one; returns the files."""
-    files = {f"classes/{dataset}.txt": names for dataset, names in CLASSES.items()}
+    files = {f"classes/{dataset}.txt": names for dataset, names in (CLASSES | SUBSETS).items()}
     for image_set in IMAGE_SETS.values():
         if image_set.listing:
             files[image_set.listing] = tuple(image_set.stem.format(index=index + 1) for index in range(images))

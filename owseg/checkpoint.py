@@ -44,6 +44,12 @@ class Checkpoint:
     view: View = view_of(EvaluateConfig(), "voc21")
     weights: Path | None = None
 
+    def __post_init__(self) -> None:
+        if isinstance(self.method, Tcl) and self.method.pamr and self.view.refine != "none":
+            raise InputError(
+                f"pamr: TCL refines its masks already, and refine={self.view.refine} would again; set one of the two"
+            )
+
     def files(self) -> dict[str, str]:
         """SHA-256 of every file of weights, by its path from the weights' folder (bare names where the method has none)."""
         below = Path(self.encoder.pretrained) if self.method.stands_on_clip else None

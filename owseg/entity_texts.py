@@ -5,7 +5,9 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
+from zlib import crc32
 
+import torch
 from torch import Tensor
 
 from owseg.text import Tokenizer, prompt_templates
@@ -61,6 +63,8 @@ IRREGULAR = {
 """Ends of nouns → of their plurals."""
 PROMPT = "A photo of "
 """What opens the text of an entity that two images share (official)."""
+MOST_LABELS = 8
+"""Entities of an image that the multi-label loss knows."""
 
 _WORD = re.compile(r"<PERSON>|[^\W_]+")  # CC12M's stand-in for names is no person whom a caption mentions
 _GAP = " \t\n-'’"
@@ -88,14 +92,17 @@ class EntityTexts:
       arbitrary in the official code; here it is that of first mention.
     """
 
-    def __init__(self, tokenize: Tokenizer, mask_word: str, *, official: bool) -> None:
-        self._tokenize, self._mask_word, self._official = tokenize, mask_word, official
+    def __init__(self, tokenize: Tokenizer, mask_word: str, *, official: bool, labels: bool = False) -> None:
+        """labels: make the texts of the multi-label loss, too."""
+        self._tokenize, self._mask_word, self._official, self._labels = tokenize, mask_word, official, labels
         self._templates = prompt_templates("imagenet80")
 
     def __call__(self, captions: list[str], entities: list[list[str]], shared: list[str] | None) -> dict[str, Tensor]:
         """Tokens [B, L] of the questions and answers and, where `shared` gives an entity for each, of its "prompt".
 
-        Draws from Python's `random`, once for each caption.
+        With labels also those of "label", a template filled with one entity of each image, and as "labels" [B, M] numbers that
+        stand for the image's entities, that one first, filled up with -1. Draws from Python's `random`, once for each caption,
+        and for its label.
         """
         texts = [self.question_and_answer(*sample) for sample in zip(captions, entities, strict=True)]
         found = {
@@ -104,16 +111,24 @@ class EntityTexts:
         }
         if shared is not None:
             found["prompt"] = self._tokenize([PROMPT + entity for entity in shared])
+        if self._labels:
+            drawn = [_shuffled(some) for some in entities]
+            found["label"] = self._tokenize([self._filled(some[:1]) for some in drawn])
+            found["labels"] = torch.tensor([_numbers(some) for some in drawn])
         return found
+
+    def _filled(self, entities: Sequence[str]) -> str:
+        """A template with the entities in their place; what comes before it where there are none."""
+        prefix, suffix = random.choice(self._templates).split("{}")
+        named = " and ".join(dict.fromkeys(filter(None, entities)))
+        return f"{prefix}{named}{suffix}" if named else prefix.rstrip()
 
     def question_and_answer(self, caption: str, entities: Sequence[str]) -> tuple[str, str]:
         """The two texts of one caption."""
-        prefix, suffix = random.choice(self._templates).split("{}")
         if self._official:
             question, found = self._official_question(caption, entities)
-            return question, prefix + " and ".join(found)
-        named = " and ".join(dict.fromkeys(filter(None, entities)))
-        return self._question(caption, entities), f"{prefix}{named}{suffix}" if named else prefix.rstrip()
+            return question, random.choice(self._templates).split("{}")[0] + " and ".join(found)
+        return self._question(caption, entities), self._filled(entities)
 
     def _question(self, caption: str, entities: Sequence[str]) -> str:
         openings: dict[str, list[tuple[str, ...]]] = {}
@@ -144,6 +159,19 @@ class EntityTexts:
                 found[name] = None
             words.append(self._mask_word if name else word)
         return " ".join(words).replace("'", ""), list(found)
+
+
+def _shuffled(entities: Sequence[str]) -> list[str]:
+    """Each entity once, in random order."""
+    found = list(dict.fromkeys(filter(None, entities)))
+    random.shuffle(found)
+    return found
+
+
+def _numbers(entities: Sequence[str]) -> list[int]:
+    """Numbers that stand for entities, the same in every process; -1 up to `MOST_LABELS`."""
+    found = [crc32(entity.encode()) for entity in entities[:MOST_LABELS]]
+    return found + [-1] * (MOST_LABELS - len(found))
 
 
 @lru_cache(maxsize=1 << 15)

@@ -25,7 +25,9 @@ BERT_CONTEXT = 77
 TOKENIZERS = {"bert-base-uncased": "distilbert-base-uncased"}
 """Models that official OVSegmentor reads with another model's tokenizer: the same vocabulary, without token types."""
 LOTS = 8
-"""How many lots of like length a batch of texts is read in: more save padding, and make more and smaller products."""
+"""Lots of like length that a batch of texts is split into at most: more save padding, and make more and smaller products."""
+MIN_LOT = 32
+"""Texts of a lot at least: below that, what a lot costs on its own outweighs the padding that it saves."""
 CLIP_MASK_WORD = "m"
 """CLIP has no mask token; the official variant with a CLIP text tower writes the token "m</w>" (332) for one."""
 
@@ -73,9 +75,10 @@ class TextTower(nn.Module):
 
         What lies beyond the end of a lot's longest text is 0 in `features`.
         """
+        count = min(LOTS, max(1, len(tokens) // MIN_LOT))
         lengths, order = self.real(tokens).sum(dim=1).sort()
-        ends = [int(length) for length in torch.stack([lot[-1] for lot in lengths.chunk(LOTS)]).tolist()]  # one wait for a GPU
-        lots = [self(tokens[some, :end]) for some, end in zip(order.chunk(LOTS), ends, strict=True)]
+        ends = [int(length) for length in torch.stack([lot[-1] for lot in lengths.chunk(count)]).tolist()]  # one wait for a GPU
+        lots = [self(tokens[some, :end]) for some, end in zip(order.chunk(count), ends, strict=True)]
         missing = [ends[-1] - end for end in ends]
         padded = [
             (F.pad(lot.features, (0, 0, 0, more)), F.pad(lot.real, (0, more)), lot.position)

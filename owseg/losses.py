@@ -54,6 +54,34 @@ def info_nce(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
         return 0.5 * (F.cross_entropy(scale * image @ texts.T, labels) + F.cross_entropy(scale * text @ images.T, labels))
 
 
+def multi_label_nce(image: Tensor, text: Tensor, labels: Tensor, log_scale: Tensor) -> Tensor:
+    """Symmetric InfoNCE of images with prompts of single labels: a prompt matches every image of the global batch that has
+    its label (GroupViT's multi-label loss, 2202.11094, without its false negatives).
+
+    image, text: [B, E], any norm; labels: [B, M] int64, those of each image, the prompt's own first, filled up with -1. A row's
+    image and prompt always match. Targets are uniform over what matches.
+    """
+    with torch.autocast(image.device.type, enabled=False):
+        image, text = (F.normalize(x.to(at_least_float32(x)), dim=-1) for x in (image, text))
+        images, texts, all_labels = gather(image), gather(text), gather(labels)
+        itself = F.one_hot(local_labels(len(image), image.device), len(images)).bool()
+        scale = temperature(log_scale)
+        of_image = _mentions(labels, all_labels) | itself
+        of_text = _mentions(all_labels, labels).T | itself
+        return 0.5 * (_soft_nce(scale * image @ texts.T, of_image) + _soft_nce(scale * text @ images.T, of_text))
+
+
+def _mentions(labels: Tensor, of_prompts: Tensor) -> Tensor:
+    """Which images, by labels [B, M], have which prompts' label, the first of [N, M]: [B, N] bool."""
+    prompted = of_prompts[:, :1]
+    return ((labels[:, None] == prompted) & (prompted >= 0)).any(dim=-1)
+
+
+def _soft_nce(logits: Tensor, matches: Tensor) -> Tensor:
+    """Cross-entropy of logits [B, N] with targets that are uniform over the matches [B, N] of each row."""
+    return F.cross_entropy(logits, matches / matches.sum(dim=1, keepdim=True).to(logits.dtype))
+
+
 def pairwise_nce(similarity: Tensor, log_scale: Tensor) -> Tensor:
     """Symmetric InfoNCE where the similarity of each image-text pair is its own: TCL's feature-level loss.
 

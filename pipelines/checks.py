@@ -1,18 +1,21 @@
 """What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
 
+import os
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
+from cluster.train import TrainConfig
+from miniature.benchmarks import CLASSES
 from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
 from owseg.engine import spans
 from owseg.evaluation.datasets import list_items
-from owseg.evaluation.presets import protocol_of
+from owseg.evaluation.presets import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.methods import SegmenterConfig, TrainedConfig, TrainedSegmenterConfig, build_trained, initialise
 from owseg.published import load_trained
@@ -70,6 +73,18 @@ def to_train(config: Config) -> list[TrainedConfig]:
     return [*first, *(model for model in models if isinstance(model, TrainedConfig))]
 
 
+def check_crops(config: Config, method: TrainedConfig) -> None:
+    """Raise InputError where training crops are larger than the images that the run downloads can be."""
+    image, crops = config.download.image, {"augment": method.augment}
+    crops |= {f"phases.{number}.augment": phase.augment for number, phase in enumerate(method.phases) if phase.augment}
+    for key, augment in crops.items():
+        if image.resize_mode != "no" and augment.size > image.image_size:
+            raise InputError(
+                f"models.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the images of the shards "
+                f"(download.image.image_size is {image.image_size})"
+            )
+
+
 def check_methods(config: Config) -> None:
     """Raise InputError where a method that is still to be trained cannot be.
 
@@ -80,15 +95,22 @@ def check_methods(config: Config) -> None:
     for model in to_train(config):
         if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():
             continue
+        check_crops(config, model)
         for _, _, _, stretch in spans(model.phases, model.optim):
             size, key = stretch.optim.batch_size, f"models.{model.name}.{stretch.key}.batch_size"
-            check_batch_size(size, samples=size, workers=config.train.workers, key=key)
+            check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
         method = build_trained(located(model, Path()), make_encoder)
         try:
             phase_groups(method, model.phases, model.optim)
         except InputError as error:
             raise InputError(f"models.{model.name}.{error}") from error
         initialise(method)
+
+
+def spread_training(config: Config, method: TrainedConfig) -> TrainConfig:
+    """How a method's training is spread on this machine, in numbers."""
+    cores = config.session.num_cpus or len(os.sched_getaffinity(0))
+    return config.train.spread([span.stretch.optim.batch_size for span in spans(method.phases, method.optim)], cores)
 
 
 def given_weights(config: Config) -> dict[str, Path]:
@@ -111,9 +133,11 @@ def check_weights(config: Config) -> None:
 
 
 def check_benchmarks(config: Config) -> None:
-    """Raise InputError where nothing is to be scored, or a file of a benchmark is missing."""
+    """Raise InputError where nothing is to be scored, a file of a benchmark is missing, or synonyms are of unknown classes."""
     if not config.methods:
         raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
     if config.evaluate.root:
         for name in config.evaluate.datasets:
             list_items(protocol_of(config.evaluate, name).benchmark, config.evaluate.folder)
+    else:
+        check_synonyms(config.evaluate, CLASSES)

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from pipelines.config import ConfigError, load, near_miss
+from owseg import near_miss
+from pipelines.config import ConfigError, load
 from pipelines.describe import Entry, describe
 from pipelines.outcome import exit_code, print_text
 from pipelines.run_dir import open_run_dir, run_folder

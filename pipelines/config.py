@@ -7,7 +7,7 @@ as a whole by the file, and reached into by the command line (`rules.0.min_words
 
 import difflib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
@@ -262,12 +262,6 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
     except ValueError as error:  # from __post_init__; the message begins with the field's name
         message = " ".join(str(error).split())
         raise _Wrong(join(key, message.split(" ", 1)[0].strip("':,")), join(key, message)) from None
-
-
-def near_miss(name: str, choices: Iterable[str]) -> str:
-    """ " (did you mean 'tcl'?)" where one of `choices` looks like `name`; otherwise nothing."""
-    near = difflib.get_close_matches(name, list(choices), n=1)
-    return f" (did you mean '{near[0]}'?)" if near else ""
 
 
 def _where_instead(name: str, key: str, siblings: Mapping[str, Any], root: type) -> str:

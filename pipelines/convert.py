@@ -26,13 +26,14 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from cluster.progress import Progress
+from owseg import near_miss
 from owseg.evaluation.check import check_benchmark
 from owseg.evaluation.convert import Plan, remaining, run_job, write_file
 from owseg.evaluation.convert_cityscapes import plan_cityscapes
 from owseg.evaluation.convert_coco import plan_panoptic, plan_stuff
 from owseg.evaluation.convert_context import plan_context
 from owseg.evaluation.datasets import BENCHMARKS
-from pipelines.config import ConfigError, near_miss
+from pipelines.config import ConfigError
 from pipelines.outcome import exit_code, print_text
 from pipelines.report import print_reports
 

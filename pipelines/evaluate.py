@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from rich.table import Table
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
 from filtering.stage import digest_of, write_json
-from owseg.evaluation.datasets import list_items
+from owseg.evaluation.datasets import averaged, list_items
 from owseg.evaluation.intervals import (
     AVERAGE,
     Difference,
@@ -122,10 +123,12 @@ def _thresholds(contender: Contender, config: EvaluateConfig, scores: dict[str, 
 
 def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
     """Changes with the rows, the protocol and the benchmark files (names, sizes, times)."""
-    listed = {name: list_items(protocol_of(config, name).benchmark, config.folder) for name in config.datasets}
+    protocols = {name: protocol_of(config, name) for name in config.datasets}
+    listed = {name: list_items(protocol.benchmark, config.folder) for name, protocol in protocols.items()}
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
-    return digest_of([FORMAT, rows, to_dict(context.config.evaluate), files])
+    texts = {name: asdict(protocol) for name, protocol in protocols.items()}  # lists of names may change under one path
+    return digest_of([FORMAT, rows, to_dict(context.config.evaluate), texts, files])
 
 
 def _publish(
@@ -167,13 +170,13 @@ def _metrics(scored: Result) -> list[str]:
 
 
 def _row(reports: dict[str, Result], metric: str) -> dict[str, float]:
-    """A metric by dataset, with their plain mean as "average"."""
+    """A metric by dataset, with the plain mean of `averaged` as "average"."""
     row = {name: scored[metric] for name, scored in reports.items()}
-    return row | {AVERAGE: float(np.mean([*row.values()]))}
+    return row | {AVERAGE: float(np.mean([row[name] for name in averaged([*row])]))}
 
 
 def _averages(reports: dict[str, Result]) -> dict[str, float]:
-    """The plain means over datasets of the scores beside mIoU."""
+    """The plain means of `averaged` of the scores beside mIoU."""
     metrics = _metrics(next(iter(reports.values())))
     return {metric: _row(reports, metric)[AVERAGE] for metric in metrics if metric != "mIoU"}
 

@@ -25,7 +25,8 @@ if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif")
 """What is taken for a photo in a folder; a file that is named itself may have any."""
 OVERLAY, MASK = ".overlay.png", ".mask.png"
-VIEW = ("short_side", "max_long_side", "window", "stride")
+PIXELS = ("short_side", "max_long_side", "window", "stride")
+VIEW = (*PIXELS, "grid_scale", "refine")
 OPTION_OF = {
     "encoder.pretrained": "--encoder-weights",
     "encoder.model": "--encoder-model",
@@ -243,8 +244,10 @@ def _parser() -> _Parser:
         metavar="KEY=VALUE",
         help="a setting of the method, such as background_threshold=0.3 or pamr=true; may be given again for another",
     )
-    for name in VIEW:
+    for name in PIXELS:
         add(f"--{name.replace('_', '-')}", type=int, metavar="PIXELS", help="instead of what the checkpoint was made for")
+    add("--grid-scale", type=float, metavar="FACTOR", help="show windows enlarged, 1 to 4: a finer grid of tokens, and slower")
+    add("--refine", choices=("none", "pamr"), help="draw scores to the photo's edges (pamr); slow with many labels")
     add("--encoder-model", default="", metavar="NAME", help="CLIP of tcl.pth and of training-free modes (default: ViT-B-16)")
     add(
         "--encoder-weights",

@@ -9,11 +9,12 @@ from cluster.train import TrainConfig
 from filtering.corpus import FilterConfig
 from filtering.download import DownloadConfig
 from miniature.world import WorldConfig
+from owseg import near_miss
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.presets import EvaluateConfig
 from owseg.methods import Methods, TrainedConfig
 from owseg.optim import Quirks
-from pipelines.config import ConfigError, near_miss
+from pipelines.config import ConfigError
 
 TABLE = tuple(row.name for row in fields(Methods) if row.name != "clip")
 TRAINED = tuple(name for name in TABLE if isinstance(getattr(Methods(), name), TrainedConfig))
@@ -60,6 +61,11 @@ class Config:
             if name not in TRAINED:
                 known = f"{near_miss(name, TRAINED)}; those that do are {', '.join(TRAINED)}"
                 raise ConfigError(f"weights.{name}: no method of that name trains{known}")
+        if "tcl" in self.methods and self.models.tcl.pamr and self.evaluate.refine != "none":
+            refine = f"evaluate.refine={self.evaluate.refine}"
+            raise ConfigError(f"models.tcl.pamr: TCL refines its masks already, and {refine} would again; set one of the two")
         for name in self.methods:
             if self.train.engine == "deepspeed" and name in TRAINED and name not in self.weights:
-                refuse_quirks(getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers)
+                refuse_quirks(
+                    getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers or 2
+                )  # 0 may be several

@@ -16,7 +16,15 @@ from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.presets import view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import TrainedConfig
-from pipelines.checks import check_encoder, check_methods, check_weights, given_weights, located_encoder, to_train
+from pipelines.checks import (
+    check_encoder,
+    check_methods,
+    check_weights,
+    given_weights,
+    located_encoder,
+    spread_training,
+    to_train,
+)
 from pipelines.cli import main
 from pipelines.config import flatten, to_dict
 from pipelines.context import Context, Result, open_context
@@ -74,7 +82,8 @@ def weights_of(context: Context, name: str) -> Path:
 def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
     config = context.config
-    spread = {key: getattr(config.train, key) for key in ("workers", "engine", "bf16")}
+    train = spread_training(config, method)
+    spread = {key: getattr(train, key) for key in ("workers", "engine", "bf16")}
     if method.stands_on_clip:
         given = {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
         encoder = encoder_dict(located_encoder(config)) | given
@@ -95,7 +104,7 @@ def _train_method(context: Context, method: TrainedConfig, shards: Result) -> Re
         shards=tuple(shards_of(context.run_dir / "shards")),
         out=folder,
         seed=context.config.seed,
-        train=context.config.train,
+        train=spread_training(context.config, method),
     )
     settings = _settings(context, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])

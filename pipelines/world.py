@@ -10,6 +10,7 @@ from filtering.download import DownloadConfig
 from miniature.server import serve
 from miniature.world import build_world
 from owseg.evaluation.presets import EvaluateConfig
+from owseg.evaluation.synonyms import LEXICON
 from pipelines.context import Context
 
 HOSTS = "*.miniature.test"
@@ -35,10 +36,17 @@ def filter_config(context: Context) -> FilterConfig:
 def evaluate_config(context: Context) -> EvaluateConfig:
     """The evaluation's config with its benchmarks; the miniature world's where the run names none."""
     config = context.config.evaluate
+    if config.synonyms != LEXICON:
+        config = replace(config, synonyms=_absolute(config.synonyms))
     if config.root:
-        return config
+        return replace(config, classes=_absolute(config.classes))
     benchmarks = world_dir(context) / "benchmarks"
     return replace(config, root=str(benchmarks), classes=str(benchmarks / "classes"))
+
+
+def _absolute(path: str) -> str:
+    """A path that may be empty, for Ray's workers, which have another working directory."""
+    return str(Path(path).expanduser().resolve()) if path else ""
 
 
 @contextmanager

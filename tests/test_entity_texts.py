@@ -2,6 +2,7 @@
 
 import pickle
 import random
+import re
 from functools import cache
 
 import pytest
@@ -11,7 +12,7 @@ from filtering.entities import EntityFinder
 from filtering.lexicon import load_lexicon, paper_names
 from filtering.lists import PaperList
 from filtering.tagger import load_tagger
-from owseg.entity_texts import NAMES, SYNONYMS, EntityTexts
+from owseg.entity_texts import MOST_LABELS, NAMES, SYNONYMS, EntityTexts
 from owseg.text import Tokenizer, clip_tokenizer, prompt_templates
 
 TEMPLATES = prompt_templates("imagenet80")
@@ -178,6 +179,28 @@ def test_batches_are_tokens_of_questions_answers_and_prompts(official: bool) -> 
     assert torch.equal(found["answer"], tokenize([answer for _, answer in pairs]))
     assert torch.equal(found["prompt"], tokenize(["A photo of dog", "A photo of wall"]))
     assert list(maker(captions, entities, None)) == ["question", "answer"]
+
+
+def test_labels_are_prompts_of_one_entity_and_numbers_of_all() -> None:
+    asked: list[list[str]] = []
+
+    def tokenize(texts: list[str]) -> torch.Tensor:
+        asked.append(texts)
+        return torch.zeros(len(texts), 1)
+
+    maker = EntityTexts(tokenize, "m", official=False, labels=True)  # type: ignore[arg-type]
+    entities = [["dog", "cat", "dog"], ["cat"], [], [str(number) for number in range(20)]]
+    seen = set()
+    for seed in range(20):
+        random.seed(seed)
+        numbers = maker(["a dog and a cat", "a cat", "", "many"], entities, None)["labels"]
+        two, one, none, _ = [re.findall("dog|cat", text) for text in asked[-1]]
+        assert [int((row >= 0).sum()) for row in numbers] == [2, 1, 0, MOST_LABELS]
+        assert numbers[1, 0] in numbers[0, :2]
+        assert (len(two), one, none) == (1, ["cat"], [])
+        assert (two == one) == (numbers[0, 0] == numbers[1, 0])  # the prompt's own comes first
+        seen.add(*two)
+    assert seen == {"dog", "cat"}
 
 
 @pytest.mark.parametrize("official", [False, True])

@@ -231,8 +231,13 @@ def test_a_set_in_which_every_pixel_is_ignored_has_no_score(
     Inline(monkeypatch)
     for path in (Path(voc.root) / LABELS).iterdir():
         Image.fromarray(np.zeros_like(np.asarray(Image.open(path)))).save(path)  # voc20 ignores the background
-    with pytest.raises(InputError, match="voc20: no pixel of its label maps has a class"):
+    with pytest.raises(
+        InputError, match="voc20: no pixel of its label maps has a class that is scored; look at the label maps"
+    ):
         evaluate(contenders, voc, SessionConfig(), tmp_path / "out")
+    first = replace(voc, datasets=("voc_unseen_all",), limit=3)
+    with pytest.raises(InputError, match=r"^voc_unseen_all: .*; raise evaluate\.limit$"):
+        evaluate(contenders, first, SessionConfig(), tmp_path / "out")
 
 
 def stage_settings(run_dir: Path) -> str:
@@ -257,7 +262,7 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
         "methods=[chance,maskclip]",
         "models.maskclip={templates: simple, background_threshold: 0.1}",
         f"encoder={{model: {encoder_settings.model}, pretrained: {encoder_settings.pretrained}}}",
-        f"evaluate={{root: {voc.root}, datasets: [voc21, voc20], short_side: 32, window: 32, stride: 16}}",
+        f"evaluate={{root: {voc.root}, datasets: [voc21, voc20, voc_unseen], short_side: 32, window: 32, stride: 16}}",
     ]
     bad = Path(voc.root) / IMAGES / "2007_000002.jpg"
     cut(bad)
@@ -276,13 +281,14 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     assert "mode maskclip, templates simple" in printed
     assert "boundary IoU" in printed
     assert stage_settings(tmp_path / "run") == "mode maskclip, templates simple, unit prompts off, background 0.1"
-    for dataset in voc.datasets:
+    for dataset in (*voc.datasets, "voc_unseen"):
         assert f"{dataset}: 1 of 7 images left out, unreadable: 2007_000002" in printed
     stage = summary(tmp_path / "run")["stages"]["evaluate"]
     assert stage["mIoU"].keys() == {"chance", "maskclip"}
     row = stage["mIoU"]["maskclip"]
     assert row["average"] == pytest.approx((row["voc21"] + row["voc20"]) / 2)
-    assert stage["skipped"] == {"voc21": ["2007_000002"], "voc20": ["2007_000002"]}
+    assert row["voc_unseen"] != pytest.approx(row["average"])
+    assert stage["skipped"] == {name: ["2007_000002"] for name in (*voc.datasets, "voc_unseen")}
     folder = tmp_path / "run" / "evaluate"
     scored = json.loads((folder / "maskclip" / "voc21.json").read_text())
     assert scored["preset"] == "tcl"

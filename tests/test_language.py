@@ -255,7 +255,7 @@ def test_trimmed_texts_read_the_same(tmp_path: Path, clip: Encoder, kind: str) -
 
 
 @pytest.mark.parametrize("kind", ["bert", "clip"])
-@pytest.mark.parametrize("count", [1, 2, 11])
+@pytest.mark.parametrize("count", [1, 2, 70])
 def test_texts_by_length_read_the_same_in_the_same_order(tmp_path: Path, clip: Encoder, kind: str, count: int) -> None:
     if kind == "bert":
         save_bert(tmp_path / kind)

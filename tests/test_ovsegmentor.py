@@ -15,7 +15,7 @@ from owseg import InputError
 from owseg.data import Batch
 from owseg.engine import Phase
 from owseg.fit import learned_state, phase_groups
-from owseg.losses import info_nce
+from owseg.losses import info_nce, multi_label_nce
 from owseg.methods import DrawsRegions
 from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorMethod
 
@@ -57,6 +57,8 @@ def test_each_loss_is_there_where_it_has_a_weight_and_inputs(tmp_path: Path) -> 
     assert set(method.losses(batch(method, partners=True))) == {"contrast", "entity", "mask"}
     without = build(tmp_path, entity_weight=0.0, mask_weight=0.0)
     assert set(without.losses(batch(without, partners=True))) == {"contrast"}
+    labelled = build(tmp_path, entity_weight=0.0, mask_weight=0.0, label_weight=0.5)
+    assert set(labelled.losses(batch(labelled, partners=False))) == {"contrast", "label"}
     assert without.prepare is None  # so captions are enough: shards need not carry entities
 
 
@@ -90,12 +92,33 @@ def test_contrast_is_computed_in_float32_under_autocast() -> None:
         assert info_nce(image.bfloat16(), text.bfloat16(), scale).dtype == torch.float32
 
 
+def test_the_label_loss_by_its_definition() -> None:
+    """A prompt matches each image that has its label, and its own even where no label is known; targets are uniform."""
+    generator = torch.Generator().manual_seed(0)
+    image, text = torch.randn(2, 4, 8, generator=generator, dtype=torch.float64)
+    labels = torch.tensor([[3, 5, -1], [5, -1, -1], [-1, -1, -1], [3, 7, -1]])
+    matches = {(0, 0), (0, 1), (0, 3), (1, 1), (2, 2), (3, 0), (3, 3)}  # image, prompt of
+    logits = 2.0 * F.cosine_similarity(image[:, None], text[None], dim=-1)
+    terms = []
+    for table, pairs in ((logits, matches), (logits.T, {(prompt, row) for row, prompt in matches})):
+        for row in range(4):
+            found = [table[row, column] for column in range(4) if (row, column) in pairs]
+            terms.append(table[row].logsumexp(0) - torch.stack(found).mean())
+    loss = multi_label_nce(image, text, labels, torch.tensor(2.0, dtype=torch.float64).log())
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+
+    apart = torch.arange(4)[:, None]
+    scale = torch.tensor(1.0, dtype=torch.float64)
+    torch.testing.assert_close(multi_label_nce(image, text, apart, scale), info_nce(image, text, scale))
+
+
 def test_weights_scale_losses(tmp_path: Path) -> None:
     found = []
     for scale in (1.0, 2.0):
-        method = build(tmp_path, entity_weight=scale, mask_weight=0.1 * scale).eval()
+        method = build(tmp_path, entity_weight=scale, label_weight=scale, mask_weight=0.1 * scale).eval()
         found.append(method.losses(batch(method, partners=True)))
     assert found[1]["entity"].item() == pytest.approx(2 * found[0]["entity"].item())
+    assert found[1]["label"].item() == pytest.approx(2 * found[0]["label"].item())
     assert found[1]["mask"].item() == pytest.approx(2 * found[0]["mask"].item())
     assert found[1]["contrast"].item() == pytest.approx(found[0]["contrast"].item())
 
@@ -289,7 +312,14 @@ def test_clip_is_asked_for_only_where_a_tower_is_clip() -> None:
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("momentum", 1.5), ("background_threshold", -0.1), ("groups", 0), ("top_classes", 0), ("mask_weight", -1.0)],
+    [
+        ("momentum", 1.5),
+        ("background_threshold", -0.1),
+        ("groups", 0),
+        ("top_classes", 0),
+        ("mask_weight", -1.0),
+        ("label_weight", -1.0),
+    ],
 )
 def test_bad_settings_name_their_key(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):

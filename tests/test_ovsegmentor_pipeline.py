@@ -161,7 +161,7 @@ def contender(own: Path, **settings: Any) -> Contender:
 
 def test_its_row_says_the_thresholds_it_went_by(own: Path) -> None:
     def told(datasets: tuple[str, ...], **changes: Any) -> str:
-        scores = {name: Score.empty(2, None, (), oracle=False) for name in datasets}
+        scores = {name: Score.empty(2, 2, None, (), oracle=False) for name in datasets}
         return settings_of(contender(own, **changes), EvaluateConfig(datasets=datasets), scores)
 
     every = ("voc21", "context60", "coco_object", "ade20k")

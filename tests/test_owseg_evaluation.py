@@ -86,7 +86,7 @@ def test_miou_equals_an_independent_computation(tmp_path: Path, name: str) -> No
 
 
 def score_of(counts: np.ndarray, images: dict[str, float] | None = None) -> Score:
-    return replace(Score.empty(len(counts), None, (), oracle=False), counts=counts, images=images or {})
+    return replace(Score.empty(len(counts), len(counts), None, (), oracle=False), counts=counts, images=images or {})
 
 
 def test_classes_that_never_occur_are_left_out() -> None:

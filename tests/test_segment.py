@@ -91,7 +91,7 @@ def test_a_file_name_need_not_be_text(tiny_run: Path, photo: Path, tmp_path: Pat
 
 def test_options_reach_the_model(tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "labels.txt").write_text("cat, or dog\nsky\n")
-    sizes = ("--short-side", 48, "--window", 48, "--stride", 24)
+    sizes = ("--short-side", 48, "--window", 48, "--stride", 24, "--grid-scale", 1.5)
     settings = ("--set", "background_threshold=0.25", "--set", "pamr=true")
     shutil.copy(photo, tmp_path / "other.png")
     options = ("--labels", f"@{tmp_path}/labels.txt", "--out", tmp_path, tmp_path / "other.png", *sizes, *settings)
@@ -99,7 +99,8 @@ def test_options_reach_the_model(tiny_run: Path, photo: Path, tmp_path: Path, ca
     assert (tmp_path / "other.json").exists()
     told = json.loads((tmp_path / "photo.json").read_text())
     assert [entry["label"] for entry in told["labels"]] == ["cat, or dog", "sky"]
-    assert told["view"] == {"short_side": 48, "max_long_side": 2048, "window": 48, "stride": 24}
+    sizes_told = {"short_side": 48, "max_long_side": 2048, "window": 48, "stride": 24}
+    assert told["view"] == sizes_told | {"grid_scale": 1.5, "refine": "none"}
     assert (told["method"]["background_threshold"], told["method"]["pamr"]) == (0.25, True)
     assert "short side 48, window 48, stride 24" in capsys.readouterr().out
 
@@ -117,6 +118,8 @@ def test_options_reach_the_model(tiny_run: Path, photo: Path, tmp_path: Path, ca
         (["{photo}", "--labels", "a", "--out", "{photo}/out"], "--out: {photo}/out cannot be written"),
         (["{photo}", "--labels", "a", "--out", "/proc/none"], "--out: /proc/none cannot be written"),
         (["{photo}", "--labels", "a", "--method", "nacilp"], "{run}: which method of this run? name one of tcl, chance"),
+        (["{photo}", "--labels", "a", "--grid-scale", "9"], "grid_scale: 9 is out of range; give a factor from 1 to 4"),
+        (["{photo}", "--labels", "a", "--refine", "pamr", "--set", "pamr=true"], "pamr: TCL refines its masks already"),
         (["{photo}", "--labels", "a", "--set", "pmr=true"], "command line: unknown key 'pmr'; did you mean 'pamr'?"),
         (["{photo}", "--labels", "a", "--set", "pamr=maybe"], "command line: 'pamr' must be true or false, not 'maybe'"),
         (["{photo}", "--labels", "a", "--window", "0"], "short_side, window and stride must be positive"),

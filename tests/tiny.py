@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,15 @@ from owseg.encoders import Encoder, EncoderConfig, build_encoder
 from owseg.engine import Phase
 from owseg.evaluation.presets import View
 from owseg.fit import WEIGHTS, learned_state
+from owseg.methods import Segmenter
+from owseg.methods.chance import Chance
 from owseg.methods.clip import Clip
 from owseg.methods.ovsegmentor import VISION, OvSegmentor
 from owseg.methods.tcl import GROUNDER, Tcl
 from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.vilseg.method import LEARNED
 from owseg.methods.vilseg.towers import TextSize, VitSize
+from owseg.methods.zero_shot import ZeroShot
 from owseg.optim import OptimConfig
 
 MODEL = {
@@ -85,6 +89,16 @@ def vilseg_config(steps: int = 6, **settings: Any) -> VilSegConfig:
     }
     phases = (Phase(steps=steps, train=LEARNED),)
     return VilSegConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
+
+
+SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {
+    "chance": lambda folder: Chance().build(encoder(folder)),
+    "maskclip": lambda folder: ZeroShot(templates="simple").build(encoder(folder)),
+    "tcl": lambda folder: tcl_config().build(encoder(folder)),
+    "ovsegmentor": lambda folder: ovsegmentor_config().build(encoder(folder)).eval(),
+    "vilseg": lambda folder: vilseg_config().build(None).eval(),
+}
+"""A method of each kind with random weights; its model file goes into the folder."""
 
 
 def blocks(height: int, width: int, seed: int = 0) -> np.ndarray:

@@ -101,8 +101,9 @@ def _summed(problems: Iterable[str]) -> list[str]:
 
 def _count(benchmark: Benchmark, images: int) -> list[str]:
     """The official number binds sets with the official classes only."""
-    official = BENCHMARKS[benchmark.name].files.count
-    if images == official or len(benchmark.names) != len(BENCHMARKS[benchmark.name].names):
+    whole = BENCHMARKS[benchmark.whole.name]
+    official = whole.files.count
+    if images == official or len(benchmark.whole.names) != len(whole.names):
         return []
     return [f"{images} images, the official set has {official}: its scores cannot be compared with published ones"]
 

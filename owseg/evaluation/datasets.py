@@ -1,6 +1,10 @@
-"""The eight benchmarks as data: where their images and labels lie, and how labels are encoded (TCL's unified protocol)."""
+"""The benchmarks as data: where their images and labels lie, and how labels are encoded.
+
+Eight are those of TCL's unified protocol. The others are parts of them, as zero-shot segmentation keeps them.
+"""
 
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -58,12 +62,29 @@ class Benchmark:
     name: str
     """Name in configs, results and MLflow."""
     names: tuple[str, ...]
-    """mmsegmentation's class names in label order, verbatim; where `background` is set the first is "background"."""
+    """mmsegmentation's class names in label order, verbatim; where `background` is set the first is "background".
+
+    All of them compete for each pixel, and pixels of no class among them are ignored.
+    """
     files: Files
     background: bool = False
     """Whether label 0 is a background class that is predicted and scored."""
     reduce_zero: bool = False
     """Whether label 0 is ignored and label k means class k - 1."""
+    base: "Benchmark | None" = None
+    """The benchmark whose files and labels these are, where `names` are some of its classes or all."""
+    unseen: tuple[str, ...] = ()
+    """The classes that are scored, where not all of `names` are."""
+
+    @property
+    def scored(self) -> list[int]:
+        """Labels of the classes that mIoU and the other scores are over."""
+        return [label for label, name in enumerate(self.names) if not self.unseen or name in self.unseen]
+
+    @property
+    def whole(self) -> "Benchmark":
+        """The one of the eight that this is a part of, or itself."""
+        return self if self.base is None else self.base.whole
 
 
 _VOC = Files(
@@ -117,6 +138,38 @@ BENCHMARKS: dict[str, Benchmark] = {
         Benchmark(name="ade20k", names=_NAMES["ade20k"], files=_ADE20K, reduce_zero=True),
     )
 }
+
+
+def _subset(name: str, base: Benchmark, names: tuple[str, ...], unseen: tuple[str, ...] = ()) -> Benchmark:
+    return replace(base, name=name, base=base, names=names, unseen=unseen)
+
+
+_CONTEXT33 = _subset("context33", BENCHMARKS["context59"], _NAMES["context33"])
+
+SUBSETS: dict[str, Benchmark] = {
+    benchmark.name: benchmark
+    for benchmark in (
+        _subset("voc_unseen", BENCHMARKS["voc20"], _NAMES["voc_unseen"]),
+        _subset("voc_unseen_all", BENCHMARKS["voc20"], BENCHMARKS["voc20"].names, _NAMES["voc_unseen"]),
+        _CONTEXT33,
+        _subset("context_unseen", _CONTEXT33, _NAMES["context_unseen"]),
+        _subset("context_unseen_all", _CONTEXT33, _CONTEXT33.names, _NAMES["context_unseen"]),
+        _subset("coco_stuff_unseen", BENCHMARKS["coco_stuff"], _NAMES["coco_stuff_unseen"]),
+        _subset("coco_stuff_unseen_all", BENCHMARKS["coco_stuff"], _NAMES["coco_stuff"], _NAMES["coco_stuff_unseen"]),
+    )
+}
+"""Rows of the zero-shot literature (CaGNet's and SPNet's splits), by which ViL-Seg was published.
+
+The unseen classes compete among themselves. In the rows that end with "all" they compete with the seen ones too, whose pixels
+then count: where they are taken for an unseen class, its union grows.
+"""
+
+DATASETS = BENCHMARKS | SUBSETS
+
+
+def averaged(names: Sequence[str]) -> list[str]:
+    """Those of `names` that the table's average is over: the unified protocol's, or all where none of them is asked for."""
+    return [name for name in names if name in BENCHMARKS] or [*names]
 
 
 class Item(NamedTuple):
@@ -205,6 +258,11 @@ def read_indices(path: Path) -> np.ndarray:
 
 def read_label(benchmark: Benchmark, item: Item, shape: tuple[int, int]) -> np.ndarray:
     """Label map [H, W] uint8: class indices, 255 = ignored. Raises InputError for a wrong size, mode or an unknown value."""
+    if benchmark.base is not None:
+        table = np.full(256, IGNORE, np.uint8)
+        table[[benchmark.base.names.index(name) for name in benchmark.names]] = range(len(benchmark.names))
+        part: np.ndarray = table[read_label(benchmark.base, item, shape)]
+        return part
     label = read_indices(item.label)
     if label.shape != shape:
         raise InputError(f"{item.label}: {label.shape} label map for an image of {shape}; they must be the same size")

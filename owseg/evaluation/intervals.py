@@ -16,6 +16,7 @@ import numpy as np
 
 from owseg import InputError
 from owseg.evaluation.convert import write_file
+from owseg.evaluation.datasets import averaged
 from owseg.evaluation.metrics import class_iou_of
 
 CHUNK = 64
@@ -137,7 +138,12 @@ def _reordered(dataset: str, counts: ImageCounts, ids: tuple[str, ...]) -> Image
 def _scores(runs: Sequence[Row]) -> dict[str, np.ndarray]:
     """mIoU [runs] in percent by dataset and on average."""
     scores = {name: _miou(np.array([_joined(run[name]).sum(axis=0) for run in runs])) for name in runs[0]}
-    return scores | {AVERAGE: np.mean([*scores.values()], axis=0)}
+    return _with_average(scores)
+
+
+def _with_average(scores: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The scores by dataset, and the mean of those that the table's average is over."""
+    return scores | {AVERAGE: np.mean([scores[name] for name in averaged([*scores])], axis=0)}
 
 
 def _resampled_scores(runs: Sequence[Row], draws: int, seed: int) -> dict[str, np.ndarray]:
@@ -152,7 +158,7 @@ def _resampled_scores(runs: Sequence[Row], draws: int, seed: int) -> dict[str, n
         for chunk, times in _resamples(np.random.default_rng([seed, place]), len(ids), draws):
             for name, by_run in together.items():
                 scores[name][chunk] = np.mean([_miou(times @ counts) for counts in by_run], axis=0)
-    return scores | {AVERAGE: np.mean([*scores.values()], axis=0)}
+    return _with_average(scores)
 
 
 def _resamples(rng: np.random.Generator, images: int, draws: int) -> Iterator[tuple[slice, np.ndarray]]:

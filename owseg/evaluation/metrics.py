@@ -1,5 +1,7 @@
 """Confusion counts and the scores that are read off them; counts are exact and merge by addition."""
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -7,6 +9,11 @@ from owseg.evaluation.datasets import IGNORE
 
 BOUNDARY_RATIO = 0.02
 """Width of a boundary band as a share of the image's diagonal (Cheng et al., 2103.16562)."""
+
+
+Labels = Sequence[int] | slice
+"""Which classes a score is over (`Benchmark.scored`)."""
+ALL = slice(None)
 
 
 def confusion(prediction: np.ndarray, label: np.ndarray, classes: int) -> np.ndarray:
@@ -83,25 +90,25 @@ def class_iou_of(intersection: np.ndarray, union: np.ndarray) -> np.ndarray:
         return np.where(union > 0, intersection / union, np.nan)
 
 
-def mean_iou(counts: np.ndarray) -> float:
-    """mIoU in percent: the mean over classes that occur, background included where there is one (mmsegmentation's)."""
-    return _mean(class_iou(counts))
+def mean_iou(counts: np.ndarray, scored: Labels = ALL) -> float:
+    """mIoU in percent: the mean over scored classes that occur, background among them where there is one (mmsegmentation's)."""
+    return _mean(class_iou(counts)[scored])
 
 
-def boundary_iou(counts: np.ndarray) -> float:
-    """Mean boundary IoU in percent of `boundary_confusion`'s counts, over the classes that have a boundary anywhere."""
-    return _mean(class_iou(counts)[:-1])
+def boundary_iou(counts: np.ndarray, scored: Labels = ALL) -> float:
+    """Mean boundary IoU in percent of `boundary_confusion`'s counts, over the scored classes that have a boundary anywhere."""
+    return _mean(class_iou(counts)[:-1][scored])
 
 
-def frequency_weighted_iou(counts: np.ndarray) -> float:
-    """IoU in percent, classes weighted by their share of the labels' pixels."""
-    share = counts.sum(axis=1) / max(counts.sum(), 1)
-    return float(100 * np.nansum(share * class_iou(counts)))
+def frequency_weighted_iou(counts: np.ndarray, scored: Labels = ALL) -> float:
+    """IoU in percent, scored classes weighted by their share of the pixels that are labelled with any of them."""
+    pixels = counts.sum(axis=1)[scored]
+    return float(100 * np.nansum(pixels / max(pixels.sum(), 1) * class_iou(counts)[scored]))
 
 
-def pixel_accuracy(counts: np.ndarray) -> float:
-    """Share of counted pixels that carry their label, in percent."""
-    return float(100 * np.trace(counts) / max(counts.sum(), 1))
+def pixel_accuracy(counts: np.ndarray, scored: Labels = ALL) -> float:
+    """Share of the pixels labelled with scored classes that carry their label, in percent."""
+    return float(100 * np.diagonal(counts)[scored].sum() / max(counts.sum(axis=1)[scored].sum(), 1))
 
 
 def _mean(iou: np.ndarray) -> float:

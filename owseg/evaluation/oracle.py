@@ -11,7 +11,7 @@ from torch import Tensor
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE
 from owseg.evaluation.presets import Protocol, View
-from owseg.evaluation.protocol import WINDOW_BATCH, normalise, resize, windows_of
+from owseg.evaluation.protocol import WINDOW_BATCH, enlarged, normalise, resize, windows_at_once, windows_of
 from owseg.methods import DrawsRegions
 
 
@@ -26,7 +26,7 @@ def draw_regions(
 ) -> np.ndarray:
     """Region ids [H, W] int64 that a method draws on an RGB image [H, W, 3] uint8, at the image's own size; -1 = none.
 
-    The image is scaled and cut as for a prediction. classes: embeddings of `protocol.queries`.
+    The image is scaled, cut and shown as for a prediction. classes: embeddings of `protocol.queries`.
     """
     scaled = normalise(resize(image, protocol.view), encoder.mean, encoder.std).to(classes.device)
     drawn = slide_regions(method, scaled, classes, protocol.view, batch=batch).cpu().numpy()
@@ -45,11 +45,11 @@ def slide_regions(method: DrawsRegions, image: Tensor, classes: Tensor, view: Vi
     boxes = windows_of(height, width, view)
     drawn = torch.full((height, width), -1, dtype=torch.int64, device=image.device)
     nearest_yet = torch.full((height, width), torch.inf, device=image.device)
-    first_id = 0
+    first_id, batch = 0, windows_at_once(batch, view)
     for start in range(0, len(boxes), batch):
         some = boxes[start : start + batch]
-        regions = method.regions(torch.stack([image[:, rows, columns] for rows, columns in some]), classes)
-        for (rows, columns), region in zip(some, regions, strict=True):
+        windows = torch.stack([image[:, rows, columns] for rows, columns in some])
+        for (rows, columns), region in zip(some, _window_regions(method, windows, classes, view), strict=True):
             distance = _from_centre(*region.shape).to(image.device)
             nearer = distance < nearest_yet[rows, columns]
             nearest_yet[rows, columns][nearer] = distance[nearer]
@@ -57,6 +57,13 @@ def slide_regions(method: DrawsRegions, image: Tensor, classes: Tensor, view: Vi
             if not method.regions_across_windows:
                 first_id += int(region.max()) + 1
     return drawn
+
+
+def _window_regions(method: DrawsRegions, windows: Tensor, classes: Tensor, view: View) -> Tensor:
+    """Region ids [B, H, W] of windows [B, 3, H, W], which the method sees enlarged where the view says so."""
+    regions = method.regions(enlarged(windows, view), classes)
+    rows, columns = (nearest(old, new) for old, new in zip(regions.shape[1:], windows.shape[2:], strict=True))
+    return regions[:, rows[:, None], columns]
 
 
 def _from_centre(height: int, width: int) -> Tensor:

@@ -6,24 +6,39 @@ share: smaller windows, sizes by data set, class names with synonyms, and a soft
 compared with numbers of the other.
 """
 
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from owseg import InputError
-from owseg.evaluation.datasets import BENCHMARKS, Benchmark, read_names
+from owseg import InputError, near_miss
+from owseg.evaluation.datasets import BENCHMARKS, DATASETS, Benchmark, read_names
+from owseg.evaluation.synonyms import LEXICON, Synonyms, read_synonyms, synonym_file
+
+Refinement = Literal["none", "pamr"]
+MOST_GRID_SCALE = 4
+"""Memory and time grow with the square of it, those of attention with its fourth power."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """How an image is shown to a method: scaled so that its short side fits, then cut into overlapping windows (pixels)."""
+    """How an image is shown to a method: scaled so that its short side fits, then cut into overlapping windows (pixels).
+
+    With a `grid_scale` the method sees each window enlarged by that factor, so that its grid of tokens is finer; its scores are
+    brought back to the window's size. With `refine` they are then drawn to the window's edges.
+    """
 
     short_side: int
     max_long_side: int = 2048
     window: int
     stride: int
+    grid_scale: float = 1.0
+    refine: Refinement = "none"
 
     def __post_init__(self) -> None:
+        if not 1 <= self.grid_scale <= MOST_GRID_SCALE:
+            raise InputError(f"grid_scale: {self.grid_scale:g} is out of range; give a factor from 1 to {MOST_GRID_SCALE}")
         if min(self.short_side, self.max_long_side, self.window, self.stride) < 1 or self.stride > self.window:
             raise InputError("short_side, window and stride must be positive, and stride at most window")
 
@@ -54,6 +69,8 @@ class Protocol:
     """The texts that are embedded, class by class; synonyms of a class lie side by side."""
     class_of_query: tuple[int, ...]
     """Label of each query's class. Without `softmax` the background has no query: the method owns its rule."""
+    further: tuple[tuple[str, ...], ...] = ()
+    """Further names of each query, whose embeddings are averaged with its own; () = no query has any."""
     softmax: SoftmaxRule | None = None
     """SCLIP's rule, or None: the highest score wins."""
 
@@ -67,7 +84,7 @@ class EvaluateConfig:
     classes: str = ""
     """Folder of <dataset>.txt files with class names (commas part synonyms) that replace the preset's; empty = the preset's."""
     datasets: tuple[str, ...] = tuple(BENCHMARKS)
-    """Benchmarks to score, in the order of the table."""
+    """Benchmarks to score, in the table's order; besides: {voc,context,coco_stuff}_unseen, the same with _all, context33."""
     preset: Literal["tcl", "sclip"] = "tcl"
     """Protocol: TCL's, or the SCLIP family's with its sizes, synonyms and background rule; never compare across them."""
     short_side: int = 0
@@ -78,6 +95,12 @@ class EvaluateConfig:
     """Side of the sliding window in pixels; 0 = the preset's."""
     stride: int = 0
     """Step of the sliding window in pixels; 0 = the preset's."""
+    synonyms: str = ""
+    """Names averaged with a class's own: a file of "class: name, name", a folder of <dataset>.txt, or lexicon; empty = none."""
+    grid_scale: float = 1.0
+    """How much larger than it is each window is shown to the method, for a finer grid of tokens: 1 to 4; costs its square."""
+    refine: Refinement = "none"
+    """What draws every method's window scores to the image's edges: none, or pamr."""
     window_batch: int = 4
     """Windows that are segmented at once: memory and speed; scores change in their last bits at most."""
     thresholds: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))
@@ -100,10 +123,10 @@ class EvaluateConfig:
 
     def __post_init__(self) -> None:
         if not self.datasets:
-            raise InputError(f"datasets: there are none; name at least one of {', '.join(BENCHMARKS)}")
+            raise InputError(f"datasets: there are none; name at least one of {', '.join(DATASETS)}")
         for name in self.datasets:
-            if name not in BENCHMARKS:
-                raise InputError(f"datasets: {name!r} is none of {', '.join(BENCHMARKS)}")
+            if name not in DATASETS:
+                raise InputError(f"datasets: {name!r} is none of {', '.join(DATASETS)}")
         if len(set(self.datasets)) != len(self.datasets):
             raise InputError("datasets: a benchmark is named twice")
         for field in ("short_side", "max_long_side", "window", "stride", "limit"):
@@ -143,13 +166,15 @@ def view_of(config: EvaluateConfig, name: str) -> View:
     if config.preset == "tcl":
         view = View(short_side=448, window=448, stride=224)
     else:
-        view = View(short_side=_SCLIP_SIDES.get(name, 336), window=224, stride=112)
-    return replace(view, **{key: value for key in OVERRIDES if (value := getattr(config, key))})
+        view = View(short_side=_SCLIP_SIDES.get(DATASETS[name].whole.name, 336), window=224, stride=112)
+    sizes = {key: value for key in OVERRIDES if (value := getattr(config, key))}
+    return replace(view, **sizes, grid_scale=config.grid_scale, refine=config.refine)
 
 
 def protocol_of(config: EvaluateConfig, name: str) -> Protocol:
-    """What `config` makes of a benchmark. Raises InputError for a missing or bad list of class names."""
+    """What `config` makes of a benchmark. Raises InputError for a missing or bad list of class names or synonyms."""
     benchmark, lines = _classes(config, name)
+    found = _synonyms(config, name, lambda dataset: _classes(config, dataset)[0].names) if config.synonyms else {}
     skipped = 1 if config.preset == "tcl" and benchmark.background else 0
     queries = [(label, word) for label, line in enumerate(lines) if label >= skipped for word in synonyms(line)]
     return Protocol(
@@ -157,7 +182,45 @@ def protocol_of(config: EvaluateConfig, name: str) -> Protocol:
         view=view_of(config, name),
         queries=tuple(word for _, word in queries),
         class_of_query=tuple(label for label, _ in queries),
+        further=_further(queries, benchmark, found) if found else (),
         softmax=_SCLIP_RULES.get(name, SoftmaxRule()) if config.preset == "sclip" else None,
+    )
+
+
+def check_synonyms(config: EvaluateConfig, classes: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError where a file of synonyms is bad or names a class that none of its sets has.
+
+    classes: the class names of each of the eight benchmarks.
+    """
+    if config.synonyms:
+        for name in config.datasets:
+            _synonyms(config, name, classes.__getitem__)
+
+
+def _synonyms(config: EvaluateConfig, name: str, classes: Callable[[str], Sequence[str]]) -> Synonyms:
+    """The synonyms for a benchmark. A file that serves several may name the classes of them all, the shipped one any class."""
+    path = synonym_file(config.synonyms, DATASETS[name].whole.name)
+    if config.synonyms == LEXICON:
+        return read_synonyms(path)
+    asked_for = {DATASETS[dataset].whole.name for dataset in (name, *config.datasets)}
+    served = [dataset for dataset in asked_for if synonym_file(config.synonyms, dataset) == path]
+    return read_synonyms(path, {class_ for dataset in served for class_ in classes(dataset)})
+
+
+def _further(queries: Sequence[tuple[int, str]], benchmark: Benchmark, found: Synonyms) -> tuple[tuple[str, ...], ...]:
+    """Further names for the first query of each class: (label, text) of all queries, class by class.
+
+    A name that speaks for two classes of the set speaks for neither, unless it is the one's own.
+    """
+    own = [{benchmark.names[label], *(text for of, text in queries if of == label)} for label in range(len(benchmark.names))]
+    more = [found.get(name.strip(), ()) for name in benchmark.names]
+    speaks = Counter(word.casefold() for label, words in enumerate(own) for word in {*words, *more[label]})
+    first = {label: number for number, (label, _) in reversed([*enumerate(queries)])}
+    return tuple(
+        tuple(word for word in more[label] if word not in own[label] and speaks[word.casefold()] == 1)
+        if first[label] == number
+        else ()
+        for number, (label, _) in enumerate(queries)
     )
 
 
@@ -172,6 +235,12 @@ def summary_of(config: EvaluateConfig) -> str:
     own = [f"{key.replace('_', ' ')} {value}" for key in OVERRIDES if (value := getattr(config, key))]
     if config.classes:
         own.append("own class names")
+    if config.synonyms:
+        own.append("synonyms of the lexicon" if config.synonyms == LEXICON else "own synonyms")
+    if config.grid_scale != 1:
+        own.append(f"grid scale {config.grid_scale:g}")
+    if config.refine != "none":
+        own.append(f"refined by {config.refine.upper()}")
     if config.limit:
         own.append(f"first {config.limit} images")
     return ", ".join([f"preset {config.preset}", *own])
@@ -179,18 +248,42 @@ def summary_of(config: EvaluateConfig) -> str:
 
 def _classes(config: EvaluateConfig, name: str) -> tuple[Benchmark, tuple[str, ...]]:
     """The benchmark under the names that tables show, and its lines of texts in label order."""
-    benchmark = BENCHMARKS[name]
+    benchmark = DATASETS[name]
+    if benchmark.base is not None:
+        return _subset(config, benchmark, *_classes(config, benchmark.base.name))
     if not config.classes:
         return benchmark, benchmark.names if config.preset == "tcl" else read_names(_NAMES / f"{name}.txt")
-    path = Path(config.classes).expanduser() / f"{name}.txt"
-    if not path.is_file():
-        raise InputError(f"evaluate.classes: {path} is missing; it must list the class names of {name}, one a line")
-    lines = read_names(path)
-    if not lines or not all(synonyms(line) for line in lines):
-        raise InputError(f"{path}: a class has no name; give each class a line, with commas between synonyms only")
+    path, lines = _own_names(config, name)
     if benchmark.background and config.preset == "tcl" and lines[0] != "background":
         raise InputError(f"{path}: the first class of {name} must be background")
     shown = [synonyms(line)[0] for line in lines]
     if repeated := next((word for number, word in enumerate(shown) if word in shown[:number]), None):
         raise InputError(f"{path}: names {repeated!r} twice; a class is told by its first name")
     return replace(benchmark, names=("background", *shown[1:]) if benchmark.background else tuple(shown)), lines
+
+
+def _subset(
+    config: EvaluateConfig, benchmark: Benchmark, base: Benchmark, lines: tuple[str, ...]
+) -> tuple[Benchmark, tuple[str, ...]]:
+    """A subset of a base, and its lines of texts. Its own list of names, where asked for, has the unseen ones if it has any."""
+    chosen = benchmark.unseen or benchmark.names
+    if config.classes:
+        path, chosen = _own_names(config, benchmark.name)
+        for class_ in chosen:
+            if class_ not in base.names:
+                raise InputError(f"{path}: {class_!r} is no class of {base.name}{near_miss(class_, base.names)}")
+    names = base.names if benchmark.unseen else chosen
+    texts = dict(zip(base.names, lines, strict=True))
+    unseen = chosen if benchmark.unseen else ()
+    return replace(benchmark, base=base, names=names, unseen=unseen), tuple(texts[class_] for class_ in names)
+
+
+def _own_names(config: EvaluateConfig, name: str) -> tuple[Path, tuple[str, ...]]:
+    """The config's own list for a row, and its lines."""
+    path = Path(config.classes).expanduser() / f"{name}.txt"
+    if not path.is_file():
+        raise InputError(f"evaluate.classes: {path} is missing; it must list the class names of {name}, one a line")
+    lines = read_names(path)
+    if not lines or not all(synonyms(line) for line in lines):
+        raise InputError(f"{path}: a class has no name; give each class a line, with commas between synonyms only")
+    return path, lines

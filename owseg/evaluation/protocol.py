@@ -12,10 +12,21 @@ from torch import Tensor
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.presets import Protocol, SoftmaxRule, View
 from owseg.methods import Segmenter
+from owseg.refine import pamr
 
 WINDOW_BATCH = 4
 PLANE_VALUES = 2**22
 """Scores that are upsampled at once (16 MiB of float32)."""
+
+
+def embed_queries(segmenter: Segmenter, protocol: Protocol) -> Tensor:
+    """Embeddings [queries, E] of a protocol's texts; a query with further names has the mean over all of them, renormalised."""
+    if not any(protocol.further):
+        return segmenter.embed_classes(protocol.queries)
+    names = [(query, *more) for query, more in zip(protocol.queries, protocol.further, strict=True)]
+    embedded = segmenter.embed_classes([name for some in names for name in some])
+    parts = torch.split(embedded, [len(some) for some in names])
+    return torch.stack([part[0] if len(part) == 1 else F.normalize(part.mean(dim=0), dim=0) for part in parts])
 
 
 def resize(image: np.ndarray, view: View) -> np.ndarray:
@@ -57,15 +68,18 @@ def slide(
 ) -> Tensor:
     """Scores [n or 1 + n, H, W] of a normalised image [3, H, W]: window scores, averaged where windows overlap.
 
-    All windows of an image have one size, so they run in batches; sums are taken in the order of the windows.
+    All windows of an image have one size, so they run in batches, of fewer windows where those are shown enlarged; sums are
+    taken in the order of the windows.
     """
+    batch = windows_at_once(batch, view)
     height, width = image.shape[-2:]
     boxes = windows_of(height, width, view)
     total: Tensor | None = None
     counts = image.new_zeros(height, width)
     for start in range(0, len(boxes), batch):
         some = boxes[start : start + batch]
-        scores = segmenter.segment(torch.stack([image[:, rows, columns] for rows, columns in some]), classes, background)
+        windows = torch.stack([image[:, rows, columns] for rows, columns in some])
+        scores = window_scores(segmenter, windows, classes, background, view)
         if len(boxes) == 1:
             return scores[0]
         if total is None:
@@ -75,6 +89,36 @@ def slide(
             counts[rows, columns] += 1
     assert total is not None
     return total.div_(counts)
+
+
+def windows_at_once(batch: int, view: View) -> int:
+    """How many windows take no more memory, as large as they are shown, than `batch` of the view's own size."""
+    return max(1, int(batch / view.grid_scale**2))
+
+
+def enlarged(windows: Tensor, view: View) -> Tensor:
+    """Windows [B, 3, H, W] as the method is shown them."""
+    if view.grid_scale == 1:
+        return windows
+    size = [round(view.grid_scale * side) for side in windows.shape[-2:]]
+    return F.interpolate(windows, size=size, mode="bilinear", align_corners=False)
+
+
+def window_scores(segmenter: Segmenter, windows: Tensor, classes: Tensor, background: bool, view: View) -> Tensor:
+    """Scores [B, n or 1 + n, H, W] of windows [B, 3, H, W], which the method sees enlarged where the view says so.
+
+    Refinement comes last, at the windows' own size and one window at a time, for the sake of memory. A plane that a method
+    draws for the background itself is refined like the others.
+    """
+    height, width = windows.shape[-2:]
+    scores = segmenter.segment(enlarged(windows, view), classes, background)
+    if view.grid_scale != 1:
+        scores = F.interpolate(scores, size=(height, width), mode="bilinear", align_corners=False)
+    if view.refine == "pamr":
+        scores = torch.cat(
+            [pamr(window, planes) for window, planes in zip(torch.split(windows, 1), torch.split(scores, 1), strict=True)]
+        )
+    return scores
 
 
 def predict_scores(

@@ -1,7 +1,7 @@
 """Score a segmenter on a benchmark, in parts that merge by addition."""
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ from owseg.evaluation.metrics import (
 )
 from owseg.evaluation.oracle import draw_regions, oracle_confusion
 from owseg.evaluation.presets import EvaluateConfig, Protocol, summary_of
-from owseg.evaluation.protocol import Prediction, predict
+from owseg.evaluation.protocol import Prediction, embed_queries, predict
 from owseg.methods import DrawsRegions, Segmenter
 
 
@@ -67,14 +67,16 @@ class Score:
         return ImageCounts(tuple(self.images), self.intersection, self.union)
 
     @classmethod
-    def empty(cls, classes: int, threshold: float | None, thresholds: tuple[float, ...], *, oracle: bool) -> "Score":
-        """That of no image."""
+    def empty(
+        cls, classes: int, scored: int, threshold: float | None, thresholds: tuple[float, ...], *, oracle: bool
+    ) -> "Score":
+        """That of no image, on a benchmark with so many classes, of which so many are scored."""
         return cls(
             counts=np.zeros((classes, classes), dtype=np.int64),
             boundary=np.zeros((classes + 1, classes + 1), dtype=np.int64),
             images={},
-            intersection=np.zeros((0, classes), dtype=np.int64),
-            union=np.zeros((0, classes), dtype=np.int64),
+            intersection=np.zeros((0, scored), dtype=np.int64),
+            union=np.zeros((0, scored), dtype=np.int64),
             thresholds=thresholds,
             joint=np.zeros((classes, classes, len(thresholds) + 1) if thresholds else (0, 0, 1), dtype=np.int64),
             threshold=threshold,
@@ -124,10 +126,11 @@ def score_items(
     so; a label map of another size or with an unknown value always stops: such a set is not what it should be.
     """
     if classes is None:
-        classes = segmenter.embed_classes(protocol.queries)
+        classes = embed_queries(segmenter, protocol)
     threshold = background_threshold(segmenter, protocol)
     thresholds = tuple(sorted({*config.thresholds, threshold})) if threshold is not None and config.thresholds else ()
-    total = nothing = Score.empty(len(protocol.benchmark.names), threshold, thresholds, oracle=config.oracle)
+    size, scored = len(protocol.benchmark.names), protocol.benchmark.scored
+    total = nothing = Score.empty(size, len(scored), threshold, thresholds, oracle=config.oracle)
     for item in items:
         try:
             image = read_image(item.image)
@@ -145,22 +148,31 @@ def score_items(
             regions = prediction.labels
             if isinstance(segmenter, DrawsRegions):
                 regions = draw_regions(segmenter, image, classes, protocol, encoder, batch=config.window_batch)
-        total += _count(nothing, item.id, prediction, label, regions, seconds)
+        total += _count(nothing, item.id, prediction, label, regions, scored, seconds)
     return total
 
 
 def _count(
-    nothing: Score, id_: str, prediction: Prediction, label: np.ndarray, regions: np.ndarray | None, seconds: float
+    nothing: Score,
+    id_: str,
+    prediction: Prediction,
+    label: np.ndarray,
+    regions: np.ndarray | None,
+    scored: Sequence[int],
+    seconds: float,
 ) -> Score:
-    """What an image adds to the score of no image. label: [H, W] uint8; regions: [H, W], where the oracle is asked for."""
+    """What an image adds to the score of no image.
+
+    label: [H, W] uint8; regions: [H, W], where the oracle is asked for; scored: the labels that mIoU is over.
+    """
     size = len(nothing.counts)
     counts = confusion(prediction.labels, label, size)
-    intersection, union = intersection_union(counts)
+    intersection, union = (of_class[[*scored]] for of_class in intersection_union(counts))
     score = replace(
         nothing,
         counts=counts,
         boundary=boundary_confusion(prediction.labels, label, size),
-        images={id_: mean_iou(counts)},
+        images={id_: mean_iou(counts, scored)},
         intersection=intersection[None],
         union=union[None],
         seconds=seconds,
@@ -176,24 +188,25 @@ def _count(
 
 def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str, Any]:
     """The scores of a whole benchmark, in percent, as written to its JSON file."""
-    names = protocol.benchmark.names
+    scored = protocol.benchmark.scored
+    names = {label: protocol.benchmark.names[label] for label in scored}
     told: dict[str, Any] = {
         "dataset": protocol.benchmark.name,
         "preset": config.preset,
         "protocol": summary_of(config),
         "images": len(score.images),
         "skipped": score.skipped,
-        "mIoU": mean_iou(score.counts),
-        "fwIoU": frequency_weighted_iou(score.counts),
-        "pixel_accuracy": pixel_accuracy(score.counts),
-        "boundary_IoU": boundary_iou(score.boundary),
+        "mIoU": mean_iou(score.counts, scored),
+        "fwIoU": frequency_weighted_iou(score.counts, scored),
+        "pixel_accuracy": pixel_accuracy(score.counts, scored),
+        "boundary_IoU": boundary_iou(score.boundary, scored),
         "seconds_per_image": score.seconds / max(len(score.images), 1),
         "peak_memory_mb": score.peak_memory_mb,
         "IoU": _by_class(names, score.counts),
         "boundary_IoU_by_class": _by_class(names, score.boundary),
     }
     if score.oracle.size:
-        told["oracle_mIoU"] = mean_iou(score.oracle)
+        told["oracle_mIoU"] = mean_iou(score.oracle, scored)
         told["regions_per_image"] = score.regions / max(len(score.images), 1)
     if score.threshold is not None:
         told["background_threshold"] = score.threshold
@@ -232,7 +245,7 @@ def best_median_worst(score: Score) -> dict[str, str]:
     return {"best": ranked[-1][1], "median": ranked[len(ranked) // 2][1], "worst": ranked[0][1]}
 
 
-def _by_class(names: tuple[str, ...], counts: np.ndarray) -> dict[str, float | None]:
-    """IoU in percent by class; None where a class occurs nowhere."""
-    iou = 100 * class_iou(counts)[: len(names)]
-    return {name: None if np.isnan(value) else float(value) for name, value in zip(names, iou, strict=True)}
+def _by_class(names: Mapping[int, str], counts: np.ndarray) -> dict[str, float | None]:
+    """IoU in percent by class, of the labels that `names` has; None where a class occurs nowhere."""
+    iou = 100 * class_iou(counts)
+    return {name: None if np.isnan(iou[label]) else float(iou[label]) for label, name in names.items()}

@@ -55,18 +55,13 @@ TrainedMethod = ClipMethod | TclMethod | OvSegmentorMethod | VilSeg
 SegmenterConfig = Chance | ZeroShot | TrainedSegmenterConfig
 """Methods that segment: rows of the results table."""
 TRAINING_ONLY = (
-    *("phases", "optim", "augment", "fidelity", "tcl_weight", "tcl_v_weight", "tcl_f_weight"),
-    *(
-        "whole_image_weight",
-        "area_weight",
-        "tv_weight",
-        "area_prior",
-        "mask_scale",
-        "mask_shift",
-        "text_chunk",
-        "checkpoint_blocks",
-    ),
-    *("image_weights", "drop_path", "entity_weight", "mask_weight", "momentum"),
+    *("phases", "optim", "augment", "fidelity"),
+    # TCL
+    *("tcl_weight", "tcl_v_weight", "tcl_f_weight", "whole_image_weight", "area_weight", "tv_weight", "area_prior"),
+    *("mask_scale", "mask_shift", "text_chunk", "checkpoint_blocks"),
+    # OVSegmentor
+    *("image_weights", "drop_path", "entity_weight", "label_weight", "mask_weight", "momentum"),
+    # ViL-Seg
     *("init", "local_crops", "local_size", "local_area", "colour_jitter", "vision_token", "pool", "norm_last_layer"),
     *("student_temperature", "teacher_temperature", "warmup_teacher_temperature", "warmup_teacher_steps", "centre_momentum"),
     *("cluster_weight", "cluster_gradient", "cluster_pool", "cluster_form", "cluster_shifts", "cluster_lambda"),

@@ -25,7 +25,7 @@ from owseg.entity_texts import EntityTexts
 from owseg.grouping import Binding, GroupingEncoder, Groups
 from owseg.heads import ProjectionHead
 from owseg.language import Texts, TextTower, bert_tower, clip_text_tower
-from owseg.losses import info_nce, temperature
+from owseg.losses import info_nce, multi_label_nce, temperature
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig, Quirks
 from owseg.text import check_templates, prompt_templates
@@ -85,6 +85,8 @@ class OvSegmentor:
     """Width of the joint space."""
     entity_weight: float = 1.0
     """Weight of masked entity completion; 0 leaves it out."""
+    label_weight: float = 0.0
+    """Weight of GroupViT's multi-label loss, image against prompts of its caption's entities; 0 (the paper's) leaves it out."""
     mask_weight: float = 0.1
     """Weight of cross-image mask consistency, in phases with partners; 0 leaves it out."""
     momentum: float = 0.99
@@ -106,7 +108,7 @@ class OvSegmentor:
         for field in ("tokens", "groups", "hidden", "joint", "top_classes"):
             if getattr(self, field) < 1:
                 raise InputError(f"{field}: {getattr(self, field)} must be at least 1")
-        for field in ("heads", "entity_weight", "mask_weight"):
+        for field in ("heads", "entity_weight", "label_weight", "mask_weight"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative")
         for span in spans(self.phases, self.optim):
@@ -172,9 +174,11 @@ class OvSegmentorMethod(nn.Module):
         self.log_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
         self.momentum = frozen_copy(image_tower) if any(phase.partners for phase in config.phases) else None
         self.kept = ("momentum.",) if self.momentum is not None else ()
-        reads_entities = config.entity_weight or (config.mask_weight and self.momentum is not None)
+        shares_entities = config.mask_weight and self.momentum is not None
         self.prepare = (
-            EntityTexts(text_tower.tokenize, text_tower.mask_word, official=self.official) if reads_entities else None
+            EntityTexts(text_tower.tokenize, text_tower.mask_word, official=self.official, labels=config.label_weight > 0)
+            if config.entity_weight or config.label_weight or shares_entities
+            else None
         )
 
     # ------------------------------------------------------------------------------------------------------------ training
@@ -202,10 +206,13 @@ class OvSegmentorMethod(nn.Module):
         wanted = ["caption"]
         if self.config.entity_weight:
             wanted += ["question", "answer"]
+        if self.config.label_weight:
+            wanted.append("label")
         if self.config.mask_weight and batch.partner is not None:
             wanted += ["prompt"]
         tokens = {"caption": batch.tokens, **batch.texts}
-        return self.losses_from(batch.image, self.read({name: tokens[name] for name in wanted}), batch.partner)
+        texts = self.read({name: tokens[name] for name in wanted})
+        return self.losses_from(batch.image, texts, batch.partner, tokens.get("labels"))
 
     def read(self, tokens: Mapping[str, Tensor]) -> dict[str, Texts]:
         """What the text tower makes of several lots of B texts, each as token ids [B, L].
@@ -219,22 +226,29 @@ class OvSegmentorMethod(nn.Module):
         parts = zip(*(part.chunk(len(tokens)) for part in texts), strict=True)
         return {name: Texts(*part) for name, part in zip(tokens, parts, strict=True)}
 
-    def losses_from(self, image: Tensor, texts: Mapping[str, Texts], partner: Tensor | None) -> dict[str, Tensor]:
-        """The weighted losses: "contrast", "entity" and "mask" (section 3), the last one where there are partners.
+    def losses_from(
+        self, image: Tensor, texts: Mapping[str, Texts], partner: Tensor | None, labels: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The weighted losses: "contrast", "entity" and "mask" (section 3), the last one where there are partners, and "label".
 
-        image: [B, 3, H, W]; texts: "caption", "question" (entities masked), "answer" (the entities) and "prompt" (the entity
-        that is shared); partner: [B, 3, H, W], other images. Batch norms see what they see in the official code, in its order,
-        except that only the official form shows them what no loss reads.
+        image: [B, 3, H, W]; texts: "caption", "question" (entities masked), "answer" (the entities), "prompt" (the entity that
+        is shared) and "label" (one of the entities); partner: [B, 3, H, W], other images; labels: of `multi_label_nce`. Batch
+        norms see what they see in the official code, in its order, except that only the official form shows them what no loss
+        reads.
         """
         config = self.config
         caption = self.text_head(texts["caption"].sentence)
         self._observe(self.text_head, texts["caption"].features)
         groups = self.encoder(image)
-        losses = {"contrast": info_nce(self.image_head(groups.features.mean(dim=1)), caption, self.log_scale)}
+        whole = self.image_head(groups.features.mean(dim=1))
+        losses = {"contrast": info_nce(whole, caption, self.log_scale)}
         with torch.no_grad():  # inference projects groups, so the head's statistics must know them
             projected = self.image_head(groups.features)
         if config.entity_weight:
             losses["entity"] = config.entity_weight * self.entity_loss(groups, texts["question"], texts["answer"])
+        if config.label_weight and labels is not None:
+            named = self.text_head(texts["label"].sentence)
+            losses["label"] = config.label_weight * multi_label_nce(whole, named, labels, self.log_scale)
         if config.mask_weight and partner is not None:
             losses["mask"] = config.mask_weight * self.mask_loss(groups, projected, texts["prompt"], partner)
         return losses

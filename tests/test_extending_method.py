@@ -1,0 +1,86 @@
+"""docs/extending.md, followed to the letter in a copy of the package: its example becomes a method like any other."""
+
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from chain import DEADLINE, REPO, environment
+from test_extending import recipe
+
+UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository with the recipe applied."""
+    folder = tmp_path_factory.mktemp("copy")
+    for name in ("owseg", *UNTOUCHED):
+        shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    method, imported, field, unions = recipe("A method")
+    (folder / "owseg" / "methods" / "colours.py").write_text(method)
+    registry = folder / "owseg" / "methods" / "__init__.py"
+    text = registry.read_text()
+    text = text.replace("from owseg.methods.ovsegmentor import", f"{imported}from owseg.methods.ovsegmentor import", 1)
+    before, last, after = re.split(r'(    vilseg: .*\n    """.*"""\n)', text, maxsplit=1)
+    text = f"{before}{last}{field}{after}"
+    for line in unions.splitlines():
+        name = line.split(" = ")[0]
+        there = re.search(rf"^{name} = .*$", text, flags=re.MULTILINE)
+        assert there is not None
+        assert line.startswith(there[0]), f"the recipe's line for {name} is the code's and one more"
+        text = text.replace(there[0], line)
+    registry.write_text(text)
+    return folder
+
+
+def run(copy: Path, *argv: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *argv],
+        cwd=copy,
+        env=environment() | {"PYTHONPATH": str(copy), "COLUMNS": "200"},
+        text=True,
+        capture_output=True,
+        check=False,
+        timeout=DEADLINE,
+    )
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    return done.stdout
+
+
+def command() -> list[str]:
+    """The settings of the command that the recipe gives."""
+    text = (REPO / "docs" / "extending.md").read_text()
+    (line,) = re.findall(r"^python pipelines/full\.py (.*colours.*)$", text, flags=re.MULTILINE)
+    return shlex.split(line)
+
+
+def test_help_tells_of_the_method(copy: Path) -> None:
+    text = " ".join(run(copy, "pipelines/evaluate.py", "--help").split())
+    assert "models.colours colours Pixels by their colour." in text
+    assert "models.colours.background_threshold 0.2 Cosine similarity below which a pixel is background" in text
+
+
+def test_it_trains_and_is_a_row_of_the_table(copy: Path, tmp_path: Path) -> None:
+    """The recipe's command, on the smallest world and CLIP."""
+    printed = run(copy, "pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={tmp_path}", *command())
+    assert re.search(r"^│ colours +│", printed, flags=re.MULTILINE)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    row = summary["stages"]["evaluate"]["mIoU"]["colours"]
+    assert set(row) >= {"voc21", "ade20k", "average"}
+    assert 0 < row["average"] < 100
+    log = [json.loads(line) for line in (tmp_path / "train" / "colours" / "metrics.jsonl").read_text().splitlines()]
+    assert log[-1]["step"] == 50
+    assert log[-1]["loss/contrast"] < log[0]["loss/contrast"]
+
+
+@pytest.mark.slow
+def test_it_passes_the_checks(copy: Path) -> None:
+    shutil.copy(REPO / "pyproject.toml", copy / "pyproject.toml")
+    subprocess.run([sys.executable, "-m", "mypy", "-p", "owseg"], cwd=copy, check=True, env=os.environ)
+    subprocess.run([sys.executable, "-m", "ruff", "check", "owseg/methods"], cwd=copy, check=True)
