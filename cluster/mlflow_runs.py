@@ -200,7 +200,7 @@ class MlflowTracker(MlflowRun):
             return client, run_id
 
         try:
-            return cls(*when_unlocked(open_run), memory)
+            return when_unlocked(lambda: cls(*open_run(), memory))
         except Exception as error:  # SQLAlchemy's, the network's and MLflow's own have no common base
             raise InputError(f"tracking.uri: MLflow cannot use {uri} ({first_line(error)}); correct it or empty it") from error
 

@@ -17,7 +17,7 @@ from cluster.tasks import TaskPool
 from cluster.tracking import Tracker, open_tracker
 from filtering.stage import digest_of
 from owseg.evaluation.presets import EvaluateConfig
-from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights
+from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights, spread_training, to_train
 from pipelines.cli import Option, main
 from pipelines.config import ConfigError, digest, to_dict
 from pipelines.download import check_target
@@ -139,7 +139,9 @@ def needed(cells: Sequence[Work], done: Container[Path]) -> list[Work]:
 
 def _share(work: Work, pool: TaskPool[Outcome]) -> float:
     """Trainings run beside each other. The other stages spread over the whole cluster, and times per image want quiet."""
-    return pool.share_of(work.config.train) if work.verb == "train" else 1.0
+    if work.verb != "train":
+        return 1.0
+    return pool.share_of(spread_training(work.config, to_train(work.config)[-1]))
 
 
 def _outcome(result: Outcome | Exception) -> Outcome:
