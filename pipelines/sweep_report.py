@@ -154,9 +154,15 @@ def rows_of(finished: Sequence[Finished]) -> list[Row]:
 
 
 def compare(rows: Sequence[Row]) -> Iterator[Compared]:
-    """Each row of the first column with the one above it and with the best; each row of others with its own in the first."""
+    """Each row of the first column with the one above it and with the best; each row of others with its own in the first.
+
+    Where there are several settings, a method's row above is its own under the setting above.
+    """
     first = [row for row in rows if row.column == rows[0].column]
-    pairs = [(below, above, "above") for above, below in pairwise(first)]
+    groups = [first]
+    if len({row.setting for row in first}) > 1:
+        groups = [[row for row in first if row.method == method] for method in dict.fromkeys(row.method for row in first)]
+    pairs = [(below, above, "above") for group in groups for above, below in pairwise(group)]
     if first:
         best = max(first, key=lambda row: row.spread(AVERAGE).mean)
         pairs += [(row, best, "best") for row in first if row is not best]

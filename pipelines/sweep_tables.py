@@ -14,7 +14,6 @@ from pipelines.sweep_report import Compared, Finished, Row, Spread
 MARKDOWN, PICTURE = "sweep.md", "sweep.png"
 NARROWEST = 200
 """Columns of output that goes to no terminal."""
-WORDS = {"above": "minus the row above", "best": "minus the best"}
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,8 @@ def _differences(rows: Sequence[Row], compared: Sequence[Compared]) -> Table:
     found = {
         (pair.row.setting, pair.row.method, pair.why, pair.row.column): _told_difference(pair.difference) for pair in compared
     }
-    kinds = [(why, columns[0], words) for why, words in WORDS.items()]
+    above = "setting" if len({row.setting for row in rows}) > 1 else "row"
+    kinds = [("above", columns[0], f"minus the {above} above"), ("best", columns[0], "minus the best")]
     kinds += [("column", column, f"{column} minus {columns[0]}") for column in columns[1:]]
     body = tuple(
         (row.setting, row.method, *(found.get((row.setting, row.method, why, column), "") for why, column, _ in kinds))

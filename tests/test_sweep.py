@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 from chain import REPO, SMOKE, kill_when, run, run_well
 from mlflow import MlflowClient
@@ -16,6 +17,7 @@ from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
 from cluster.train import TrainConfig, pairs_between
 from owseg.engine import spans
+from owseg.evaluation.intervals import ImageCounts, write_image_counts
 from pipelines import sweep
 from pipelines.checks import to_train
 from pipelines.cli import main
@@ -287,6 +289,28 @@ def test_rows_tables_and_differences(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert cost.rows[1][:6] == ("contrast", "chance", "none", "", "", "")
     assert cost.rows[3] == ("contrast", "tcl", "text", "48", "100", "900", "0.010", "1,500", "0.010", "1,500")
     assert "| whole | tcl | 25.5 (25.0..26.0) |" in score.markdown()
+
+
+def test_what_rows_are_compared_with(tmp_path: Path) -> None:
+    """The same method under the setting above, the best row, and the first column; by images and seeds."""
+    finished = []
+    for cell in cells_of(tmp_path, ABLATION, "evaluate.limit=[0, 9]", seeds=2, settings=("evaluate.datasets=[voc21]",)):
+        right = {"chance": 10, "maskclip": 40, "tcl": 50 + 20 * (cell.setting == "whole") + 10 * (cell.column == "limit=9")}
+        for method, pixels in right.items():
+            folder = Path(cell.config.run_dir) / "evaluate" / method
+            folder.mkdir(parents=True)
+            intersection = np.full((6, 2), pixels + cell.seed)
+            ids = tuple(f"image{number}" for number in range(6))
+            write_image_counts(folder / "voc21.npz", ImageCounts(ids, intersection, np.full((6, 2), 100)))
+        miou = {method: {"voc21": pixels + cell.seed, "average": pixels + cell.seed} for method, pixels in right.items()}
+        finished.append(Finished(cell, "id", "digest", {"evaluate": {"mIoU": miou}}))
+    compared = list(compare(rows_of(finished)))
+    found = {(pair.row.setting, pair.row.method, pair.row.column, pair.why): pair.difference.mean for pair in compared}
+    assert len(found) == len(compared) == 3 + 5 + 6
+    assert found["whole", "tcl", "limit=0", "above"] == pytest.approx(20)
+    assert found["contrast", "chance", "limit=0", "best"] == pytest.approx(-60)
+    assert found["whole", "tcl", "limit=9", "column"] == pytest.approx(10)
+    assert {pair.difference.significant for pair in compared if abs(pair.difference.mean) > 1} == {True}
 
 
 # ------------------------------------------------------------------------------------------------------------------- a real one
