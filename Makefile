@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.up-to-date
 RUN_DIR ?= runs/demo
+COMPARE_DIR ?= runs/compare
 
-.PHONY: help setup demo test test-all check bench up submit clean
+.PHONY: help setup demo compare test test-all check bench up submit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +22,10 @@ $(STAMP): pyproject.toml constraints.txt
 demo: setup ## the whole chain on the miniature world, into runs/demo; make demo methods=[tcl,ovsegmentor] for other rows
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/full.py --config configs/demo.yaml run_dir=$(RUN_DIR) \
 		$(if $(methods),'methods=$(methods)')
+
+compare: setup ## the three systems and the training-free rows side by side on the miniature world, three seeds, into runs/compare
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/sweep.py --config configs/compare.yaml run_dir=$(COMPARE_DIR) \
+		--seeds 3 --vary 'evaluate.refine=[none, pamr]'
 
 test: setup ## the tests, without those marked slow
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest

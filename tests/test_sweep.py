@@ -1,6 +1,7 @@
 """Sweeps: the grid, what its cells share, how it fails, and a small real one that is killed in the middle."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,8 +14,10 @@ from mlflow import MlflowClient
 
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
-from cluster.train import TrainConfig
+from cluster.train import TrainConfig, pairs_between
+from owseg.engine import spans
 from pipelines import sweep
+from pipelines.checks import to_train
 from pipelines.cli import main
 from pipelines.config import load
 from pipelines.outcome import DONE, FAILED, USER_MISTAKE
@@ -121,6 +124,27 @@ def test_a_cell_of_another_grid_is_refused_and_a_single_run_too(tmp_path: Path) 
     (tmp_path / "train.done.json").write_text("{}")
     with pytest.raises(ValueError, match="holds a single run"):
         sweep.run(replace(cell.config, run_dir=str(tmp_path)))
+
+
+@pytest.mark.parametrize(("name", "rows"), [("ablation_tcl", 5), ("ablation_ovsegmentor", 3)])
+def test_the_command_in_an_ablations_head_is_a_grid(name: str, rows: int, tmp_path: Path) -> None:
+    file = REPO / "configs" / f"{name}.yaml"
+    head = " ".join(line.lstrip("# ").rstrip("\\") for line in file.read_text().splitlines() if line.startswith("#"))
+    (vary,) = re.findall(r"--vary '(.*?)'", head)
+    cells = make_grid(load(Config, file, [f"run_dir={tmp_path}"]), [vary], "1").cells
+    assert len(cells) == rows
+    (method,) = cells[0].config.methods
+    assert getattr(cells[-1].config.models, method) == getattr(load(Config, file, []).models, method), (
+        "the last row is all of it"
+    )
+    sweep.check(cells)
+
+
+def test_compared_systems_see_as_many_pairs() -> None:
+    config = load(Config, REPO / "configs" / "compare.yaml", [])
+    jobs = [job for job in to_train(config) if job.name != "clip"]
+    assert len(jobs) > 1
+    assert {pairs_between(spans(job.phases, job.optim), 0, 10**9) for job in jobs} == {38_400}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- sharing
@@ -368,7 +392,8 @@ def test_what_a_sweep_leaves(real: Sweep) -> None:
     assert (real.folder / "sweep.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_cells_can_be_segmented_with_and_run_by_hand(real: Sweep) -> None:
+@pytest.mark.slow
+def test_a_cell_is_a_run_like_others(real: Sweep) -> None:
     """A cell's folder is a run's: its verb finds everything complete."""
     cell = real.folder / "cells" / f"{SIDES[0]}-seed0"
     assert (cell / "train" / "clip" / "model.json").is_file()

@@ -82,7 +82,7 @@ def test_what_is_logged_can_be_read_back(run_dir: Path) -> None:
     assert client.get_experiment(parent.info.experiment_id).name == "open-world-segmentation"
     assert child.data.tags["stage"] == "train"
     assert child.data.params["lr"] == "0.001"
-    assert len(child.data.params["long"]) == 6000
+    assert len(child.data.params["long"]) == 3000
     history = client.get_metric_history(child.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(2500))
     dataset = child.inputs.dataset_inputs[0]
@@ -259,3 +259,71 @@ def test_an_outage_is_told_once_and_no_metric_is_lost(
     child = child_of(client, tracker.run_id)
     assert [point.value for point in client.get_metric_history(child.info.run_id, "train/loss")] == [0, 1, 2, 3, 4]
     assert child.info.status == "FINISHED"
+
+
+def test_a_run_may_be_shown_below_another(run_dir: Path) -> None:
+    """Also one that was begun without: a resumed run belongs to the sweep that resumes it."""
+    uri = f"sqlite:///{run_dir / 'mlflow.db'}"
+    parent = work(run_dir, TrackingConfig(uri=uri), steps=1)
+    cell = run_dir / "cell"
+    cell.mkdir()
+    alone = work(cell, TrackingConfig(uri=uri), steps=1)
+    client = MlflowClient(uri)
+    assert "mlflow.parentRunId" not in client.get_run(alone).data.tags
+    assert work(cell, TrackingConfig(uri=uri, parent=parent), steps=1) == alone
+    assert client.get_run(alone).data.tags["mlflow.parentRunId"] == parent
+    assert child_of(client, alone).info.run_name == "tcl"
+
+
+def test_a_locked_store_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mlflow_runs.time, "sleep", lambda seconds: None)
+    answers: list[object] = [Exception("(sqlite3.OperationalError) database is locked"), OSError("database is locked"), 7]
+
+    def store() -> object:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert mlflow_runs.when_unlocked(store) == 7
+    answers = [ValueError("no such table")]
+    with pytest.raises(ValueError, match="no such table"):
+        mlflow_runs.when_unlocked(store)
+    monkeypatch.setattr(mlflow_runs, "LOCKED_SECONDS", -1.0)
+    answers = [Exception("database is locked"), 7]
+    with pytest.raises(Exception, match="locked"):
+        mlflow_runs.when_unlocked(store)
+
+
+def test_runs_that_write_one_store_at_once_lose_nothing(run_dir: Path) -> None:
+    """Two processes, as cells of a sweep do, whose experiment the sweep has made."""
+    code = (
+        "import sys; from pathlib import Path; from cluster.tracking import TrackingConfig, open_tracker\n"
+        "folder = Path(sys.argv[1]); folder.mkdir()\n"
+        "with open_tracker(TrackingConfig(uri=sys.argv[2]), folder, name=folder.name, settings={}, digest='d') as tracker:\n"
+        "    for step in range(30):\n"
+        "        tracker.params({f'key{step}': step}); tracker.metrics({'loss': step}, step); tracker.flush()\n"
+    )
+    uri = f"sqlite:///{run_dir / 'mlflow.db'}"
+    names = ("a", "b", "c")
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(run_dir / name), uri],
+            cwd=Path(__file__).parents[1],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for name in names
+    ]
+    for process in processes:
+        _, told = process.communicate(timeout=300)
+        assert process.returncode == 0, told
+        assert "MLflow cannot be reached" not in told
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name(TrackingConfig().experiment)
+    assert experiment is not None
+    runs = [run for run in client.search_runs([experiment.experiment_id]) if run.info.run_name in ("a", "b")]
+    assert len(runs) == 2
+    for run in runs:
+        assert len(run.data.params) == 30
+        assert len(client.get_metric_history(run.info.run_id, "loss")) == 30
