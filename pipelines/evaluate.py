@@ -214,7 +214,7 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
     for name, means in result["averages"].items():
         others.add_row(name, *(f"{means[metric]:.{DIGITS.get(metric, 1)}f}" for metric in metrics), result["settings"][name])
     console = Console()
-    Console(width=max(console.width, 120) if not console.is_terminal else None).print(table, others)
+    Console(width=max(console.width, 150) if not console.is_terminal else None).print(table, others)
     if result["differences"]:
         print("lead of the best average, with its 95 % interval over resampled images (paired):")
     for pair, (mean, low, high) in result["differences"].items():
