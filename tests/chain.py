@@ -8,12 +8,20 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 REPO = Path(__file__).resolve().parents[1]
 SMOKE = "configs/smoke.yaml"
 DEADLINE = 400.0
 """Seconds after which a test that waits for a process gives up; far above what a quiet machine needs."""
+
+
+class Chain(NamedTuple):
+    """A complete run."""
+
+    folder: Path
+    output: str
+    summary: dict[str, Any]
 
 
 def command(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE) -> list[str]:

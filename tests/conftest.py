@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from chain import Chain, run_well, summary
 from download_web import Web
 from PIL import Image
 
@@ -20,6 +21,14 @@ def free_port() -> Callable[[], int]:
             return port
 
     return find
+
+
+@pytest.fixture(scope="session")
+def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
+    """The whole chain in its smallest size, run once for all tests that look at it or go on from a copy of it."""
+    folder = tmp_path_factory.mktemp("chain") / "run"
+    output = run_well("full", folder)
+    return Chain(folder, output, summary(folder))
 
 
 @pytest.fixture(scope="session")

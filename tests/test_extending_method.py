@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import DEADLINE, REPO, environment
+from chain import DEADLINE, REPO, Chain, environment
 from test_extending import recipe
 
 UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
@@ -66,15 +66,18 @@ def test_help_tells_of_the_method(copy: Path) -> None:
     assert "models.colours.background_threshold 0.2 Cosine similarity below which a pixel is background" in text
 
 
-def test_it_trains_and_is_a_row_of_the_table(copy: Path, tmp_path: Path) -> None:
-    """The recipe's command, on the smallest world and CLIP."""
-    printed = run(copy, "pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={tmp_path}", *command())
+def test_it_trains_and_is_a_row_of_the_table(copy: Path, chain: Chain, tmp_path: Path) -> None:
+    """The recipe's command, on the shards and the CLIP of the smallest run."""
+    folder = tmp_path / "run"
+    shutil.copytree(chain.folder, folder, ignore=shutil.ignore_patterns("config.yaml", "mlflow*", "evaluate", "tcl"))
+    printed = run(copy, "pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={folder}", *command())
+    assert "download: skipped, complete already" in printed
     assert re.search(r"^│ colours +│", printed, flags=re.MULTILINE)
-    summary = json.loads((tmp_path / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text())
     row = summary["stages"]["evaluate"]["mIoU"]["colours"]
     assert set(row) >= {"voc21", "ade20k", "average"}
     assert 0 < row["average"] < 100
-    log = [json.loads(line) for line in (tmp_path / "train" / "colours" / "metrics.jsonl").read_text().splitlines()]
+    log = [json.loads(line) for line in (folder / "train" / "colours" / "metrics.jsonl").read_text().splitlines()]
     assert log[-1]["step"] == 50
     assert log[-1]["loss/contrast"] < log[0]["loss/contrast"]
 

@@ -2,11 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from chain import files_under, run_well, summary
+from chain import Chain, files_under, run_well, summary
 from mlflow import MlflowClient
 
 from owseg.evaluation.datasets import BENCHMARKS
@@ -16,20 +15,6 @@ from owseg.predict import load
 METHODS = ("chance", "maskclip", "tcl")
 STAGES = ("filter", "download", "train", "evaluate")
 COLUMNS = (*BENCHMARKS, "average")
-
-
-class Chain(NamedTuple):
-    folder: Path
-    output: str
-    summary: dict[str, Any]
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
-    """A complete run."""
-    folder = tmp_path_factory.mktemp("chain") / "run"
-    output = run_well("full", folder)
-    return Chain(folder, output, summary(folder))
 
 
 def test_the_summary_keeps_its_contract(chain: Chain) -> None:

@@ -75,10 +75,11 @@ def test_known_values() -> None:
     perfect = same.permute(0, 3, 1, 2).double()
     collapsed = torch.zeros_like(perfect)
     collapsed[:, 3] = 1
+    uniform = torch.full_like(perfect, 1 / 25)
     other = perfect[torch.randperm(64, generator=torch.Generator().manual_seed(1))]
     assert agreement(perfect, perfect, everything).loss.item() == pytest.approx(-math.log(25), abs=0.005)
     assert agreement(collapsed, collapsed, everything).loss.item() == pytest.approx(0, abs=1e-9)
-    assert agreement(perfect / 25, perfect * 0 + 1 / 25, everything).loss.item() == pytest.approx(0, abs=1e-9)
+    assert agreement(uniform, uniform, everything).loss.item() == pytest.approx(0, abs=1e-9)
     assert -0.06 < agreement(perfect, other, everything).loss.item() < 0, "independent views tell next to nothing"
 
 
