@@ -123,6 +123,7 @@ def test_a_resumed_training_ends_the_same(tmp_path: Path) -> None:
     assert int(whole["taken"]) == 4
 
 
+@pytest.mark.slow
 def test_it_trains_on_ray_with_deepspeed_and_logs_its_alarms(tmp_path: Path) -> None:
     logged: list[dict[str, float]] = []
     job = TrainJob(
