@@ -82,7 +82,7 @@ def test_what_is_logged_can_be_read_back(run_dir: Path) -> None:
     assert client.get_experiment(parent.info.experiment_id).name == "open-world-segmentation"
     assert child.data.tags["stage"] == "train"
     assert child.data.params["lr"] == "0.001"
-    assert len(child.data.params["long"]) == 3000
+    assert len(child.data.params["long"]) == 6000
     history = client.get_metric_history(child.info.run_id, "train/loss")
     assert [point.step for point in history] == list(range(2500))
     dataset = child.inputs.dataset_inputs[0]
