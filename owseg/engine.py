@@ -59,6 +59,14 @@ def spans(phases: Sequence[Phase], optim: OptimConfig) -> list[Span]:
     return found
 
 
+def augmentations(phases: Sequence[Phase], augment: AugmentConfig) -> list[tuple[str, AugmentConfig]]:
+    """Each phase's augmentation with its place in the method's settings; `augment` is that of phases without their own."""
+    return [
+        (f"phases.{number}.augment", phase.augment) if phase.augment else ("augment", augment)
+        for number, phase in enumerate(phases)
+    ]
+
+
 class Engine(Protocol):
     """Carries out optimiser steps on fixed parameters; a new phase gets a new engine, which takes over what stays."""
 

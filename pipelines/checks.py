@@ -13,7 +13,7 @@ from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
-from owseg.engine import spans
+from owseg.engine import augmentations, spans
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.presets import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
@@ -75,9 +75,8 @@ def to_train(config: Config) -> list[TrainedConfig]:
 
 def check_crops(config: Config, method: TrainedConfig) -> None:
     """Raise InputError where training crops are larger than the images that the run downloads can be."""
-    image, crops = config.download.image, {"augment": method.augment}
-    crops |= {f"phases.{number}.augment": phase.augment for number, phase in enumerate(method.phases) if phase.augment}
-    for key, augment in crops.items():
+    image = config.download.image
+    for key, augment in augmentations(method.phases, method.augment):
         if image.resize_mode != "no" and augment.size > image.image_size:
             raise InputError(
                 f"models.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the images of the shards "

@@ -16,10 +16,10 @@ from owseg.engine import TorchEngine
 from owseg.fit import fit
 from owseg.methods import Methods, load_segmenter
 from owseg.methods.vilseg import VilSeg, VilSegConfig
-from owseg.methods.vilseg.method import Crops
 from owseg.methods.vilseg.regions import connected_components, paint, pool_regions
 from owseg.methods.vilseg.self_distillation import distillation_loss, teacher_temperature
 from owseg.methods.vilseg.towers import TextSize, VitSize
+from owseg.methods.vilseg.views import Crops
 from owseg.optim import OptimConfig, ParameterGroup
 
 
@@ -379,12 +379,12 @@ def test_the_registry_has_it_and_no_clip_is_loaded() -> None:
 def test_crops_are_cut_from_the_image_itself() -> None:
     torch.manual_seed(0)
     photo = Image.fromarray(tiny.blocks(64, 80))
-    drawn = Crops(config())(photo, tiny.AUGMENT)
+    drawn = Crops(2, 16, (0.05, 0.4))(photo, tiny.AUGMENT)
     assert drawn["global"].shape == (1, 3, 32, 32)
     assert drawn["local"].shape == (2, 3, 16, 16)
     assert 0 <= drawn["local"].min() < drawn["local"].max() <= 1
     assert not torch.equal(drawn["local"][0], drawn["local"][1])
-    assert Crops(config(local_crops=0))(photo, tiny.AUGMENT)["local"].shape == (0, 3, 16, 16)
+    assert Crops(0, 16, (0.05, 0.4))(photo, tiny.AUGMENT)["local"].shape == (0, 3, 16, 16)
     grey = Image.new("RGB", (64, 80), (51, 102, 204))
-    for crops in Crops(config())(grey, tiny.AUGMENT).values():
+    for crops in Crops(2, 16, (0.05, 0.4))(grey, tiny.AUGMENT).values():
         assert torch.equal(crops, torch.tensor([0.2, 0.4, 0.8])[:, None, None].expand_as(crops)), "colours are left alone here"

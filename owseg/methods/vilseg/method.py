@@ -11,17 +11,16 @@ A reconstruction: the authors published no code and few details. What is guessed
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple
+from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig, pad_to_multiple
-from owseg.engine import Phase, spans
+from owseg.engine import Phase, augmentations, spans
 from owseg.losses import at_least_float32, info_nce, temperature
 from owseg.methods.vilseg.clustering import (
     Form,
@@ -40,6 +39,7 @@ from owseg.methods.vilseg.self_distillation import (
     teacher_temperature,
 )
 from owseg.methods.vilseg.towers import KEY, ImageTower, TextSize, TextTower, Tokens, VitSize, dino_tag
+from owseg.methods.vilseg.views import Crops, Views, jitter
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig
 from owseg.text import check_templates, prompt_templates
@@ -167,10 +167,10 @@ class VilSegConfig:
         area = self.local_area
         if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
             raise InputError(f"local_area: {list(area)} must be two shares of an image, 0 < smallest <= largest <= 1")
-        for key, augment in _augments(self):
+        for key, augment in augmentations(self.phases, self.augment):
             if self.local_crops and self.local_size > augment.size:
                 raise InputError(
-                    f"local_size: crops of {self.local_size} pixels are larger than the images ({key} is {augment.size})"
+                    f"local_size: crops of {self.local_size} pixels are larger than the images ({key}.size is {augment.size})"
                 )
 
     def supervision(self, encoder: EncoderConfig) -> str:
@@ -182,19 +182,6 @@ class VilSegConfig:
         """The method with random weights; no encoder is looked at. Raises InputError where sizes do not fit each other."""
         del encoder
         return VilSeg(self)
-
-
-class Views(NamedTuple):
-    """What the losses look at, all normalised."""
-
-    whole: Tensor
-    """Global views [V * B, 3, H, W], view by view: two where there is a vision-based contrast, otherwise one."""
-    local: Tensor
-    """Small crops [n * B, 3, h, w], crop by crop; n may be 0."""
-    twin: Tensor
-    """The first global view [B, 3, H, W], transformed: it shows at (x, y) what that shows at theta (x, y, 1)^T."""
-    theta: Tensor
-    """[B, 2, 3]"""
 
 
 class VilSeg(nn.Module):
@@ -225,7 +212,7 @@ class VilSeg(nn.Module):
         check_sizes(config, self.image)
         self.background_threshold: float | None = config.background_threshold
         self.regions_across_windows = not config.components
-        self.views = Crops(config) if config.vision_weight else None
+        self.views = Crops(config.local_crops, config.local_size, config.local_area) if config.vision_weight else None
         self.teacher = frozen_copy(self.image) if config.vision_weight else None
         self.teacher_head = frozen_copy(self.vision_head) if config.vision_weight else None
         self.register_buffer("centre", torch.zeros(1, config.head_out))
@@ -275,8 +262,8 @@ class VilSeg(nn.Module):
         if batch.views:
             whole = torch.cat([first, *batch.views["global"].unbind(dim=1)])
             local = batch.views["local"].transpose(0, 1).flatten(0, 1)
-        views = Views(self.jitter(whole), self.jitter(local), self.jitter(warp(first, theta)), theta)
-        return self.losses_from(views, batch.tokens)
+        whole, local, twin = (jitter(images, config.colour_jitter) for images in (whole, local, warp(first, theta)))
+        return self.losses_from(Views(whole, local, twin, theta), batch.tokens)
 
     def losses_from(self, views: Views, tokens: Tensor) -> dict[str, Tensor]:
         """The weighted losses: "contrast" (image-text), "vision" and "cluster", of texts [B, L]. Exact over ranks."""
@@ -358,20 +345,6 @@ class VilSeg(nn.Module):
         logits: Tensor = self.clusters(patches).transpose(1, 2).unflatten(2, grid)
         return logits.to(at_least_float32(logits)).softmax(dim=1)
 
-    def jitter(self, images: Tensor) -> Tensor:
-        """Images [B, 3, H, W] with another brightness, contrast and saturation each, by up to `colour_jitter`."""
-        most = self.config.colour_jitter
-        if not most or not images.numel():
-            return images
-        bright, contrast, saturation = (
-            2 * torch.rand(3, len(images), 1, 1, 1, device=images.device, dtype=images.dtype) - 1
-        ) * most
-        grey = images.mean(dim=1, keepdim=True)
-        coloured = grey + (images - grey) * (1 + saturation)
-        mean = coloured.mean(dim=(1, 2, 3), keepdim=True)
-        changed: Tensor = mean + (coloured - mean) * (1 + contrast) + bright
-        return changed
-
     # ----------------------------------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
@@ -416,42 +389,17 @@ class VilSeg(nn.Module):
         return tokens, connected_components(clusters) if self.config.components else clusters, corner
 
 
-class Crops:
-    """The loader's part: the second global view and the small crops of an image. Random as torch is; picklable."""
-
-    def __init__(self, config: VilSegConfig) -> None:
-        self.config = config
-
-    def __call__(self, image: Image.Image, augment: AugmentConfig) -> dict[str, Tensor]:
-        """ "global" [1, 3, H, W] and "local" [n, 3, h, w] of an RGB image, in 0..1."""
-        config = self.config
-        second = self._crop(image, augment.size, (augment.min_area, 1.0))
-        local = [self._crop(image, config.local_size, config.local_area) for _ in range(config.local_crops)]
-        empty = torch.zeros(0, 3, config.local_size, config.local_size)
-        return {"global": second[None], "local": torch.stack(local) if local else empty}
-
-    @staticmethod
-    def _crop(image: Image.Image, size: int, area: Sequence[float]) -> Tensor:
-        from torchvision.transforms import RandomResizedCrop
-        from torchvision.transforms.functional import hflip, pil_to_tensor, resized_crop
-
-        top, left, height, width = RandomResizedCrop.get_params(image, [*area], [3 / 4, 4 / 3])
-        crop = resized_crop(image, top, left, height, width, [size, size])
-        if torch.rand(()) < 0.5:
-            crop = hflip(crop)
-        pixels: Tensor = pil_to_tensor(crop)
-        return pixels / 255
-
-
 def check_sizes(config: VilSegConfig, tower: ImageTower) -> None:
     """Raise InputError where views are no whole patches, or a batch is too small to cluster."""
     patch = tower.patch_size
     if config.local_crops and config.local_size % patch:
         raise InputError(f"{KEY}.local_size: {config.local_size} pixels are no whole patches of {patch}; give a multiple")
-    for span, (key, augment) in zip(spans(config.phases, config.optim), _augments(config), strict=True):
+    for span, (key, augment) in zip(
+        spans(config.phases, config.optim), augmentations(config.phases, config.augment), strict=True
+    ):
         size, batch = augment.size, span.stretch.optim.batch_size
         if size % patch:
-            raise InputError(f"{KEY}.{key}: {size} pixels are no whole patches of {patch}; give a multiple")
+            raise InputError(f"{KEY}.{key}.size: {size} pixels are no whole patches of {patch}; give a multiple")
         patches, joint = (size // patch) ** 2, config.clusters**2
         if config.cluster_weight and batch * patches < joint:
             raise InputError(
@@ -459,11 +407,3 @@ def check_sizes(config: VilSegConfig, tower: ImageTower) -> None:
                 f"{config.clusters} x {config.clusters} pairs of clusters need at least {math.ceil(joint / patches)} images of "
                 f"{patches} patches"
             )
-
-
-def _augments(config: VilSegConfig) -> list[tuple[str, AugmentConfig]]:
-    """The augmentation of each phase, with the key of its size."""
-    return [
-        (f"phases.{number}.augment.size", phase.augment) if phase.augment else ("augment.size", config.augment)
-        for number, phase in enumerate(config.phases)
-    ]
