@@ -101,6 +101,19 @@ def wait_for(ready: Callable[[], bool], alive: Callable[[], bool], what: str) ->
         time.sleep(0.02)
 
 
+def start_ranks(script: str, folder: Path, ranks: int, port: int) -> list[subprocess.Popen[bytes]]:
+    """Processes of one torch.distributed group, each running `script` with the folder and that of the tests as arguments."""
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    shared |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", script, str(folder), str(Path(__file__).parent)],
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+        )
+        for rank in range(ranks)
+    ]
+
+
 def count_lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 

@@ -4,9 +4,6 @@ All is in training mode and float64, so that rounding cannot hide a difference. 
 and partners are those of the joined batch, and Gumbel noise is drawn for the joined batch, of which a rank takes its rows.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
+from chain import start_ranks
 from torch import Tensor
 
 from cluster.engine import DeepSpeedEngine
@@ -156,15 +154,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], in
     """What training comes to in "one" process on the plain engine, and on each of two ranks, by run."""
     folder = tmp_path_factory.mktemp("ranks")
     tiny.write_shards(folder)
-    shared = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder), str(Path(__file__).parent)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
-            | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(RANKS)
-    ]
+    processes = start_ranks(SCRIPT, folder, RANKS, free_port())
     one = train(folder, "one")
     assert [process.wait(timeout=300) for process in processes] == [0] * RANKS
     return {"one": [one], **{run: [torch.load(folder / f"{run}-{rank}.pt") for rank in range(RANKS)] for run in RUNS}}

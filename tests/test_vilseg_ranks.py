@@ -4,9 +4,6 @@ In float64, so that rounding cannot hide a difference (but for ZeRO 3, which tak
 batch, of which a rank takes its rows.
 """
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,13 +12,15 @@ import pytest
 import tiny
 import torch
 import torch.distributed as dist
+from chain import start_ranks
 from torch import Tensor
 
 from cluster.engine import DeepSpeedEngine
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import phase_groups
+from owseg.methods.vilseg import VilSeg
 from owseg.methods.vilseg.clustering import random_affine, warp
-from owseg.methods.vilseg.method import Views, VilSeg
+from owseg.methods.vilseg.views import Views
 
 RANKS, STEPS, BATCH = 2, 3, 8
 RUNS: dict[str, tuple[int, dict[str, Any]]] = {
@@ -109,15 +108,7 @@ def train(run: str) -> dict[str, Any]:
 def two(tmp_path_factory: pytest.TempPathFactory, free_port: Callable[[], int]) -> Path:
     """The folder in which two processes left what they trained."""
     folder = tmp_path_factory.mktemp("ranks")
-    shared = {"WORLD_SIZE": str(RANKS), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", SCRIPT, str(folder), str(Path(__file__).parent)],
-            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "DS_ACCELERATOR": "cpu"}
-            | {"OMP_NUM_THREADS": "1"},
-        )
-        for rank in range(RANKS)
-    ]
+    processes = start_ranks(SCRIPT, folder, RANKS, free_port())
     assert [process.wait(timeout=300) for process in processes] == [0] * RANKS
     return folder
 
