@@ -1,0 +1,23 @@
+"""The learning curve's settings are the demo's, so many times as large."""
+
+from pathlib import Path
+
+import pytest
+
+from benchmarks.learning_curve import DEMO, ENCODER, SYSTEMS, scaled
+from pipelines.config import load
+from pipelines.settings import Config
+
+
+@pytest.mark.parametrize("times", [1, 3])
+def test_data_and_schedules_grow_alike(times: int) -> None:
+    demo = load(Config, Path(DEMO), [])
+    larger = load(Config, Path(DEMO), list(scaled(demo, times)))
+    assert larger.miniature.links == demo.miniature.links * times
+    assert larger.filter.min_count == demo.filter.min_count * times
+    for name in (ENCODER, *SYSTEMS):
+        before, after = getattr(demo.models, name), getattr(larger.models, name)
+        assert [phase.steps for phase in after.phases] == [phase.steps * times for phase in before.phases]
+        assert after.optim.warmup == before.optim.warmup * times
+        assert after.optim.lr == before.optim.lr
+    assert (larger == demo) is (times == 1)
