@@ -29,14 +29,14 @@ import pandas as pd
 from captions import miniature_captions, real_captions
 from nltk.tokenize import word_tokenize
 
-from filtering.corpus import FilterConfig
-from filtering.entities import EntityFinder
-from filtering.lexicon import load_lexicon, paper_names
-from filtering.lists import FrequencyList, kept_entities
-from filtering.matching import Matcher, tally
-from filtering.scan import Scanner
-from filtering.tagger import load_tagger
-from filtering.text import for_tagging
+from filtering.captions.corpus import FilterConfig
+from filtering.captions.entities import EntityFinder
+from filtering.captions.lexicon import load_lexicon, paper_names
+from filtering.captions.matching import Matcher, tally
+from filtering.captions.surface_forms import Scanner
+from filtering.captions.tagger import load_tagger
+from filtering.captions.text import for_tagging
+from filtering.captions.vocabulary import FrequencyList, kept_entities
 
 BATCH = 512
 FEWEST_WORDS = 3

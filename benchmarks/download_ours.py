@@ -2,8 +2,8 @@
 
     python benchmarks/download_ours.py SPEC.json
 
-SPEC.json holds {"corpus": folder, "out": folder, "settings": settings of `filtering.download.DownloadConfig`, "cpus": for Ray,
-or 0 to run in this process without Ray}. Prints one line of JSON: the stage's result, and "ray_seconds", Ray's start.
+SPEC.json holds {"corpus": folder, "out": folder, "settings": `filtering.images.download.DownloadConfig`'s, "cpus": for Ray, or
+0 to run in this process without Ray}. Prints one line of JSON: the stage's result, and "ray_seconds", Ray's start.
 """
 
 import json
@@ -12,9 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from filtering.download import DownloadConfig, download_corpus
-from filtering.stage import InputError, Runner, run_local
-from pipelines.config import from_dict
+from filtering.images.download import DownloadConfig, download_corpus
+from filtering.shards import InputError, Runner, run_local
+from pipelines.app.config import from_dict
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from memory import ProcessTree
 
 from filtering.schema import CORPUS, key_of
-from filtering.stage import digest_of
+from filtering.shards import digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "DOWNLOAD_BENCHMARK"

@@ -18,14 +18,14 @@ from statistics import mean
 
 import pyarrow as pa
 
-from filtering.entities import EntityFinder
-from filtering.lexicon import load_lexicon
-from filtering.matching import entity_counts, tally
-from filtering.reader import SourceConfig, read_links
-from filtering.rules import DEFAULT_RULES
-from filtering.scan import Scanner
-from filtering.stage import mark, split
-from filtering.tagger import load_tagger
+from filtering.captions.entities import EntityFinder
+from filtering.captions.lexicon import load_lexicon
+from filtering.captions.matching import entity_counts, tally
+from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.rules import DEFAULT_RULES
+from filtering.captions.surface_forms import Scanner
+from filtering.captions.tagger import load_tagger
+from filtering.shards import mark, split
 
 
 def captions_of(source: str) -> list[str]:

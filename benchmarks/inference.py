@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owseg.encoders import Encoder, EncoderConfig
-from owseg.evaluation.presets import EvaluateConfig, protocol_of
-from owseg.evaluation.protocol import predict, predict_scores
+from owseg.evaluation.inference import predict, predict_scores
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.methods.tcl import Tcl, TclMethod
 
 BENCHMARKS = {21: "voc21", 60: "context60", 171: "coco_stuff"}

@@ -20,9 +20,9 @@ import matplotlib.pyplot as plt
 
 from owseg.evaluation.intervals import AVERAGE
 from owseg.optim import OptimConfig
-from pipelines.config import load
-from pipelines.settings import Config
-from pipelines.sweep_report import JSON
+from pipelines.app.config import load
+from pipelines.app.settings import Config
+from pipelines.sweeps.report import JSON
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "configs" / "demo.yaml"

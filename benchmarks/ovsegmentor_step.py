@@ -27,10 +27,10 @@ import torch
 from tcl_step import PeakMemory
 from torch import Tensor
 
-from owseg.consistency import mask_consistency
 from owseg.data import Batch
-from owseg.grouping import Binding
 from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor.consistency import mask_consistency
+from owseg.methods.ovsegmentor.grouping import Binding
 from owseg.text import prompt_templates
 
 VARIANTS = ("reference", "official", "exact")

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from memory import reset_peak, resident
 from torch import Tensor
 
-from owseg.refine import pamr
+from owseg.pamr import pamr
 
 KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"reference": reference.pamr, "ours": pamr}
 

@@ -15,11 +15,11 @@ from nltk.tokenize import NLTKWordTokenizer
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from filtering.entities import EntityFinder, NounLemmas
-from filtering.lexicon import Lexicon, load_lexicon, paper_names, spelling
-from filtering.lists import PaperList
-from filtering.reader import SourceConfig, read_links
-from filtering.tagger import load_tagger
+from filtering.captions.entities import EntityFinder, NounLemmas
+from filtering.captions.lexicon import Lexicon, load_lexicon, paper_names, spelling
+from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.tagger import load_tagger
+from filtering.captions.vocabulary import PaperList
 
 Read = Callable[[Sequence[str]], list[list[str]]]
 """Captions → for each the paper's words or entities that it mentions, in order."""

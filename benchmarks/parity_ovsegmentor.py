@@ -17,9 +17,9 @@ from parity_comparison import GRADIENT, LABELS, LOSS, MAP, NOTHING, Arrays, Comp
 from torch import Tensor
 
 from owseg import InputError
-from owseg.grouping import GroupingEncoder
-from owseg.language import Texts, TextTower
 from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor.grouping import GroupingEncoder
+from owseg.methods.ovsegmentor.text_tower import Texts, TextTower
 from owseg.published import import_official, layout_of, official_names, recognise
 
 HEADS = 8

@@ -19,8 +19,8 @@ from torch import Tensor
 from owseg import InputError
 from owseg.data import Batch
 from owseg.encoders import Encoder
-from owseg.layers import GroundingDecoder
 from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl.decoder import GroundingDecoder
 from owseg.published import import_official, official_names
 
 TCL_LOSSES = {

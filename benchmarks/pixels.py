@@ -20,7 +20,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from filtering.image import ImageConfig, Resize, Resized, img2dataset_resizer
+from filtering.images.resize import ImageConfig, Resize, Resized, img2dataset_resizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "256 border": {"image_size": 256, "resize_mode": "border", "resize_only_if_bigger": False},

@@ -26,8 +26,8 @@ from torch import Tensor
 from owseg.data import Batch
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.losses import gumbel_sigmoid
-from owseg.methods import tcl
 from owseg.methods.tcl import GROUNDER, Tcl, TclMethod
+from owseg.methods.tcl import method as tcl
 
 VARIANTS = ("reference", "package")
 

@@ -21,14 +21,14 @@ from scipy.cluster.vq import kmeans2
 
 from cluster.evaluate import Contender, evaluate
 from cluster.train import shards_of
-from filtering.stage import write_json
+from filtering.shards import write_json
 from owseg.checkpoint import Checkpoint, read_model
 from owseg.data import CaptionBatches, ShardReader
 from owseg.evaluation.metrics import mean_iou
 from owseg.fit import WEIGHTS, learned_state, load_learned
 from owseg.methods.vilseg import VilSeg, VilSegConfig
-from pipelines.config import from_dict
-from pipelines.settings import Config
+from pipelines.app.config import from_dict
+from pipelines.app.settings import Config
 
 IMAGES = 512
 """Whose patches k-means sees."""

@@ -1,4 +1,4 @@
-"""Work over parquet shards on Ray Data: the same files, byte for byte, as `filtering.stage.run_local` writes."""
+"""Work over parquet shards on Ray Data: the same files, byte for byte, as `filtering.shards.run_local` writes."""
 
 import logging
 import traceback
@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.following import Following, pass_on_warnings
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.stage import (
+from filtering.shards import (
     Describe,
     InputError,
     MakeWork,

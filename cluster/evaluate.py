@@ -13,15 +13,15 @@ from torch import Tensor
 from cluster.costs import forget_peak_memory, peak_memory_mb
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.stage import digest_of, digest_of_file
+from filtering.shards import digest_of, digest_of_file
 from owseg import InputError
 from owseg.checkpoint import NORMALISATION, PATHS, files_at
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
+from owseg.evaluation.inference import embed_queries
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
-from owseg.evaluation.presets import EvaluateConfig, protocol_of, summary_of
-from owseg.evaluation.protocol import embed_queries
-from owseg.evaluation.run import Score, best_median_worst, score_items
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of, summary_of
+from owseg.evaluation.scoring import Score, best_median_worst, score_items
 from owseg.methods import TRAINING_ONLY, Segmenter, SegmenterConfig, load_segmenter
 
 ITEMS_PER_PART = 20

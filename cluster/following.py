@@ -15,7 +15,7 @@ from types import TracebackType
 from typing import Self
 
 from cluster.progress import Progress
-from filtering.stage import LIVE, Describe, Marker
+from filtering.shards import LIVE, Describe, Marker
 
 SECONDS_BETWEEN_LOOKS = 1.0
 SECONDS_BETWEEN_WARNINGS = 60.0

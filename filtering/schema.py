@@ -52,8 +52,8 @@ STATUS = pa.schema(
         pa.field("height", pa.int32()),
     ]
 )
-"""What became of a link: `status` is "success" or the reason, `failure` its class (`filtering.reasons`), and `retryable` says
-whether asking again may help. `bytes` and `sha256` are those of the original file, `phash` is the kept image's."""
+"""What became of a link: `status` is "success" or the reason, `failure` its class (`filtering.images.reasons`), and `retryable`
+says whether asking again may help. `bytes` and `sha256` are those of the original file, `phash` is the kept image's."""
 
 KEY_LENGTH = 24
 

@@ -14,7 +14,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from owseg import InputError
 from owseg.encoders import EncoderConfig, encoder_dict
-from owseg.evaluation.presets import EvaluateConfig, View, view_of
+from owseg.evaluation.protocols import EvaluateConfig, View, view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import Methods, SegmenterConfig, TrainedConfig
 from owseg.methods.clip import Clip

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.checkpoint import TRAINING_FREE, Checkpoint, find_checkpoint
+from owseg.evaluation.inference import WINDOW_BATCH, predict_scores, upsample_argmax
 from owseg.evaluation.pictures import legend_below, overlay, palette
-from owseg.evaluation.presets import View
-from owseg.evaluation.protocol import WINDOW_BATCH, predict_scores, upsample_argmax
+from owseg.evaluation.protocols import View
 from owseg.methods import load_segmenter
 from owseg.methods.clip import Clip
 from owseg.photos import Photo, read_photo

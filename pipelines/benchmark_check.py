@@ -5,12 +5,12 @@ from collections.abc import Iterator
 from cluster.tracking import NullTracker
 from owseg import InputError
 from owseg.evaluation.check import Report, check_benchmark
-from owseg.evaluation.presets import EvaluateConfig, protocol_of
-from pipelines.context import Context
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of
+from pipelines.app.context import Context
+from pipelines.app.run_dir import open_run_dir
+from pipelines.app.settings import Config
+from pipelines.app.world import evaluate_config
 from pipelines.report import print_reports
-from pipelines.run_dir import open_run_dir
-from pipelines.settings import Config
-from pipelines.world import evaluate_config
 
 
 def check(config: Config) -> None:

@@ -33,8 +33,8 @@ from owseg.evaluation.convert_cityscapes import plan_cityscapes
 from owseg.evaluation.convert_coco import plan_panoptic, plan_stuff
 from owseg.evaluation.convert_context import plan_context
 from owseg.evaluation.datasets import BENCHMARKS
-from pipelines.config import ConfigError
-from pipelines.outcome import exit_code, print_text
+from pipelines.app.config import ConfigError
+from pipelines.app.outcome import exit_code, print_text
 from pipelines.report import print_reports
 
 Planner = Callable[[Path, Path], Plan]

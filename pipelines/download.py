@@ -8,18 +8,18 @@ from dataclasses import asdict
 
 from cluster.data import run_on_ray
 from cluster.tracking import Run
-from filtering import download_report
-from filtering.download import content_digest, download_corpus
-from filtering.download_progress import conclude
-from filtering.results import RETRIES, Retry
-from filtering.select import in_tars, select_corpus
-from filtering.stage import digest_of
-from filtering.target import Target
-from pipelines.cli import Choice, main
-from pipelines.context import Context, Result, open_context
+from filtering.images.download import content_digest, download_corpus
+from filtering.images.from_tars import in_tars, select_corpus
+from filtering.images.mirror import Target
+from filtering.images.progress import conclude
+from filtering.images.results import RETRIES, Retry
+from filtering.reports import download as download_report
+from filtering.shards import digest_of
+from pipelines.app.cli import Choice, main
+from pipelines.app.context import Context, Result, open_context
+from pipelines.app.settings import Config
+from pipelines.app.world import download_config
 from pipelines.filter import run_filter
-from pipelines.settings import Config
-from pipelines.world import download_config
 
 REPORT = ("report.html", "report.json", "report.png")
 RETRY = "which failed links of an earlier run to ask for again: none, those of a passing reason, or permanent ones too"

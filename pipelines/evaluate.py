@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
-from filtering.stage import digest_of, write_json
+from filtering.shards import digest_of, write_json
 from owseg.evaluation.datasets import averaged, list_items
 from owseg.evaluation.intervals import (
     AVERAGE,
@@ -23,17 +23,17 @@ from owseg.evaluation.intervals import (
     row_intervals,
     write_image_counts,
 )
-from owseg.evaluation.presets import OVERRIDES, EvaluateConfig, protocol_of, summary_of
-from owseg.evaluation.run import Score, report
+from owseg.evaluation.protocols import OVERRIDES, EvaluateConfig, protocol_of, summary_of
+from owseg.evaluation.scoring import Score, report
 from owseg.methods import TrainedConfig
+from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights, located_model
+from pipelines.app.cli import main
+from pipelines.app.config import to_dict
+from pipelines.app.context import Context, Result, open_context
+from pipelines.app.settings import Config
+from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
-from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights, located_model
-from pipelines.cli import main
-from pipelines.config import to_dict
-from pipelines.context import Context, Result, open_context
-from pipelines.settings import Config
 from pipelines.train import run_to_train, trained_encoder, weights_of
-from pipelines.world import evaluate_config
 
 SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight", "top_classes")
 """Settings of a method that decide on its numbers at inference, told beside its row (the background threshold apart)."""

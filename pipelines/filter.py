@@ -5,13 +5,13 @@ import sys
 from pathlib import Path
 
 from cluster.data import run_on_ray
-from filtering import report
-from filtering.corpus import build_corpus, corpus_fingerprint
-from pipelines.class_names import class_names
-from pipelines.cli import main
-from pipelines.context import Context, Result, open_context
-from pipelines.settings import Config
-from pipelines.world import filter_config
+from filtering.captions.corpus import build_corpus, corpus_fingerprint
+from filtering.reports import corpus as report
+from owseg.evaluation.class_names import class_names
+from pipelines.app.cli import main
+from pipelines.app.context import Context, Result, open_context
+from pipelines.app.settings import Config
+from pipelines.app.world import filter_config
 
 
 def run_filter(context: Context) -> Result:

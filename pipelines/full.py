@@ -2,14 +2,14 @@
 
 import sys
 
-from filtering.results import RETRIES, Retry
-from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights
-from pipelines.cli import Choice, main
-from pipelines.context import SUMMARY, Result, open_context
+from filtering.images.results import RETRIES, Retry
+from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
+from pipelines.app.cli import Choice, main
+from pipelines.app.context import SUMMARY, Result, open_context
+from pipelines.app.settings import Config
 from pipelines.download import RETRY, check_target, run_download
 from pipelines.evaluate import run_evaluate
 from pipelines.filter import run_filter
-from pipelines.settings import Config
 from pipelines.train import run_train
 
 

@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from owseg.evaluation.check import Report
-from pipelines.outcome import print_text
+from pipelines.app.outcome import print_text
 
 
 def print_reports(reports: Mapping[str, Report], root: str) -> None:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from owseg import InputError
-from pipelines.config import ConfigError, override
-from pipelines.outcome import DONE, USER_MISTAKE, exit_code, print_text
+from pipelines.app.config import ConfigError, override
+from pipelines.app.outcome import DONE, USER_MISTAKE, exit_code, print_text
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from owseg.checkpoint import Checkpoint

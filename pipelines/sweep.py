@@ -15,19 +15,19 @@ from statistics import fmean
 from cluster.session import SessionConfig
 from cluster.tasks import TaskPool
 from cluster.tracking import Tracker, open_tracker
-from filtering.stage import digest_of
-from owseg.evaluation.presets import EvaluateConfig
-from pipelines.checks import check_benchmarks, check_encoder, check_methods, check_weights, spread_training, to_train
-from pipelines.cli import Option, main
-from pipelines.config import ConfigError, digest, to_dict
+from filtering.shards import digest_of
+from owseg.evaluation.protocols import EvaluateConfig
+from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights, spread_training, to_train
+from pipelines.app.cli import Option, main
+from pipelines.app.config import ConfigError, digest, to_dict
+from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
+from pipelines.app.run_dir import holds_run, refuse_other_run
+from pipelines.app.settings import Config
 from pipelines.download import check_target
-from pipelines.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
-from pipelines.run_dir import holds_run, refuse_other_run
-from pipelines.settings import Config
-from pipelines.sweep_grid import VARY, Cell, Grid, make_grid
-from pipelines.sweep_report import JSON, compare, miou_of, read_cell, record, rows_of
-from pipelines.sweep_tables import MARKDOWN, PICTURE, draw, protocol_of, show, tables_of
-from pipelines.sweep_work import Outcome, Work, carry_out, plan
+from pipelines.sweeps.grid import VARY, Cell, Grid, make_grid
+from pipelines.sweeps.report import JSON, compare, miou_of, read_cell, record, rows_of
+from pipelines.sweeps.tables import MARKDOWN, PICTURE, draw, protocol_of, show, tables_of
+from pipelines.sweeps.work import Outcome, Work, carry_out, plan
 
 FLAGS = {
     "--vary": Option(

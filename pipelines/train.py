@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from cluster.tracking import Run
 from cluster.train import TrainJob, costs_of, shards_of, train
-from filtering.stage import digest_of, digest_of_file
+from filtering.shards import digest_of, digest_of_file
 from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
-from owseg.evaluation.presets import view_of
+from owseg.evaluation.protocols import view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import TrainedConfig
-from pipelines.checks import (
+from pipelines.app.checks import (
     check_encoder,
     check_methods,
     check_weights,
@@ -25,12 +25,12 @@ from pipelines.checks import (
     spread_training,
     to_train,
 )
-from pipelines.cli import main
-from pipelines.config import flatten, to_dict
-from pipelines.context import Context, Result, open_context
+from pipelines.app.cli import main
+from pipelines.app.config import flatten, to_dict
+from pipelines.app.context import Context, Result, open_context
+from pipelines.app.settings import Config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
-from pipelines.settings import Config
 
 ENCODER = "encoder.safetensors"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from filtering.corpus import FilterConfig
-from filtering.reader import SourceConfig
+from filtering.captions.corpus import FilterConfig
+from filtering.captions.reader import SourceConfig
 
 HOSTILE = [
     "\0\0\0",

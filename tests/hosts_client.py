@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from filtering.hosts import HostDown, Hosts
+from filtering.images.politeness import HostDown, Hosts
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import captions
 import numpy as np
 import pytest
 
-from filtering.reader import SourceConfig, read_links
+from filtering.captions.reader import SourceConfig, read_links
 
 ROWS = 2000
 

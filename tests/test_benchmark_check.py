@@ -17,9 +17,9 @@ from owseg import InputError
 from owseg.evaluation.check import SAMPLE, WHOLE, Report, check_benchmark
 from owseg.evaluation.convert import SOURCE
 from owseg.evaluation.datasets import BENCHMARKS, Benchmark, Item, list_items, read_indices, read_names
-from owseg.evaluation.presets import EvaluateConfig
+from owseg.evaluation.protocols import EvaluateConfig
 from pipelines import benchmark_check
-from pipelines.settings import Config
+from pipelines.app.settings import Config
 
 REPO = Path(__file__).parents[1]
 IMAGES = 10

@@ -18,10 +18,10 @@ from owseg.fit import WEIGHTS
 from owseg.methods.tcl import Tcl
 from owseg.predict import Model, load
 from owseg.published import export_official
-from pipelines.checks import check_weights, given_weights
-from pipelines.config import ConfigError, from_dict
-from pipelines.config import load as load_config
-from pipelines.settings import Config
+from pipelines.app.checks import check_weights, given_weights
+from pipelines.app.config import ConfigError, from_dict
+from pipelines.app.config import load as load_config
+from pipelines.app.settings import Config
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from corpora import bytes_of, config_for, write_links
 
 from cluster.data import run_on_ray
 from cluster.session import SessionConfig, close_session
-from filtering.corpus import build_corpus
+from filtering.captions.corpus import build_corpus
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -20,7 +20,7 @@ from cluster.data import ShardError, run_on_ray
 from cluster.following import Following
 from cluster.progress import Progress
 from cluster.session import SessionConfig, close_session, ensure_session
-from filtering.stage import LIVE, InputError, Marker, digest_of_markers, run_local, write_json
+from filtering.shards import LIVE, InputError, Marker, digest_of_markers, run_local, write_json
 
 SHARDS = 6
 
@@ -302,7 +302,7 @@ folder, seconds = Path(sys.argv[1]), float(sys.argv[2])
 sources = sorted((folder / "in").glob("*.parquet"))
 runner = run_on_ray(SessionConfig(num_cpus=2, object_store_mb=100, data_workers=2))
 markers = runner(MakeUpper(folder / "log", seconds), sources, folder / "out", fingerprint="f", label="upper")
-from filtering.stage import digest_of_markers
+from filtering.shards import digest_of_markers
 print(digest_of_markers(markers), "ray" in sys.modules)
 """
 

@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from cluster.session import SessionConfig, selector_of
-from pipelines.config import load
-from pipelines.settings import Config
+from pipelines.app.config import load
+from pipelines.app.settings import Config
 
 ROOT = Path(__file__).resolve().parents[1]
 

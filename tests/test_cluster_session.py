@@ -15,7 +15,7 @@ import pytest
 from cluster import InputError
 from cluster.progress import Progress
 from cluster.session import SessionConfig, selector_of
-from cluster.storage import StageMarker, read_marker, write_marker
+from pipelines.app.stage_marker import StageMarker, read_marker, write_marker
 
 PROBE = """
 import json, os, sys

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cluster.storage import StageMarker, write_marker
-from filtering.download import DownloadConfig
-from filtering.fetch_config import FetchConfig
+from filtering.images.download import DownloadConfig
+from filtering.images.fetch_config import FetchConfig
 from owseg.evaluation.datasets import BENCHMARKS, list_items, read_image, read_label
-from pipelines.config import ConfigError
-from pipelines.run_dir import digest_of_run, prepare_run_dir
-from pipelines.settings import Config
+from pipelines.app.config import ConfigError
+from pipelines.app.run_dir import digest_of_run, prepare_run_dir
+from pipelines.app.settings import Config
+from pipelines.app.stage_marker import StageMarker, write_marker
 
 REPO = Path(__file__).parents[1]
 TOOL = REPO / "tools" / "coco_mini.py"

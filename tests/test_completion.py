@@ -5,8 +5,8 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from owseg.completion import EntityCompletion
-from owseg.language import Texts
+from owseg.methods.ovsegmentor.completion import EntityCompletion
+from owseg.methods.ovsegmentor.text_tower import Texts
 
 WIDTH, HEADS, LENGTH = 32, 4, 9
 

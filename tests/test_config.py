@@ -6,8 +6,8 @@ from typing import Literal
 
 import pytest
 
-from pipelines.config import ConfigError, digest, from_dict, load, to_dict
-from pipelines.describe import describe
+from pipelines.app.config import ConfigError, digest, from_dict, load, to_dict
+from pipelines.app.describe import describe
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,18 +14,18 @@ import yaml
 
 from cluster import InputError
 from cluster.session import SessionConfig
-from cluster.storage import StageMarker, write_marker
-from pipelines import cli
-from pipelines.config import from_dict, to_dict
-from pipelines.describe import describe
-from pipelines.outcome import user_mistake
-from pipelines.run_dir import digest_of_run
-from pipelines.settings import Config
+from pipelines.app import cli
+from pipelines.app.config import from_dict, to_dict
+from pipelines.app.describe import describe
+from pipelines.app.outcome import user_mistake
+from pipelines.app.run_dir import digest_of_run
+from pipelines.app.settings import Config
+from pipelines.app.stage_marker import StageMarker, write_marker
 
 VERB = """
 import os, sys, time
 from pathlib import Path
-from pipelines.cli import main
+from pipelines.app.cli import main
 
 def run(config):
     print(config.run_dir, flush=True)

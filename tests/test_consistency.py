@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from owseg.consistency import mask_consistency, match, stretched, upsampling
-from owseg.grouping import Binding, assignment_logits
+from owseg.methods.ovsegmentor.consistency import mask_consistency, match, stretched, upsampling
+from owseg.methods.ovsegmentor.grouping import Binding, assignment_logits
 
 SHAPES = [  # batch, groups, width, grid, size
     (3, 8, 32, (14, 14), (224, 224)),

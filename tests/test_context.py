@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from cluster.tracking import NullTracker
-from pipelines.context import Context, Result
-from pipelines.settings import Config
+from pipelines.app.context import Context, Result
+from pipelines.app.settings import Config
 from pipelines.train import clear_other
 
 

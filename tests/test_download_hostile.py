@@ -13,10 +13,10 @@ from download_web import picture
 from downloads import statuses
 from test_image_hostile import CASES
 
-from filtering.corpus import FilterConfig, build_corpus
-from filtering.download import DownloadConfig, download_corpus
-from filtering.fetch_config import FetchConfig
-from filtering.reader import SourceConfig
+from filtering.captions.corpus import FilterConfig, build_corpus
+from filtering.captions.reader import SourceConfig
+from filtering.images.download import DownloadConfig, download_corpus
+from filtering.images.fetch_config import FetchConfig
 from miniature.server import serve
 
 SITE = "http://photos.test"

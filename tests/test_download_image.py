@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pixels import photo, psnr
 
-from filtering.image import ImageConfig, Resize, img2dataset_resizer
-from filtering.stage import InputError
+from filtering.images.resize import ImageConfig, Resize, img2dataset_resizer
+from filtering.shards import InputError
 
 MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "images"
@@ -169,7 +169,7 @@ def test_several_threads_at_once() -> None:
 
 @pytest.mark.parametrize(("pixels", "loaded"), [("fast", False), ("img2dataset", True)])
 def test_what_is_imported(pixels: str, loaded: bool) -> None:
-    code = f"import sys; from filtering.image import *; Resize(ImageConfig(pixels={pixels!r})); print(*sys.modules)"
+    code = f"import sys; from filtering.images.resize import *; Resize(ImageConfig(pixels={pixels!r})); print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "cv2" in modules
     assert ("albumentations" in modules) == loaded
@@ -204,7 +204,7 @@ def test_exif_orientation(kind: str, orientation: int, pixels: str) -> None:
     assert resize(data, max_aspect=1.5)[3:] == seen.size
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # as `filtering.image` has it, until pytest sets its own filters
+@pytest.mark.filterwarnings("ignore::UserWarning")  # as `filtering.images.resize` has it, until pytest sets its own filters
 @pytest.mark.parametrize(
     "exif",
     [

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from filtering.journal import Journal
+from filtering.images.journal import Journal
 
 RECORDS = {"a": b"one picture", "b": b"", "c": b"{\n another \x00\xff\n"}
 

@@ -19,16 +19,16 @@ from download_web import HOST, Web
 from downloads import config_for, images, pages, write_corpus
 from pages import Page
 
-from filtering import download_report
-from filtering.download import download_corpus
-from filtering.download_hosts import HostTally
-from filtering.download_meanings import meaning_of
-from filtering.download_report import numbers, write
-from filtering.image import ImageConfig, Resize
-from filtering.reasons import FAILURES, failure_of
+from filtering.images.download import download_corpus
+from filtering.images.reasons import FAILURES, failure_of
+from filtering.images.resize import ImageConfig, Resize
+from filtering.images.url import hosts_of
+from filtering.reports import download as download_report
+from filtering.reports.download import numbers, write
+from filtering.reports.download_hosts import HostTally
+from filtering.reports.download_meanings import meaning_of
 from filtering.schema import STATUS, key_of
-from filtering.stage import InputError, write_table
-from filtering.url import hosts_of
+from filtering.shards import InputError, write_table
 
 SETTINGS = {
     "fetch": {
@@ -374,7 +374,7 @@ def test_every_reason_has_words_of_its_own_and_advice() -> None:
 def test_memory_does_not_grow_with_the_links(tmp_path: Path) -> None:
     """Twenty times as many dead links, each of a host of its own, in as much memory: the peak of a process of its own."""
     code = (
-        "import sys; from pathlib import Path; from filtering.download_tally import Tally;"
+        "import sys; from pathlib import Path; from filtering.reports.download_tally import Tally;"
         "tally = Tally(sorted(Path(sys.argv[1]).glob('*.parquet'))); status = Path('/proc/self/status').read_text();"
         "print(tally.rows, status.split('VmHWM:')[1].split()[0])"
     )

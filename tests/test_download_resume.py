@@ -14,9 +14,9 @@ import pytest
 from download_web import HOST, Web
 from downloads import by_path, config_for, contents, images, pages, statuses, table_of, write_corpus
 
-from filtering.download import DownloadConfig, DownloadShard, download_corpus
-from filtering.image import ImageConfig
-from filtering.stage import InputError
+from filtering.images.download import DownloadConfig, DownloadShard, download_corpus
+from filtering.images.resize import ImageConfig
+from filtering.shards import InputError
 
 
 def test_a_second_run_asks_only_for_what_may_pass(web: Web, tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_damaged_shard_is_mended(web: Web, tmp_path: Path, damage: str) -> Non
 IMPORTS = """
 import os, sys
 from pathlib import Path
-from filtering.download import *
-from filtering.fetch_config import FetchConfig
-from filtering.image import ImageConfig
+from filtering.images.download import *
+from filtering.images.fetch_config import FetchConfig
+from filtering.images.resize import ImageConfig
 """
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from filtering.stage import InputError
-from filtering.target import RECORDS, SIZES, Target
+from filtering.images.mirror import RECORDS, SIZES, Target
+from filtering.shards import InputError
 
 
 @pytest.fixture(params=["memory://bucket/shards", "memory://bucket/a b/ü/c/", "file", "file with spaces/nested/", "path"])

@@ -14,20 +14,20 @@ from mlflow import MlflowClient
 
 from cluster.session import SessionConfig, close_session
 from cluster.tracking import TrackingConfig
-from filtering.corpus import FilterConfig
-from filtering.download import DownloadConfig
-from filtering.download_progress import conclude, describe
-from filtering.fetch_config import FetchConfig
-from filtering.image import ImageConfig
-from filtering.reader import SourceConfig
-from filtering.results import Retry
+from filtering.captions.corpus import FilterConfig
+from filtering.captions.reader import SourceConfig
+from filtering.images.download import DownloadConfig
+from filtering.images.fetch_config import FetchConfig
+from filtering.images.progress import conclude, describe
+from filtering.images.resize import ImageConfig
+from filtering.images.results import Retry
 from filtering.schema import CORPUS, key_of
-from filtering.stage import InputError
-from pipelines.context import SUMMARY, Result, open_context
+from filtering.shards import InputError
+from pipelines.app.context import SUMMARY, Result, open_context
+from pipelines.app.settings import Config
 from pipelines.download import run as run_verb
 from pipelines.download import run_download
 from pipelines.full import run as run_full
-from pipelines.settings import Config
 
 GOOD = [f"/image?seed={seed}" for seed in range(10)]
 GONE = ["/status/404", "/status/410?x"]

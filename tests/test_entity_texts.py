@@ -8,11 +8,11 @@ from functools import cache
 import pytest
 import torch
 
-from filtering.entities import EntityFinder
-from filtering.lexicon import load_lexicon, paper_names
-from filtering.lists import PaperList
-from filtering.tagger import load_tagger
-from owseg.entity_texts import MOST_LABELS, NAMES, SYNONYMS, EntityTexts
+from filtering.captions.entities import EntityFinder
+from filtering.captions.lexicon import load_lexicon, paper_names
+from filtering.captions.tagger import load_tagger
+from filtering.captions.vocabulary import PaperList
+from owseg.methods.ovsegmentor.entity_texts import MOST_LABELS, NAMES, SYNONYMS, EntityTexts
 from owseg.text import Tokenizer, clip_tokenizer, prompt_templates
 
 TEMPLATES = prompt_templates("imagenet80")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
-from owseg.evaluation import protocol as protocol_module
+from owseg.evaluation import inference as protocol_module
 from owseg.evaluation.datasets import BENCHMARKS, Item, list_items, read_image, read_label
+from owseg.evaluation.inference import upsample_argmax
 from owseg.evaluation.metrics import (
     boundary_confusion,
     boundary_iou,
@@ -22,9 +23,8 @@ from owseg.evaluation.metrics import (
     threshold_counts,
 )
 from owseg.evaluation.pictures import PANORAMA, compose, draw_sweep, overlay, palette
-from owseg.evaluation.presets import protocol_of
-from owseg.evaluation.protocol import upsample_argmax
-from owseg.evaluation.run import report, score_items, threshold_sweep
+from owseg.evaluation.protocols import protocol_of
+from owseg.evaluation.scoring import report, score_items, threshold_sweep
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

@@ -10,11 +10,11 @@ import torch
 from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
 from owseg.evaluation.datasets import BENCHMARKS, list_items, read_image, read_label
+from owseg.evaluation.inference import predict
 from owseg.evaluation.metrics import confusion, mean_iou, pixel_accuracy
 from owseg.evaluation.oracle import draw_regions, oracle_confusion, slide_regions
-from owseg.evaluation.presets import View, protocol_of
-from owseg.evaluation.protocol import predict
-from owseg.evaluation.run import report, score_items
+from owseg.evaluation.protocols import View, protocol_of
+from owseg.evaluation.scoring import report, score_items
 from owseg.methods import DrawsRegions
 
 CLASSES = 3

@@ -19,13 +19,13 @@ from cluster.evaluate import Contender, Evaluator, Part, evaluate, list_parts
 from cluster.session import SessionConfig, close_session
 from owseg import InputError
 from owseg.evaluation.intervals import read_image_counts
-from owseg.evaluation.presets import EvaluateConfig
-from owseg.evaluation.run import Score
+from owseg.evaluation.protocols import EvaluateConfig
+from owseg.evaluation.scoring import Score
 from owseg.methods.chance import Chance
 from owseg.methods.zero_shot import ZeroShot
-from pipelines.cli import main
+from pipelines.app.cli import main
+from pipelines.app.outcome import user_mistake
 from pipelines.evaluate import run as evaluate_verb
-from pipelines.outcome import user_mistake
 
 IMAGES = "VOCdevkit/VOC2012/JPEGImages"
 LABELS = "VOCdevkit/VOC2012/SegmentationClass"

@@ -10,9 +10,9 @@ from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
 from owseg import InputError
 from owseg.evaluation.datasets import BENCHMARKS, list_items
-from owseg.evaluation.presets import EvaluateConfig, SoftmaxRule, View, protocol_of, summary_of, synonyms, view_of
-from owseg.evaluation.protocol import Prediction, predict, predict_scores
-from owseg.evaluation.run import score_items
+from owseg.evaluation.inference import Prediction, predict, predict_scores
+from owseg.evaluation.protocols import EvaluateConfig, SoftmaxRule, View, protocol_of, summary_of, synonyms, view_of
+from owseg.evaluation.scoring import score_items
 
 SCLIP = EvaluateConfig(preset="sclip")
 

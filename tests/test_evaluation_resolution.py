@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from voc import CONFIG, PLAIN, RandomLabels
 
 from owseg import InputError
+from owseg.evaluation.inference import normalise, predict, predict_scores, resize, slide, window_scores, window_starts
 from owseg.evaluation.oracle import slide_regions
-from owseg.evaluation.presets import EvaluateConfig, View, protocol_of, summary_of, view_of
-from owseg.evaluation.protocol import normalise, predict, predict_scores, resize, slide, window_scores, window_starts
-from owseg.refine import pamr
-from pipelines.config import ConfigError, load
-from pipelines.settings import Config
+from owseg.evaluation.protocols import EvaluateConfig, View, protocol_of, summary_of, view_of
+from owseg.pamr import pamr
+from pipelines.app.config import ConfigError, load
+from pipelines.app.settings import Config
 
 VIEW = View(short_side=32, window=32, stride=16)
 

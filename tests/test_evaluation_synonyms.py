@@ -15,10 +15,10 @@ from voc import CONFIG, PLAIN, RandomLabels
 from miniature.benchmarks import CLASSES
 from owseg import InputError
 from owseg.evaluation.datasets import BENCHMARKS, DATASETS
-from owseg.evaluation.presets import EvaluateConfig, check_synonyms, protocol_of, summary_of
-from owseg.evaluation.protocol import embed_queries, predict
+from owseg.evaluation.inference import embed_queries, predict
+from owseg.evaluation.protocols import EvaluateConfig, check_synonyms, protocol_of, summary_of
 from owseg.evaluation.synonyms import SHIPPED, read_synonyms
-from pipelines.cli import main
+from pipelines.app.cli import main
 from pipelines.evaluate import run as evaluate_verb
 
 

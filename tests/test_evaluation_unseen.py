@@ -14,10 +14,10 @@ from miniature.benchmarks import SUBSETS as MINIATURE_SUBSETS
 from owseg import InputError
 from owseg.evaluation.check import check_benchmark
 from owseg.evaluation.datasets import BENCHMARKS, DATASETS, SUBSETS, Item, averaged, list_items, read_image, read_label
+from owseg.evaluation.inference import predict
 from owseg.evaluation.metrics import boundary_iou, confusion, frequency_weighted_iou, mean_iou, pixel_accuracy
-from owseg.evaluation.presets import EvaluateConfig, protocol_of
-from owseg.evaluation.protocol import predict
-from owseg.evaluation.run import report, score_items
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of
+from owseg.evaluation.scoring import report, score_items
 
 PUBLISHED = {
     "voc_unseen": ["potted plant", "sheep", "sofa", "train", "tv/monitor"],

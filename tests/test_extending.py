@@ -17,10 +17,10 @@ UNTOUCHED = ("cluster", "configs", "miniature", "owseg", "pipelines")
 BUILD = """
 import sys
 from pathlib import Path
-from filtering.corpus import build_corpus
-from pipelines.cli import DEFAULT_CONFIG
-from pipelines.config import load
-from pipelines.settings import Config
+from filtering.captions.corpus import build_corpus
+from pipelines.app.cli import DEFAULT_CONFIG
+from pipelines.app.config import load
+from pipelines.app.settings import Config
 
 build_corpus(load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter, Path(sys.argv[1]))
 """
@@ -36,7 +36,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in UNTOUCHED:
         (folder / name).symlink_to(REPO / name)
     rule, line = recipe("A caption rule")
-    path = folder / "filtering" / "rules.py"
+    path = folder / "filtering" / "captions" / "rules.py"
     before, union, after = re.split(r"^(RuleConfig = \(\n(?: .*\n)+)", path.read_text(), maxsplit=1, flags=re.MULTILINE)
     path.write_text(f"{before}{rule}\n\n{union}{line}{after}")
     return folder

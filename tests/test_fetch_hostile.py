@@ -19,10 +19,10 @@ from download_web import HOST, Raw, Web, answer, gzip_bomb, picture
 from downloads import fetch_all
 from name_server import Answer, NameServer
 
-from filtering.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
-from filtering.fetch import Fetcher, Outcome
-from filtering.fetch_config import FetchConfig
-from filtering.names import Names
+from filtering.images.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
+from filtering.images.fetch import Fetcher, Outcome
+from filtering.images.fetch_config import FetchConfig
+from filtering.images.resolver import Names
 
 
 @pytest.fixture(scope="module")

@@ -21,17 +21,17 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import bytes_of, config_for, rows_in, write_links
 
-from filtering.balance import Balance
-from filtering.corpus import FilterConfig, build_corpus, corpus_fingerprint
-from filtering.index import merge_index, read_keys, write_index_part
-from filtering.lists import FileList, FrequencyList, PaperList
-from filtering.near_duplicates import NearDuplicates
-from filtering.passes import MarkWork, SplitWork, Words
-from filtering.reader import SourceConfig
-from filtering.rules import DuplicateCaption, TooShort
+from filtering.captions.balance import Balance
+from filtering.captions.corpus import FilterConfig, build_corpus, corpus_fingerprint
+from filtering.captions.index import merge_index, read_keys, write_index_part
+from filtering.captions.near_duplicates import NearDuplicates
+from filtering.captions.passes import MarkWork, SplitWork, Words
+from filtering.captions.reader import SourceConfig
+from filtering.captions.rules import DuplicateCaption, TooShort
+from filtering.captions.tagger import SHIPPED
+from filtering.captions.vocabulary import FileList, FrequencyList, PaperList
 from filtering.schema import CORPUS, DROPPED, ENTITIES, INDEX, key_of
-from filtering.stage import InputError, MakeWork, Marker, run_local, write_json
-from filtering.tagger import SHIPPED
+from filtering.shards import InputError, MakeWork, Marker, run_local, write_json
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 
@@ -72,9 +72,9 @@ def test_same_bytes_from_any_order_block_size_and_file_layout(tmp_path: Path, mo
     write_links(tmp_path / "one.tsv")
     first = build_corpus(config_for(tmp_path / "one.tsv"), tmp_path / "a")
     lines = write_links(tmp_path / "two.tsv", seed=99)
-    monkeypatch.setattr("filtering.reader.BATCH_ROWS", 7)
-    monkeypatch.setattr("filtering.reader.PART_BYTES", 1000)
-    monkeypatch.setattr("filtering.partition.BLOCK_ROWS", 50)
+    monkeypatch.setattr("filtering.captions.reader.BATCH_ROWS", 7)
+    monkeypatch.setattr("filtering.captions.reader.PART_BYTES", 1000)
+    monkeypatch.setattr("filtering.captions.partition.BLOCK_ROWS", 50)
     second = build_corpus(config_for(tmp_path / "two.tsv"), tmp_path / "b")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "1.tsv").write_text("\n".join(lines[:100]))
@@ -191,7 +191,7 @@ def test_a_change_that_was_cut_short_leaves_nothing_behind(tmp_path: Path, monke
             raise KeyboardInterrupt
         write_json(path, value)
 
-    monkeypatch.setattr("filtering.stage.write_json", killed_before_the_marker)
+    monkeypatch.setattr("filtering.shards.write_json", killed_before_the_marker)
     with pytest.raises(KeyboardInterrupt):
         build_corpus(replace(config, top_k=1), out)
     monkeypatch.undo()
@@ -251,8 +251,8 @@ def test_many_small_files_are_few_blocks(tmp_path: Path) -> None:
 SCRIPT = """
 import os, sys, time
 from pathlib import Path
-from filtering.corpus import FilterConfig, build_corpus
-from filtering.reader import SourceConfig
+from filtering.captions.corpus import FilterConfig, build_corpus
+from filtering.captions.reader import SourceConfig
 replace, calls = os.replace, []
 def stop_at(source, target):
     calls.append(target)
@@ -299,7 +299,7 @@ def test_the_index_names_the_kept_rows_of_each_entity(tmp_path: Path) -> None:
 
 
 def test_an_index_larger_than_a_row_group_stays_sorted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filtering.index.GROUP_ROWS", 100)
+    monkeypatch.setattr("filtering.captions.index.GROUP_ROWS", 100)
     rows = [
         {"key": key_of(str(number), ""), "url": "", "caption": "", "entities": ["dog"] if number % 3 else ["ant", "dog"]}
         for number in range(2000)

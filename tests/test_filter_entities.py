@@ -10,11 +10,11 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from filtering.entities import EntityFinder, NounLemmas, Remembered, cut_with
-from filtering.lexicon import NOT_AN_ENTITY, is_english, load_lexicon, spelling
-from filtering.stage import InputError
-from filtering.tagger import SHIPPED, load_tagger
-from filtering.text import clean, for_tagging, normalised
+from filtering.captions.entities import EntityFinder, NounLemmas, Remembered, cut_with
+from filtering.captions.lexicon import NOT_AN_ENTITY, is_english, load_lexicon, spelling
+from filtering.captions.tagger import SHIPPED, load_tagger
+from filtering.captions.text import clean, for_tagging, normalised
+from filtering.shards import InputError
 
 ROOT = Path(__file__).parents[1]
 TREEBANK = ROOT.parent / "shared" / "data" / "ud_english_ewt"
@@ -105,7 +105,7 @@ def test_captions_are_cut_as_spacy_cuts_them() -> None:
 
 
 def test_what_is_remembered_is_forgotten_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filtering.entities.REMEMBERED", 3)
+    monkeypatch.setattr("filtering.captions.entities.REMEMBERED", 3)
     lengths = Remembered(len)
     assert [lengths["a" * size] for size in range(10)] == list(range(10))
     assert len(lengths) <= 3

@@ -2,11 +2,11 @@
 
 import pytest
 
-from filtering.leakage import leaked
-from filtering.lexicon import load_lexicon, paper_names
-from filtering.lists import FrequencyList, PaperList
+from filtering.captions.leakage import leaked
+from filtering.captions.lexicon import load_lexicon, paper_names
+from filtering.captions.vocabulary import FrequencyList, PaperList
+from owseg.evaluation.class_names import class_names
 from owseg.evaluation.datasets import BENCHMARKS
-from pipelines.class_names import class_names
 
 OVSEGMENTORS_VOC = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog", "horse", "motorbike",

@@ -13,14 +13,14 @@ import spacy
 from spacy.language import Language
 from spacy.tokens import Doc
 
-from filtering.entities import EntityFinder
-from filtering.lexicon import Lexicon, load_lexicon
-from filtering.lists import FrequencyList, kept_entities
-from filtering.matching import Matcher, add_tallies, chances, entity_counts, tally
-from filtering.reader import SourceConfig, read_links
-from filtering.scan import Meaning, Scanner
+from filtering.captions.entities import EntityFinder
+from filtering.captions.lexicon import Lexicon, load_lexicon
+from filtering.captions.matching import Matcher, add_tallies, chances, entity_counts, tally
+from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.surface_forms import Meaning, Scanner
+from filtering.captions.tagger import load_tagger
+from filtering.captions.vocabulary import FrequencyList, kept_entities
 from filtering.schema import FORMS
-from filtering.tagger import load_tagger
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 REAL = ("cc3m_validation.tsv", "web_alt_text_10k.parquet")

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 from datasketch import MinHash
 
-from filtering.near_duplicates import (
+from filtering.captions.near_duplicates import (
     COMPARED,
     LARGEST_SET,
     RECALL,
@@ -19,8 +19,8 @@ from filtering.near_duplicates import (
     sign,
     signatures,
 )
-from filtering.stage import InputError
-from filtering.text import normalised
+from filtering.captions.text import normalised
+from filtering.shards import InputError
 
 VOCABULARY = [f"{first}{second}" for first in ("da", "le", "mo", "ri", "su", "ta") for second in map(str, range(150))]
 

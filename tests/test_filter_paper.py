@@ -12,12 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from spacy.language import Language
 
-from filtering.corpus import FilterConfig, build_corpus
-from filtering.lexicon import load_lexicon, paper_names
-from filtering.lists import PaperList, ScriptScanner
-from filtering.reader import SourceConfig
-from filtering.scan import Scanner
-from filtering.tagger import load_tagger
+from filtering.captions.corpus import FilterConfig, build_corpus
+from filtering.captions.lexicon import load_lexicon, paper_names
+from filtering.captions.reader import SourceConfig
+from filtering.captions.surface_forms import Scanner
+from filtering.captions.tagger import load_tagger
+from filtering.captions.vocabulary import PaperList, ScriptScanner
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 needs_captions = pytest.mark.skipif(not DATA.is_dir(), reason="the real captions are not here")

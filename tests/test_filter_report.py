@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 from pages import Page
 
-from filtering import report, report_charts
+from filtering.captions.statistics import describe_shard, merge
+from filtering.reports import charts as report_charts
+from filtering.reports import corpus as report
 from filtering.schema import CORPUS, DROPPED, ENTITIES, key_of
-from filtering.stage import write_table
-from filtering.statistics import describe_shard, merge
+from filtering.shards import write_table
 
 HOSTILE = [
     "<script>alert(1)</script> a dog",

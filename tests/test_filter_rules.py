@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from filtering import rules
-from filtering.lexicon import is_english
-from filtering.reader import SourceConfig, read_links
-from filtering.rules import (
+from filtering.captions import rules
+from filtering.captions.lexicon import is_english
+from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.rules import (
     DEFAULT_RULES,
     BadUrl,
     Boilerplate,
@@ -30,10 +30,10 @@ from filtering.rules import (
     TooShort,
     with_counts,
 )
+from filtering.captions.text import PERSON_TOKEN, normalised, words
+from filtering.images.url import is_url
 from filtering.schema import LINKS, SAMPLE, key_of
-from filtering.stage import InputError, mark, split
-from filtering.text import PERSON_TOKEN, normalised, words
-from filtering.url import is_url
+from filtering.shards import InputError, mark, split
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 RULES = typing.get_args(RuleConfig)

@@ -16,15 +16,15 @@ import webdataset as wds
 from chain import run_well, summary
 from download_web import HOST, Web, picture
 
-from filtering import select
-from filtering.corpus import FilterConfig, build_corpus
-from filtering.download import DownloadConfig, download_corpus
-from filtering.fetch_config import FetchConfig
-from filtering.image import ImageConfig
-from filtering.reader import SourceConfig, read_links
+from filtering.captions.corpus import FilterConfig, build_corpus
+from filtering.captions.reader import SourceConfig, read_links
+from filtering.images import from_tars as select
+from filtering.images.download import DownloadConfig, download_corpus
+from filtering.images.fetch_config import FetchConfig
+from filtering.images.from_tars import in_tars, select_corpus
+from filtering.images.resize import ImageConfig
 from filtering.schema import CORPUS, SAMPLE, STATUS
-from filtering.select import in_tars, select_corpus
-from filtering.stage import InputError, MakeWork, Marker, digest_of_file, run_local
+from filtering.shards import InputError, MakeWork, Marker, digest_of_file, run_local
 
 CONFIG = DownloadConfig(image=ImageConfig(image_size=48))
 

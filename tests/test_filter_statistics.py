@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from filtering.captions.statistics import LONGEST_TEXT, LOT, MOST_WORDS, SAMPLES, describe_shard, merge
 from filtering.schema import CORPUS, DROPPED, SAMPLE, key_of
-from filtering.statistics import LONGEST_TEXT, LOT, MOST_WORDS, SAMPLES, describe_shard, merge
 
 NOUNS = ("dog", "cat", "red car", "tree", "person")
 LEAKS = {"voc": frozenset({"dog", "cat"}), "coco": frozenset({"dog", "person"}), "ade": frozenset({"sky"})}

@@ -1,12 +1,12 @@
-"""Words of a column: what `filtering.text` says of each caption, whatever the alphabet and however the column is cut."""
+"""Words of a column: what `filtering.captions.text` says of each, whatever the alphabet and however the column is cut."""
 
 import random
 
 import pyarrow as pa
 import pytest
 
-from filtering.text import normalised, words
-from filtering.words import normalised_of, words_of
+from filtering.captions.text import normalised, words
+from filtering.captions.words import normalised_of, words_of
 
 PIECES = [
     *"aBz09éßİ½狗🐕’'_-.,&<> \n\t\x1c\u00a0\u0345",

@@ -14,8 +14,8 @@ from transformers.models.groupvit.modeling_groupvit import GroupViTTokenAssign
 
 from owseg import InputError
 from owseg.encoders import build_encoder, embed_patches, run_blocks
-from owseg.grouping import GroupingBlock, GroupingEncoder, hard_assignment
-from owseg.towers import clip_tower, load_vit, vit_tower
+from owseg.methods.ovsegmentor.grouping import GroupingBlock, GroupingEncoder, hard_assignment
+from owseg.methods.ovsegmentor.image_tower import clip_tower, load_vit, vit_tower
 from tests import tiny
 
 VIT = "vit_tiny_patch16_224"

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from owseg.heads import BatchNorm, ProjectionHead
+from owseg.methods.ovsegmentor.heads import BatchNorm, ProjectionHead
 
 RANK = """
 import sys

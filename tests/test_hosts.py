@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hosts_client import Answer, Client, Clock, Site, answers, make, now, run
 
-from filtering.hosts import HostDown
+from filtering.images.politeness import HostDown
 
 
 def test_a_host_and_the_whole_have_their_slots() -> None:

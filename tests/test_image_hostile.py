@@ -13,7 +13,7 @@ from download_web import picture, png_header
 from memory import reset_peak, resident
 from PIL import Image
 
-from filtering.image import ImageConfig, Resize, Resized
+from filtering.images.resize import ImageConfig, Resize, Resized
 
 MIB = 2**20
 BYTES_PER_PIXEL = 24

@@ -50,13 +50,13 @@ def test_the_test_above_can_fail() -> None:
 
 def test_config_sections_are_read_without_ray_or_mlflow() -> None:
     """`--help` and a misspelt key answer without loading what only work needs."""
-    light = ["cluster", "cluster.session", "cluster.tracking", "cluster.data", "cluster.storage", "cluster.progress"]
+    light = ["cluster", "cluster.session", "cluster.tracking", "cluster.data", "pipelines.app.stage_marker", "cluster.progress"]
     assert brought_along(light, INFRASTRUCTURE) == []
 
 
 def test_all_settings_are_read_without_the_libraries_that_only_models_need() -> None:
     heavy = (*INFRASTRUCTURE, "timm", "torchvision", "transformers", "open_clip", "matplotlib")
-    assert brought_along(["pipelines.settings", "pipelines.cli"], heavy) == []
+    assert brought_along(["pipelines.app.settings", "pipelines.app.cli"], heavy) == []
 
 
 def test_the_layers_of_the_house_hold() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.encoders import Encoder
-from owseg.language import ClipTower, bert_tower, clip_text_tower
+from owseg.methods.ovsegmentor.text_tower import ClipTower, bert_tower, clip_text_tower
 
 VOCABULARY = "[PAD] [UNK] [CLS] [SEP] [MASK] a the two dog cat on road ##s . , ' [ ]"
 WORDS = VOCABULARY.split()

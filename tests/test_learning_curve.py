@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.learning_curve import DEMO, ENCODER, SYSTEMS, scaled
-from pipelines.config import load
-from pipelines.settings import Config
+from pipelines.app.config import load
+from pipelines.app.settings import Config
 
 
 @pytest.mark.parametrize("times", [1, 3])

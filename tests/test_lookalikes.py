@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from filtering.lookalikes import Hashes, Lookalikes, tally
+from filtering.reports.lookalikes import Hashes, Lookalikes, tally
 
 
 def by_hand(hashes: list[int], distance: int) -> tuple[int, list[int]]:

@@ -16,7 +16,7 @@ from download_web import Web
 from downloads import config_for, images, pages, write_corpus
 from PIL import Image
 
-from filtering.download import download_corpus
+from filtering.images.download import download_corpus
 from owseg.encoders import Encoder, EncoderConfig, build_encoder
 
 ROOT = Path(__file__).resolve().parents[1]

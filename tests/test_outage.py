@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 from hosts_client import Answer, Client, Site, answers, make, now, run
 
-from filtering.hosts import NetworkDown
+from filtering.images.politeness import NetworkDown
 
 
 class World:

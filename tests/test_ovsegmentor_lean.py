@@ -11,11 +11,11 @@ import torch
 from ovsegmentor_step import write_bert
 from torch import Tensor
 
-from owseg.consistency import PAPER_SCALE
 from owseg.data import Batch
-from owseg.grouping import GroupingEncoder
-from owseg.language import bert_tower
 from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor.consistency import PAPER_SCALE
+from owseg.methods.ovsegmentor.grouping import GroupingEncoder
+from owseg.methods.ovsegmentor.text_tower import bert_tower
 
 TEXTS = {
     "caption": ["a cat on the mat", "a dog runs over a green field", "two birds", "a boat at sea in the sun"],

@@ -21,17 +21,17 @@ from cluster.session import SessionConfig
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, find_checkpoint, read_model, write_model
 from owseg.encoders import EncoderConfig, load_encoder
-from owseg.evaluation.presets import EvaluateConfig
-from owseg.evaluation.run import Score
+from owseg.evaluation.protocols import EvaluateConfig
+from owseg.evaluation.scoring import Score
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.ovsegmentor import OvSegmentor
 from owseg.predict import load
 from owseg.published import export_official
-from pipelines.checks import check_encoder, check_methods, check_weights, located_model
-from pipelines.config import load as load_config
+from pipelines.app.checks import check_encoder, check_methods, check_weights, located_model
+from pipelines.app.config import load as load_config
+from pipelines.app.settings import Config
 from pipelines.evaluate import settings_of
 from pipelines.segment import main as segment
-from pipelines.settings import Config
 
 MISSING = EncoderConfig(pretrained="/nowhere/clip.pt")
 """A CLIP that is not there: nobody may ask for it."""

@@ -13,10 +13,10 @@ from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
 from owseg import InputError
 from owseg.evaluation.datasets import BENCHMARKS, Item, labels_from, list_items, read_image, read_label
+from owseg.evaluation.inference import normalise, predict, resize, slide, window_starts
 from owseg.evaluation.metrics import class_iou, confusion, mean_iou
-from owseg.evaluation.presets import EvaluateConfig, View, protocol_of
-from owseg.evaluation.protocol import normalise, predict, resize, slide, window_starts
-from owseg.evaluation.run import Score, best_median_worst, report, score_items
+from owseg.evaluation.protocols import EvaluateConfig, View, protocol_of
+from owseg.evaluation.scoring import Score, best_median_worst, report, score_items
 from owseg.photos import read_photo
 
 VIEW = View(short_side=32, window=32, stride=16)

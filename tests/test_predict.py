@@ -13,8 +13,8 @@ from PIL import Image
 
 from owseg import InputError
 from owseg.evaluation.datasets import BENCHMARKS
-from owseg.evaluation.presets import Protocol, View
-from owseg.evaluation.protocol import predict
+from owseg.evaluation.inference import predict
+from owseg.evaluation.protocols import Protocol, View
 from owseg.photos import read_photo
 from owseg.predict import Model, load
 

@@ -19,10 +19,10 @@ from owseg import InputError
 from owseg.checkpoint import read_model
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.fit import WEIGHTS, learned_state
-from owseg.grouping import GroupingEncoder
-from owseg.language import bert_tower
 from owseg.methods import load_segmenter
 from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor.grouping import GroupingEncoder
+from owseg.methods.ovsegmentor.text_tower import bert_tower
 from owseg.methods.tcl import Tcl, TclMethod
 from owseg.published import export_official, import_official, load_trained, main, official_names, read_official, recognise
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from owseg.refine import DILATIONS, affinities, neighbours, pamr
+from owseg.pamr import DILATIONS, affinities, neighbours, pamr
 
 
 def by_definition(image: np.ndarray, masks: np.ndarray, steps: int) -> np.ndarray:

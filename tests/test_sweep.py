@@ -19,15 +19,15 @@ from cluster.train import TrainConfig, pairs_between
 from owseg.engine import spans
 from owseg.evaluation.intervals import ImageCounts, write_image_counts
 from pipelines import sweep
-from pipelines.checks import to_train
-from pipelines.cli import main
-from pipelines.config import load
-from pipelines.outcome import DONE, FAILED, USER_MISTAKE
-from pipelines.settings import Config
-from pipelines.sweep_grid import Cell, make_grid
-from pipelines.sweep_report import Finished, compare, rows_of
-from pipelines.sweep_tables import tables_of
-from pipelines.sweep_work import Outcome, Work, plan
+from pipelines.app.checks import to_train
+from pipelines.app.cli import main
+from pipelines.app.config import load
+from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE
+from pipelines.app.settings import Config
+from pipelines.sweeps.grid import Cell, make_grid
+from pipelines.sweeps.report import Finished, compare, rows_of
+from pipelines.sweeps.tables import tables_of
+from pipelines.sweeps.work import Outcome, Work, plan
 
 ABLATION = "models.tcl={contrast: {area_weight: 0, tv_weight: 0}, whole: {}}"
 

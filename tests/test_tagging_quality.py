@@ -9,11 +9,11 @@ from types import ModuleType
 
 import pytest
 
-from filtering.entities import EntityFinder
-from filtering.lexicon import load_lexicon
-from filtering.scan import Scanner
-from filtering.tagger import load_tagger
-from filtering.text import clean, for_tagging
+from filtering.captions.entities import EntityFinder
+from filtering.captions.lexicon import load_lexicon
+from filtering.captions.surface_forms import Scanner
+from filtering.captions.tagger import load_tagger
+from filtering.captions.text import clean, for_tagging
 
 ROOT = Path(__file__).parents[1]
 TREEBANK = ROOT.parent / "shared" / "data" / "ud_english_ewt"

@@ -24,7 +24,7 @@ from owseg.engine import TorchEngine
 from owseg.fit import fit, phase_groups
 from owseg.methods import Methods
 from owseg.methods.tcl import Tcl, TclMethod
-from pipelines.settings import Config
+from pipelines.app.settings import Config
 
 RANKS, PER_RANK = 2, 4
 SCALARS = ("mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.encoders import Encoder, EncoderConfig
-from owseg.evaluation.presets import EvaluateConfig, protocol_of
-from owseg.evaluation.protocol import predict, predict_scores
+from owseg.evaluation.inference import predict, predict_scores
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.methods.chance import ChanceMethod
 from owseg.methods.tcl import Tcl, TclMethod
 

@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from owseg import InputError
 from owseg.data import Batch
-from owseg.layers import ChannelNorm, GatedConv, GroundingDecoder, Projection, recomputed
 from owseg.losses import total_variation
-from owseg.methods import tcl
 from owseg.methods.tcl import TclMethod
+from owseg.methods.tcl import method as tcl
+from owseg.methods.tcl.decoder import ChannelNorm, GatedConv, GroundingDecoder, Projection, recomputed
 
 BATCH, TEXTS = 4, 10
 LOSSES = ("whole_image", "tcl_v", "tcl_f", "area", "area_negative", "tv_features", "tv_masks")

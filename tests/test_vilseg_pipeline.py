@@ -19,10 +19,10 @@ from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state
 from owseg.methods.vilseg import VilSeg, VilSegConfig
 from owseg.predict import load
-from pipelines.checks import check_encoder, check_methods
-from pipelines.config import ConfigError
-from pipelines.config import load as load_config
-from pipelines.settings import Config
+from pipelines.app.checks import check_encoder, check_methods
+from pipelines.app.config import ConfigError
+from pipelines.app.config import load as load_config
+from pipelines.app.settings import Config
 
 MISSING = EncoderConfig(pretrained="/nowhere/clip.pt")
 """A CLIP that is not there: nobody may ask for it."""

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from owseg.layers import GroundingDecoder
-from owseg.winograd import SAME, UPSAMPLED, convolve, serves
+from owseg.methods.tcl.decoder import GroundingDecoder
+from owseg.methods.tcl.winograd import SAME, UPSAMPLED, convolve, serves
 
 
 def example(batch: int, channels: int, height: int, width: int, outputs: int) -> tuple[torch.Tensor, ...]:

@@ -9,8 +9,8 @@ from download_web import Web
 from downloads import config_for, images, statuses, write_corpus
 from hosts_client import Client, answers, make, now, run
 
-from filtering.download import download_corpus
-from filtering.hosts import NetworkDown
+from filtering.images.download import download_corpus
+from filtering.images.politeness import NetworkDown
 
 DEAD = [f"host{i % 60}" for i in range(600)]
 

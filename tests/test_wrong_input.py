@@ -10,7 +10,7 @@ import yaml
 from chain import REPO, run
 from safetensors.torch import save_file
 
-from cluster.storage import StageMarker, write_marker
+from pipelines.app.stage_marker import StageMarker, write_marker
 
 CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "missing source": (

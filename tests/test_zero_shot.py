@@ -17,8 +17,8 @@ from owseg.encoders import Encoder, Reading, dense_features, embed_patches, gaus
 from owseg.methods import Methods
 from owseg.methods.zero_shot import ZeroShot, ZeroShotMethod
 from owseg.text import TEMPLATES, clip_tokenizer, embed_prompts, prompt_templates
-from pipelines.config import load
-from pipelines.settings import Config
+from pipelines.app.config import load
+from pipelines.app.settings import Config
 
 MODES: tuple[Reading, ...] = get_args(Reading)
 PATCH, GRID = 8, (3, 5)

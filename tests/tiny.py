@@ -17,7 +17,7 @@ from owseg.checkpoint import Checkpoint, write_model
 from owseg.data import AugmentConfig
 from owseg.encoders import Encoder, EncoderConfig, build_encoder
 from owseg.engine import Phase
-from owseg.evaluation.presets import View
+from owseg.evaluation.protocols import View
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods import Segmenter
 from owseg.methods.chance import Chance

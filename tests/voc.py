@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from owseg.encoders import EncoderConfig
-from owseg.evaluation.presets import EvaluateConfig
+from owseg.evaluation.protocols import EvaluateConfig
 
 CONFIG = EvaluateConfig(short_side=32, max_long_side=146, window=32, stride=16)  # 146 / 32 = 2048 / 448 = 4.57
 PLAIN = EncoderConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))

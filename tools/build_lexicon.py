@@ -1,6 +1,6 @@
-"""Build `filtering/lexicon/imagenet21k.tsv`, the names of visible things, from the ImageNet-21k synsets that timm ships.
+"""Build `filtering/captions/lexicon/imagenet21k.tsv`, names of visible things, from the ImageNet-21k synsets that timm ships.
 
-    python tools/build_lexicon.py [--out filtering/lexicon/imagenet21k.tsv]
+    python tools/build_lexicon.py [--out filtering/captions/lexicon/imagenet21k.tsv]
 
 A line is a name in lower case; a compound whose definition says that it is a kind of its last word ("coffee table: low table
 where ...") has that word in a second column, so that a caption's coffee table counts as a table, while the teddy bear of
@@ -88,7 +88,9 @@ def as_text(names: dict[str, str]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "filtering" / "lexicon" / "imagenet21k.tsv")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parents[1] / "filtering" / "captions" / "lexicon" / "imagenet21k.tsv"
+    )
     args = parser.parse_args()
     timm = find_spec("timm")
     if timm is None or timm.origin is None:

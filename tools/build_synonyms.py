@@ -18,8 +18,8 @@ from pathlib import Path
 
 from build_lexicon import read, section_of, usable
 
-from filtering.leakage import leaked
-from filtering.lexicon import FOLDER, NOT_AN_ENTITY, Lexicon, load_lexicon, spelling
+from filtering.captions.leakage import leaked
+from filtering.captions.lexicon import FOLDER, NOT_AN_ENTITY, Lexicon, load_lexicon, spelling
 from miniature.benchmarks import CLASSES
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.text import CLIP_VOCABULARY, clip_tokenizer

@@ -26,9 +26,10 @@ from miniature.server import serve
 from owseg import InputError
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.evaluation.rle import decode as decode_runs
-from pipelines import cli, full
-from pipelines.config import ConfigError
-from pipelines.outcome import USER_MISTAKE
+from pipelines import full
+from pipelines.app import cli
+from pipelines.app.config import ConfigError
+from pipelines.app.outcome import USER_MISTAKE
 
 CONFIG = Path(__file__).resolve().parents[1] / "configs" / "coco_mini.yaml"
 HOST = "photos.coco.test"

@@ -17,15 +17,15 @@ from spacy.language import Language
 from spacy.tokens import Doc
 from train_tagger import Sentence, as_caption, docs_of, find
 
-from filtering.corpus import FilterConfig
-from filtering.entities import EntityFinder
-from filtering.lexicon import load_lexicon
-from filtering.lists import FrequencyList, kept_entities
-from filtering.matching import Matcher, entity_counts, tally
-from filtering.reader import SourceConfig, read_links
-from filtering.scan import Scanner
-from filtering.tagger import COMMON_NOUNS, NOUNS, load_tagger
-from filtering.text import for_tagging
+from filtering.captions.corpus import FilterConfig
+from filtering.captions.entities import EntityFinder
+from filtering.captions.lexicon import load_lexicon
+from filtering.captions.matching import Matcher, entity_counts, tally
+from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.surface_forms import Scanner
+from filtering.captions.tagger import COMMON_NOUNS, NOUNS, load_tagger
+from filtering.captions.text import for_tagging
+from filtering.captions.vocabulary import FrequencyList, kept_entities
 
 LABELS = Path(__file__).resolve().parents[1] / "tests" / "data" / "labelled_captions.tsv"
 COMMON, PROPER, NOT_JUDGED = "n", "p", "?"

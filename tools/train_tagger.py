@@ -1,6 +1,6 @@
-"""Train the tagger that ships in `filtering/tagger/model` on a Universal Dependencies treebank.
+"""Train the tagger that ships in `filtering/captions/tagger/model` on a Universal Dependencies treebank.
 
-    python tools/train_tagger.py TREEBANK_FOLDER [--out filtering/tagger/model]
+    python tools/train_tagger.py TREEBANK_FOLDER [--out filtering/captions/tagger/model]
 
 TREEBANK_FOLDER holds `train`, `dev` and `test` as `.conllu` or `.conllu.gz` (UD English EWT, CC BY-SA 4.0). Takes about six
 minutes on one core. First every sentence is seen twice: as written, and as captions are written, in lower case and without

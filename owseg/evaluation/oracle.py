@@ -10,8 +10,8 @@ from torch import Tensor
 
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE
-from owseg.evaluation.presets import Protocol, View
-from owseg.evaluation.protocol import WINDOW_BATCH, enlarged, normalise, resize, windows_at_once, windows_of
+from owseg.evaluation.inference import WINDOW_BATCH, enlarged, normalise, resize, windows_at_once, windows_of
+from owseg.evaluation.protocols import Protocol, View
 from owseg.methods import DrawsRegions
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE, Item, read_image, read_label
-from owseg.evaluation.presets import Protocol
-from owseg.evaluation.protocol import predict
-from owseg.evaluation.run import Score, threshold_sweep
+from owseg.evaluation.inference import predict
+from owseg.evaluation.protocols import Protocol
+from owseg.evaluation.scoring import Score, threshold_sweep
 from owseg.methods import Segmenter
 
 PANEL = 320

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.text import CLIP_VOCABULARY, Tokenizer, clip_tokenizer
-from owseg.towers import timm_state, timm_vit
+from owseg.vit import timm_state, timm_vit
 from owseg.weights import differences
 
 KEY = "models.vilseg"

@@ -1,0 +1,1 @@
+"""Captions: from tables of links to the filtered corpus."""

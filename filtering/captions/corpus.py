@@ -1,0 +1,267 @@
+"""Links in, the filtered corpus out: read, mark, choose the vocabulary, split.
+
+    read        the source in parts; rows go into shards by the hash of their caption, so that duplicates meet, and neither
+                the order of the input nor the size of its parts matters
+    mark        caption rules; of what is left the forms in which entities may be mentioned; a sample of the captions is tagged
+    vocabulary  tallies of all shards added up: how often a form is a noun, how many captions mention an entity, which to keep
+    split       captions that mention no kept entity are dropped; the tagger reads those that the forms leave undecided
+    index       which kept rows mention an entity
+
+Every pass is `ShardWork` and runs wherever a `Runner` runs it; each finished unit has a marker and is not done again.
+"""
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from filtering.captions.balance import Balance
+from filtering.captions.index import merge_index
+from filtering.captions.leakage import leaked
+from filtering.captions.matching import add_tallies, entity_counts
+from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
+from filtering.captions.partition import ReadWork, point_at_parts, point_at_shards, remove_strangers
+from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, NoEntity, RareEntity, SignWork, SplitWork, Words
+from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
+from filtering.captions.rules import DEFAULT_RULES, RuleConfig
+from filtering.captions.statistics import merge
+from filtering.captions.vocabulary import FrequencyList, ListConfig
+from filtering.reports import corpus as report
+from filtering.schema import FORMS, KEY_LENGTH
+from filtering.shards import InputError, Marker, Rule, Runner, digest_of, digest_of_file, run_local, sum_counts, write_table
+
+VERSION = 2
+"""Raise it when the same config gives other rows: it is part of every fingerprint."""
+
+Benchmarks = Mapping[str, Sequence[Sequence[str]]]
+"""Per benchmark its classes, and of each class its name and synonyms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterConfig:
+    """How links become a corpus."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+    """Where the links are and which columns hold them."""
+    rules: tuple[RuleConfig, ...] = DEFAULT_RULES
+    """Caption rules in their order; the first that refuses a row is its reason."""
+    list: ListConfig = FrequencyList()
+    """Which entities are kept: the most frequent ones (frequency), OVSegmentor's (paper), or your own (file)."""
+    top_k: int = 100
+    """Number of entities that a frequency list keeps: the most frequent visual nouns of the corpus."""
+    min_count: int = 2
+    """Fewest captions that must mention an entity for a frequency list to keep it."""
+    stop: tuple[str, ...] = ()
+    """Names that are never entities, beside the shipped stop list."""
+    exclude_benchmark_classes: bool = False
+    """Leave the classes of the eight benchmarks out of the list, so that the corpus is not selected for what is tested."""
+    tagger: str = ""
+    """spaCy model that tells nouns, for instance en_core_web_sm; "" is the small tagger that ships with this package."""
+    sample: int = 100_000
+    """Captions that the tagger reads to learn how often each form is a noun; a corpus of fewer links is tagged whole."""
+    certain: float = 0.85
+    """Chance of mentioning a kept entity from which a caption is kept without the tagger; dropped at 1 minus it (0.5 to 1)."""
+    near_duplicates: NearDuplicates | None = None
+    """Drop captions that nearly repeat another kept one; null keeps them."""
+    balance: Balance | None = None
+    """Thin out captions of very frequent entities, as MetaCLIP does; null keeps them all."""
+    shards: int = 16
+    """Number of corpus shards: units of work and of resuming (up to about 100,000 links each is comfortable)."""
+
+    def __post_init__(self) -> None:
+        for key in ("top_k", "min_count", "sample", "shards"):
+            if getattr(self, key) < 1:
+                raise InputError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        if not 0.5 <= self.certain <= 1:
+            raise InputError(f"certain: is a share and must lie between 0.5 and 1, not {self.certain}")
+
+    @property
+    def applied_rules(self) -> tuple[RuleConfig, ...]:
+        """The caption rules, unless the list takes captions as they come: then they are not cleaned either."""
+        return self.rules if self.list.caption_rules else ()
+
+
+def build_corpus(
+    config: FilterConfig, out: Path, *, run: Runner = run_local, benchmarks: Benchmarks | None = None
+) -> dict[str, Any]:
+    """Build the corpus of `config` in the folder `out`; what an earlier call finished is not done again.
+
+    `out` gets `kept/*.parquet` (schema `CORPUS`), `dropped/*.parquet` (`DROPPED`), `entities.parquet` (`ENTITIES`),
+    `index.parquet` (`INDEX`) and the report (`report.html`, `.json`, `.png`). The folder `_build` holds what resuming needs.
+    `benchmarks` are the evaluation's classes, for the report on leakage and for `exclude_benchmark_classes`.
+
+    Returns:
+        {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "digest": of all tables,
+        "leakage": {benchmark: share of the kept captions that mention a class of it}}.
+
+    Raises:
+        InputError: a source that cannot be read, no such tagger, a faulty list, or no entity that is frequent enough.
+    """
+    build = out / BUILD
+    make_words = partial(Words, config.list, config.stop, config.tagger)
+    words = make_words()  # a wrong name should be told here, not by a worker
+    leaks = leaked(benchmarks or {}, words.lexicon)
+
+    shards, links = read(config, build, run)
+
+    limit = _sample_limit(config.sample, links)
+    marking = digest_of([VERSION, [asdict(rule) for rule in config.applied_rules], words.fingerprint(), limit])
+    work = partial(MarkWork, make_words, config.applied_rules, out, limit)
+    marked = run(work, shards, build / "mark", fingerprint=marking, label="mark")
+
+    forms = FORMS.empty_table()
+    for marker in marked:  # one after another: all tallies at once would be as large as the corpus has shards
+        forms = add_tallies([forms, pq.read_table(build / "mark" / "tally" / f"{marker.shard}.parquet")])
+    write_table(build / "forms.parquet", forms)
+    entities = choose_entities(config, forms, leaks)
+    write_table(out / "entities.parquet", entities)
+
+    tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
+    chosen = digest_of([marking, tables, config.certain])
+    rules: list[Rule] = []
+    repeated = ""
+    if config.near_duplicates:
+        rules.append(find_near_duplicates(config, config.near_duplicates, make_words, shards, out, chosen, run))
+        repeated = digest_of_file(build / "repeated.parquet")  # what a shard repeats may lie in another one
+    if config.balance:
+        rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
+    names = {benchmark: frozenset(classes.values()) for benchmark, classes in leaks.items()}
+    late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
+    told = sorted((benchmark, sorted(found)) for benchmark, found in names.items())
+    splitting = digest_of([chosen, late, repeated, told])
+    split = partial(SplitWork, make_words, config.certain, out, rules, names)
+    markers = run(split, shards, out, fingerprint=splitting, label="split")
+    _remove_leftovers(out, markers)
+    merge_index(build / "index", out / "index.parquet")
+
+    statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_text()) for marker in markers)
+    summary = _summary(config, out, markers, statistics)
+    report.write(out, summary, statistics, _details(config, marked, markers, leaks, benchmarks or {}))
+    return summary
+
+
+def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
+    """Changes with whatever changes the corpus: the settings, and the content of the links, the list and the tagger they name.
+
+    Raises:
+        InputError: as `build_corpus` does for a source, a list or a tagger that is not there.
+    """
+    settings = asdict(config)
+    del settings["source"]["path"]  # the same files elsewhere are the same links
+    words = Words(config.list, config.stop, config.tagger)
+    return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), benchmarks])
+
+
+def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
+    """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
+    raw = not config.list.caption_rules
+    parts = point_at_parts(build / "parts", [replace(part, raw=raw) for part in parts_of(config.source)])
+    settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
+    identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
+    markers = run(partial(ReadWork, config.shards), parts, build / "read", fingerprint=identity, label="read")
+    links = sum_counts(markers).get("links", 0)
+    if not links:
+        raise InputError(
+            f"filter.source.path: {config.source.path} holds no rows; give a table with a URL and a caption per row"
+        )
+    return point_at_shards(build / "shards", build / "read", markers, config.shards), links
+
+
+def _sample_limit(sample: int, links: int) -> str:
+    """The key below which a row is in the sample that the tagger reads: keys are hashes, so any range is drawn by lot."""
+    if links <= sample:
+        return "g"  # above every hexadecimal digit
+    return f"{sample * 16**KEY_LENGTH // links:0{KEY_LENGTH}x}"
+
+
+def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, Mapping[str, str]]) -> pa.Table:
+    """The vocabulary (schema `ENTITIES`) that the list makes of the tally. InputError if it keeps nothing."""
+    classes = frozenset(name for found in leaks.values() for name in found.values())
+    choose = partial(config.list.choose, entity_counts(forms), top_k=config.top_k, min_count=config.min_count)
+    entities = choose(excluded=classes if config.exclude_benchmark_classes else frozenset())
+    if not pc.any(entities["kept"]).as_py():
+        if pc.any(choose(excluded=frozenset())["kept"]).as_py():
+            raise InputError(
+                "filter.exclude_benchmark_classes: every entity that the list could keep is a benchmark's class; "
+                "set it to false, or choose a list that names others"
+            )
+        raise InputError(
+            f"filter.min_count: no entity is mentioned by {config.min_count} of the captions that passed the rules; "
+            "lower it, or look at corpus/_build/mark for the reasons"
+        )
+    return entities
+
+
+def find_near_duplicates(
+    config: FilterConfig, near: NearDuplicates, make_words: MakeWords, shards: list[Path], out: Path, chosen: str, run: Runner
+) -> NearDuplicate:
+    """The rule that refuses kept rows whose caption nearly repeats another's: sign all captions, compare those that meet.
+
+    Leaves the keys of these rows in `repeated.parquet`.
+    """
+    build = out / BUILD
+    fingerprint = digest_of([chosen, asdict(near)])
+    sign = partial(SignWork, make_words, config.certain, out, near, config.shards)
+    signed = run(sign, shards, build / "sign", fingerprint=fingerprint, label="sign")
+    buckets = point_at_shards(build / "buckets", build / "sign", signed, config.shards)
+    confirm = partial(ConfirmWork, build / "sign", near)
+    confirmed = run(confirm, buckets, build / "near", fingerprint=fingerprint, label="confirm")
+    tables = [pq.read_table(build / "near" / file) for marker in confirmed for file in marker.files]
+    repeated = pa.concat_tables(tables).sort_by("key").combine_chunks()
+    write_table(build / "repeated.parquet", repeated)
+    return NearDuplicate(repeated["key"].combine_chunks())
+
+
+def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker], statistics: Mapping[str, Any]) -> dict[str, Any]:
+    counts = sum_counts(markers)
+    late = (NoEntity.name, RareEntity.name, NearDuplicate.name, Balance.name)
+    dropped = {
+        reason: counts.get(f"dropped/{reason}", 0)
+        for reason in dict.fromkeys([*(rule.name for rule in config.applied_rules), *late])
+    }
+    tables = [(file, digest) for marker in markers for file, digest in marker.files.items() if not file.startswith(BUILD)]
+    tables += [(name, digest_of_file(out / name)) for name in ("entities.parquet", "index.parquet")]
+    return {
+        "links": counts["links"],
+        "kept": counts["kept"],
+        "dropped": {reason: count for reason, count in dropped.items() if count},
+        "entities": int(pc.sum(pq.read_table(out / "entities.parquet")["kept"]).as_py()),
+        "leakage": {name: round(count / max(1, counts["kept"]), 6) for name, count in sorted(statistics["leakage"].items())},
+        "digest": digest_of(sorted(tables)),
+    }
+
+
+def _details(
+    config: FilterConfig,
+    marked: Sequence[Marker],
+    markers: Sequence[Marker],
+    leaks: Mapping[str, Mapping[str, str]],
+    benchmarks: Benchmarks,
+) -> dict[str, Any]:
+    """What the report tells beside the counts."""
+    counts = sum_counts(markers)
+    return {
+        "list": {**asdict(config.list), "top_k": config.top_k, "min_count": config.min_count},
+        "leaks": leaks,
+        "classes": {name: len(classes) for name, classes in benchmarks.items()},
+        "matching": {
+            "sampled": sum_counts(marked).get("sampled", 0),
+            **{way: counts.get(f"matching/{way}", 0) for way in ("rejected", "decided", "tagged")},
+        },
+        "config": {**asdict(config), "rules": [asdict(rule) for rule in config.applied_rules]},
+    }
+
+
+def _remove_leftovers(out: Path, markers: Iterable[Marker]) -> None:
+    """Delete shards that an earlier config with more of them left behind, and what a killed run was about to rename."""
+    ours = [out / file for marker in markers for file in marker.files]
+    for folder in ("kept", "dropped", f"{BUILD}/index", f"{BUILD}/statistics"):
+        remove_strangers(out / folder, ours)
+    for path in out.rglob(".*.tmp"):
+        path.unlink()

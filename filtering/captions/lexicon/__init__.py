@@ -1,0 +1,124 @@
+"""The names of visible things: which words of a caption can be an entity, and under which canonical name.
+
+`imagenet21k.tsv` is built by `tools/build_lexicon.py`; the other files are kept by hand. A later file overrules an earlier one.
+"""
+
+import re
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
+from pathlib import Path
+
+from spacy.lookups import load_lookups
+
+from filtering.shards import digest_of, digest_of_file
+
+FOLDER = Path(__file__).parent
+VISIBLE = ("imagenet21k.tsv", "extra.tsv")
+STOP = "stop.txt"
+PAPER = "paper.tsv"
+FOREIGN = "foreign.txt"
+ENGLISH = "english.txt"
+
+NOT_AN_ENTITY = ""
+NOUN_VERB_ADJECTIVE = ("noun", "verb", "adj")
+
+_POSSESSIVE = re.compile(r"(?<=\w)['’](?=s?(?!\S))")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lexicon:
+    """Canonical names by spelling. Hyphens count as spaces, so "t-shirt", "t shirt" and "t - shirt" are one spelling."""
+
+    names: dict[str, str] = field(repr=False)
+    """Spelling → canonical name; `NOT_AN_ENTITY` for a spelling that is stopped and must not be read as anything else."""
+    as_written: frozenset[str] = frozenset()
+    """Single words that are read as they stand even where they look like a plural."""
+
+    @cached_property
+    def longest(self) -> dict[str, int]:
+        """First word of a compound → number of words of the longest compound that opens with it."""
+        longest: dict[str, int] = {}
+        for first, *rest in map(str.split, self.names):
+            if rest:
+                longest[first] = max(longest.get(first, 0), 1 + len(rest))
+        return longest
+
+    def with_names(self, own: Mapping[str, str]) -> "Lexicon":
+        """This lexicon with other canonical names for some names, in any spelling.
+
+        What meant one of them follows: if "man" becomes "people", so does "guy", which meant "man".
+        """
+        names = {spelling(name): canonical for name, canonical in own.items()}
+        followed = {written: names.get(spelling(name), name) for written, name in self.names.items()}
+        return Lexicon(names=followed | names, as_written=self.as_written | names.keys())
+
+
+def load_lexicon(stop: tuple[str, ...] = ()) -> Lexicon:
+    """The shipped lexicon; `stop` adds to the shipped stop list."""
+    names: dict[str, str] = {}
+    for file in VISIBLE:
+        names.update((spelling(name), canonical) for name, canonical in _lines(file))
+    for name, _ in _lines(STOP):
+        names[spelling(name)] = NOT_AN_ENTITY
+    for name in stop:
+        names[spelling(name)] = NOT_AN_ENTITY
+    return Lexicon(names={written: _resolve(name, names) for written, name in names.items()})
+
+
+@cache
+def paper_names() -> Mapping[str, str]:
+    """OVSegmentor's 100 words, exactly as its script looks for them and in its order → its 73 canonical names."""
+    return dict(_lines(PAPER))
+
+
+@lru_cache(maxsize=1 << 17)
+def is_english(word: str) -> bool:
+    """Whether a word in lower case is known: as a lemma or inflected form of spaCy's tables, or by `english.txt`.
+
+    The tables hold no function words but all sorts of letters and loans ("la", "en", "die"): `foreign.txt` takes out the
+    small words of other languages, which are no evidence for English.
+    """
+    return (word in _words(ENGLISH) or any(word in table for table in _lemma_tables())) and word not in _words(FOREIGN)
+
+
+@cache
+def _lemma_tables() -> tuple[Container[str], ...]:
+    tables = load_lookups("en", ["lemma_index", "lemma_exc", "lemma_lookup"])
+    indexes = [table[kind] for table in map(tables.get_table, ("lemma_index", "lemma_exc")) for kind in NOUN_VERB_ADJECTIVE]
+    return (*map(frozenset, indexes), tables.get_table("lemma_lookup"))
+
+
+@cache
+def _words(file: str) -> frozenset[str]:
+    return frozenset((FOLDER / file).read_text(encoding="utf-8").split())
+
+
+def lexicon_digest() -> str:
+    """Changes with the shipped files."""
+    return digest_of([digest_of_file(FOLDER / file) for file in (*VISIBLE, STOP, PAPER, FOREIGN, ENGLISH)])
+
+
+def _resolve(name: str, names: dict[str, str]) -> str:
+    """Follow "dining table" → "table" → ... to the canonical name; what leads to a stopped name is stopped."""
+    seen = set()
+    while name and name not in seen:
+        seen.add(name)
+        name = names.get(spelling(name), name)
+    return name
+
+
+def spelling(name: str) -> str:
+    """How the lexicon writes a name: lower case, single spaces, hyphens as spaces, a possessive's end as a word of its own.
+
+    So it writes a word for each token: "Rubik's Cube" is "rubik 's cube".
+    """
+    return _POSSESSIVE.sub(" '", " ".join(name.lower().replace("-", " ").split()))
+
+
+def _lines(file: str) -> Iterator[tuple[str, str]]:
+    """(name, canonical name) for every line: a name alone, or a name and its canonical one with a tab between."""
+    for line in (FOLDER / file).read_text(encoding="utf-8").splitlines():
+        if line and not line.startswith("#"):
+            name, _, canonical = line.partition("\t")
+            yield name, canonical or name

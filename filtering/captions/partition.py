@@ -1,0 +1,172 @@
+"""The shuffle between two passes: rows of any origin into a fixed number of shards, through files of one row group a shard.
+
+    parts of the source ──write_block──▶ blocks: row group s holds the rows of shard s ──gather──▶ shard s, sorted by key
+
+No worker ever holds more than one block or one shard, and nothing depends on where parts and blocks begin.
+"""
+
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filtering.captions.reader import Part, read_part
+from filtering.captions.words import normalised_of
+from filtering.schema import SAMPLE
+from filtering.shards import Marker, write_pointer
+
+BLOCK_ROWS = 1 << 18
+READ_UNITS = 64
+
+
+class ReadWork:
+    """Reads parts of the source and puts their rows into blocks, those with the same caption in the same shard."""
+
+    def __init__(self, shards: int) -> None:
+        self._shards = shards
+
+    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
+        tables = chain.from_iterable(read_part(Part(**part)) for part in table.to_pylist())
+        links = 0
+        for number, block in enumerate(_blocks(tables)):
+            texts = normalised_of(block["caption"]).to_pylist()
+            shard_of = np.array([_shard(text, self._shards) for text in texts], np.int32)
+            write_block(scratch / f"{scratch.name}-{number:04d}.parquet", block, shard_of, self._shards)
+            links += block.num_rows
+        return {"links": links}
+
+
+def point_at_parts(folder: Path, parts: Sequence[Part]) -> list[Path]:
+    """The sources of `ReadWork`: one per part, or per group of small neighbours."""
+    sources = []
+    for number, group in enumerate(_groups(parts)):
+        sources.append(folder / f"{number:05d}.parquet")
+        write_pointer(sources[-1], [asdict(part) for part in group], sum(part.rows_hint for part in group))
+    remove_strangers(folder, sources)
+    return sources
+
+
+def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts in groups of up to a block's rows, so that thousands of small files do not become thousands of tiny blocks.
+
+    A small source stays in `READ_UNITS` groups or more, as far as it has parts, for workers to share.
+    """
+    most = min(BLOCK_ROWS, sum(part.rows_hint for part in parts) // READ_UNITS)
+    group: list[Part] = []
+    rows = 0
+    for part in parts:
+        if group and rows + part.rows_hint > most:
+            yield group
+            group, rows = [], 0
+        group.append(part)
+        rows += part.rows_hint
+    if group:
+        yield group
+
+
+def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shards: int) -> list[Path]:
+    """One source per shard that names the blocks, in the folder `blocks`, where its rows are; digests tell when they change.
+
+    `markers` are those of the pass that wrote the blocks; blocks of earlier passes are deleted.
+    """
+    digests = {file: digest for marker in markers for file, digest in sorted(marker.files.items())}
+    remove_strangers(blocks, [blocks / file for file in digests])
+    counts = {file: _rows_of_groups(blocks / file) for file in digests}
+    sources = []
+    for shard in range(shards):
+        rows = {file: of_shards[shard] for file, of_shards in counts.items()}
+        holders = [file for file in rows if rows[file]] or list(rows)[:1]  # of an empty shard one block tells the columns
+        pointers: list[dict[str, object]] = [{"block": file, "digest": digests[file], "shard": shard} for file in holders]
+        sources.append(folder / f"{shard:05d}.parquet")
+        write_pointer(sources[-1], pointers, sum(rows.values()))
+    remove_strangers(folder, sources)
+    return sources
+
+
+def write_block(path: Path, table: pa.Table, shard_of: npt.NDArray[np.int32], shards: int) -> None:
+    """Write `table` with one row group a shard; row i belongs to shard `shard_of[i]`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ordered = table.take(pa.array(np.argsort(shard_of, kind="stable"))).combine_chunks()
+    counts = np.bincount(shard_of, minlength=shards)
+    with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
+        start = 0
+        for count in counts.tolist():
+            writer.write_table(ordered.slice(start, count), row_group_size=max(1, count))
+            start += count
+
+
+def regroup(
+    tables: Iterable[pa.Table], group_of: Callable[[pa.Table], npt.NDArray[np.int32]], groups: int, blocks: Path
+) -> Iterator[pa.Table]:
+    """The rows of `tables` by group: all those of group 0, then those of group 1, and so on; `group_of` tells each row's.
+
+    In memory at once: one of the tables, or one group. The rest waits on disk in the folder `blocks`, which is deleted.
+    """
+    shutil.rmtree(blocks, ignore_errors=True)
+    files = []
+    for number, table in enumerate(tables):
+        files.append(blocks / f"{number:05d}.parquet")
+        write_block(files[-1], table, group_of(table), groups)
+    for group in range(groups):
+        yield pa.concat_tables([_row_group(file, group) for file in files])
+    shutil.rmtree(blocks)
+
+
+def _row_group(path: Path, group: int) -> pa.Table:
+    with pq.ParquetFile(path) as file:
+        return file.read_row_group(group)
+
+
+def gather(blocks: Path, pointers: pa.Table) -> pa.Table:
+    """All rows of a shard, sorted by key (and sample: a key may stand for several)."""
+    tables = []
+    for row in pointers.to_pylist():
+        path = blocks / row["block"]
+        with pq.ParquetFile(path, metadata=_metadata(path, row["digest"])) as file:
+            tables.append(file.read_row_group(row["shard"]))
+    table = pa.concat_tables(tables)
+    columns = [name for name in ("key", SAMPLE.name) if name in table.column_names]
+    return table.sort_by([(name, "ascending") for name in columns]).combine_chunks()
+
+
+@lru_cache(maxsize=4096)
+def _metadata(path: Path, digest: str) -> pq.FileMetaData:
+    """A block's footer tells of hundreds of row groups: parsed once, not for each shard. `digest` tells old from new."""
+    return pq.read_metadata(path)
+
+
+def _rows_of_groups(path: Path) -> list[int]:
+    metadata = pq.read_metadata(path)
+    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+
+
+def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in blocks of about `BLOCK_ROWS`."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(one.num_rows for one in waiting) >= BLOCK_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _shard(text: str, shards: int) -> int:
+    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") % shards
+
+
+def remove_strangers(folder: Path, ours: Sequence[Path]) -> None:
+    """Delete the numbered files in `folder` that are not `ours`: what an earlier config left behind."""
+    wanted = set(ours)
+    for path in folder.glob("[0-9]*.*"):
+        if path not in wanted:
+            path.unlink()

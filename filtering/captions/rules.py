@@ -1,0 +1,382 @@
+"""The caption rules. `RuleConfig` is the registry: to add a rule, write a dataclass and add it to the union.
+
+A rule judges the rows of one table (schema `LINKS`) and never drops: true = keep. Corpora keep rows with the same caption
+in the same shard, so the two duplicate rules see every copy there is.
+
+Two means make the rules fast. Those that count words or letters read one column, `with_counts`, that is made once and stays
+with its rows. Those that search for a pattern let Arrow's RE2 clear most rows, and look at the doubted ones in Python, whose
+regular expressions know all of Unicode.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+from string import ascii_lowercase
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from filtering.captions.lexicon import is_english
+from filtering.captions.text import PERSON_TOKEN, normalised
+from filtering.captions.words import normalised_of, words_of
+from filtering.images.url import MAX_LENGTH, is_url
+from filtering.schema import SAMPLE
+from filtering.shards import InputError
+
+Counts = np.ndarray[Any, np.dtype[np.int32]]
+
+COUNTS = pa.field(
+    "counts",
+    pa.struct(
+        [
+            ("words", pa.int32()),  # words of the caption
+            ("distinct", pa.int32()),  # different ones among them
+            ("spelt", pa.int32()),  # words of nothing but letters and apostrophes
+            ("known", pa.int32()),  # those that an English dictionary knows
+            ("visible", pa.int32()),  # characters that are not white space
+            ("letters", pa.int32()),  # letters of any script
+            ("latin", pa.int32()),  # a to z among them
+        ]
+    ),
+)
+"""What the rules want to know about a caption, in numbers."""
+
+BATCH_ROWS = 1 << 13
+"""Captions that are counted together: memory stays flat."""
+
+
+def with_counts(table: pa.Table) -> pa.Table:
+    """`table` with the column `COUNTS`. Rules count anew where it is missing: the result is the same, only later."""
+    captions = table["caption"]
+    batches = [_count(captions.slice(start, BATCH_ROWS)) for start in range(0, len(captions), BATCH_ROWS)]
+    return table.append_column(COUNTS, pa.chunked_array(batches, COUNTS.type))
+
+
+def _counts(table: pa.Table) -> dict[str, Counts]:
+    column = (table if COUNTS.name in table.column_names else with_counts(table))[COUNTS.name]
+    return {field.name: pc.struct_field(column, field.name).to_numpy() for field in COUNTS.type}
+
+
+def _count(captions: pa.ChunkedArray) -> pa.StructArray:
+    found = words_of(captions)
+    lengths = pc.list_value_length(found).to_numpy()
+    ends = np.cumsum(lengths)
+    coded = found.flatten().dictionary_encode()
+    of_word = coded.indices.to_numpy()
+    spelt, known = np.array([_spelling(word) for word in coded.dictionary.to_pylist()], bool).reshape(-1, 2).T
+    sorted_words = np.sort(np.repeat(np.arange(len(found)), lengths) << 32 | of_word)  # each row's stay in its place
+
+    texts = [caption or "" for caption in captions.to_pylist()]
+    characters = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
+    last = np.cumsum([len(text) for text in texts], dtype=np.int64)
+    letter, space = _letters_and_spaces()
+    letters = letter[characters]
+    columns = {
+        "words": lengths,
+        "distinct": _sums(np.diff(sorted_words, prepend=-1) != 0, ends),
+        "spelt": _sums(spelt[of_word], ends),
+        "known": _sums(known[of_word], ends),
+        "visible": _sums(~space[characters], last),
+        "letters": _sums(letters, last),
+        "latin": _sums(letters & (characters < 128), last),
+    }
+    return pa.StructArray.from_arrays(
+        [pa.array(columns[field.name], field.type) for field in COUNTS.type], fields=list(COUNTS.type)
+    )
+
+
+def _sums(flags: np.ndarray[Any, np.dtype[np.bool_]], ends: np.ndarray[Any, Any]) -> Counts:
+    """How many flags are set in each run of `flags`; the runs follow one another and end before `ends`."""
+    totals: Counts = np.cumsum(np.concatenate([[False], flags]), dtype=np.int32)
+    sums: Counts = np.diff(totals[ends], prepend=np.int32(0))
+    return sums
+
+
+def _spelling(word: str) -> tuple[bool, bool]:
+    """Whether a word says anything about the language, and whether it speaks for English."""
+    stem = word.removesuffix("'s")
+    spelt = word.isalpha() or "'" in word
+    return spelt, spelt and len(stem) > 1 and is_english(stem)
+
+
+@cache
+def _letters_and_spaces() -> tuple[np.ndarray[Any, np.dtype[np.bool_]], np.ndarray[Any, np.dtype[np.bool_]]]:
+    """For every character of Unicode whether it is a letter, and whether it is white space."""
+    characters = list(map(chr, range(0x110000)))
+    return np.array(list(map(str.isalpha, characters))), np.array(list(map(str.isspace, characters)))
+
+
+def _doubt(column: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
+    """Rows that may match a pattern of Python's `re`. RE2 answers for ASCII, where both mean the same; the rest is doubted."""
+    return pc.or_(pc.match_substring_regex(column, pattern), pc.invert(pc.string_is_ascii(column)))
+
+
+def _judge(column: pa.ChunkedArray, doubted: pa.ChunkedArray, keep: Callable[[str], bool]) -> pa.BooleanArray:
+    """Ask `keep` about the doubted rows; the others stay. Null reads as an empty text."""
+    asked = pc.fill_null(doubted, True).to_numpy()
+    judged = np.ones(len(column), bool)
+    judged[asked] = [keep(text or "") for text in column.filter(pa.array(asked)).to_pylist()]
+    return pa.array(judged)
+
+
+def _at_most(copies: int, values: pa.Array | pa.ChunkedArray) -> pa.BooleanArray:
+    """Keep the first `copies` rows of each value."""
+    coded = pa.table({"value": values}).combine_chunks()["value"].dictionary_encode(null_encoding="encode").combine_chunks()
+    codes = coded.indices.to_numpy()
+    order = np.argsort(codes, kind="stable")
+    first = np.searchsorted(codes[order], codes[order])
+    keep = np.empty(len(codes), bool)
+    keep[order] = np.arange(len(codes)) - first < copies
+    return pa.array(keep)
+
+
+def _check(right: bool, key: str, rule: str) -> None:
+    if not right:
+        raise InputError(f"{key}: {rule}")
+
+
+def _check_share(value: float, key: str) -> None:
+    _check(0 <= value <= 1, key, f"is a share and must lie between 0 and 1, not {value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BadUrl:
+    """Refuses links that no client could fetch, and rows without one."""
+
+    name: Literal["bad_url"] = "bad_url"
+    """Refuses rows whose URL is missing or is no http(s) URL with a host; images that are there already need none."""
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        urls = table["url"]
+        plain = pc.and_(pc.match_substring_regex(urls, _PLAIN_URL), pc.less_equal(pc.binary_length(urls), MAX_LENGTH))
+        keep = _judge(urls, pc.invert(plain), is_url)
+        return pc.or_(keep, pc.is_valid(table[SAMPLE.name])) if SAMPLE.name in table.column_names else keep
+
+
+_PLAIN_URL = r"(?i)\Ahttps?://[0-9a-z.-]*[0-9a-z](:[0-9]{1,5})?([/?#][!-~]*)?\z"  # what `is_url` accepts, and nothing rare
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooShort:
+    """Refuses captions that say too little."""
+
+    name: Literal["too_short"] = "too_short"
+    """Refuses captions with fewer words than `min_words`."""
+    min_words: int = 3
+    """Fewest words (3, as in CC12M)."""
+
+    def __post_init__(self) -> None:
+        _check(self.min_words >= 1, "min_words", "must be at least 1")
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        return pa.array(_counts(table)["words"] >= self.min_words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TooLong:
+    """Refuses texts that are no captions: articles, keyword lists."""
+
+    name: Literal["too_long"] = "too_long"
+    """Refuses captions with more words than `max_words`."""
+    max_words: int = 60
+    """Most words (60: about what CLIP's 77 text tokens hold)."""
+
+    def __post_init__(self) -> None:
+        _check(self.max_words >= 1, "max_words", "must be at least 1")
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        return pa.array(_counts(table)["words"] <= self.max_words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FewLetters:
+    """Refuses product codes, prices, dates and rows of signs."""
+
+    name: Literal["few_letters"] = "few_letters"
+    """Refuses captions in which letters are rare."""
+    min_share: float = 0.5
+    """Smallest share of letters among the characters that are not white space (0 to 1)."""
+
+    def __post_init__(self) -> None:
+        _check_share(self.min_share, "min_share")
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        counts = _counts(table)
+        return pa.array((counts["letters"] > 0) & (counts["letters"] >= self.min_share * counts["visible"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repetition:
+    """Refuses keyword lists that say the same again and again."""
+
+    name: Literal["repetition"] = "repetition"
+    """Refuses captions that repeat their words, or one character many times."""
+    min_distinct: float = 0.6
+    """Smallest share of distinct words among the words of a caption (0 to 1); five words or fewer always pass."""
+    max_run: int = 5
+    """Most times that one character may follow itself."""
+
+    def __post_init__(self) -> None:
+        _check_share(self.min_distinct, "min_distinct")
+        _check(self.max_run >= 1, "max_run", "must be at least 1")
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        counts = _counts(table)
+        varied = (counts["words"] <= 5) | (counts["distinct"] >= self.min_distinct * counts["words"])
+        run = re.compile(rf"([^\W\d_])\1{{{self.max_run},}}", re.IGNORECASE)
+        opening = min(self.max_run, 5) + 1  # RE2 knows no back-references, and counts up to 1000 only
+        doubted = _doubt(table["caption"], "(?i)" + "|".join(f"{letter}{{{opening}}}" for letter in ascii_lowercase))
+        return pc.and_(pa.array(varied), _judge(table["caption"], doubted, lambda caption: not run.search(caption)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Markup:
+    """Refuses captions that carry traces of a web page."""
+
+    name: Literal["markup"] = "markup"
+    """Refuses captions with HTML tags, CSS or template code, web addresses, or file names."""
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        captions = pc.replace_substring(table["caption"], PERSON_TOKEN, "")
+        return _judge(captions, _doubt(captions, _MARKUP.pattern), lambda caption: not _MARKUP.search(caption))
+
+
+_MARKUP = re.compile(
+    r"(?i)</?[a-z][^<>]*>|<!--|\{\{|\}\}|\[/?(caption|url|img|b|i)\b|&#?\w+;"  # tags, templates, forum code, left entities
+    r"|https?:|\bwww\.|\w\.(com|org|net)\b"  # addresses
+    r"|\w\.(jpe?g|png|gif|webp|bmp|tiff?|svg|pdf|mp4|html?|php|aspx?)\b"  # file names
+    r"|\b(img|dsc|dscn|dscf|screenshot)[_-]?\d{3,}"  # what cameras call their files
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Boilerplate:
+    """Refuses what software writes where a person wrote nothing."""
+
+    name: Literal["boilerplate"] = "boilerplate"
+    """Refuses captions that contain a stock phrase of web pages."""
+    phrases: tuple[str, ...] = (
+        "all rights reserved", "click for", "click here", "click on", "click to", "cookie policy", "free shipping",
+        "image may contain", "image not available", "image not found", "image result for", "no image available",
+        "no photo available", "photo not available", "placeholder image", "read more", "sign up", "terms of use",
+    )  # fmt: skip
+    """The phrases, in any case."""
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        phrases = [f" {normalised(phrase)} " for phrase in self.phrases]
+        doubted = _doubt(table["caption"], "(?i)" + "|".join("[^0-9a-z]+".join(map(re.escape, one.split())) for one in phrases))
+        return _judge(table["caption"], doubted, lambda caption: not any(map(f" {normalised(caption)} ".__contains__, phrases)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmailAddress:
+    """Refuses captions that give away how to reach somebody."""
+
+    name: Literal["email_address"] = "email_address"
+    """Refuses captions with an e-mail address."""
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        captions = table["caption"]
+        return _judge(captions, pc.match_substring(captions, "@"), lambda caption: not _EMAIL.search(caption))
+
+
+_EMAIL = re.compile(r"(?<![\w.+-])[\w.+-]+\s?@\s?[\w-]+(\.[\w-]+)+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PhoneNumber:
+    """Refuses captions that give away a telephone number. Years, sizes, ISBNs and stock numbers are none."""
+
+    name: Literal["phone_number"] = "phone_number"
+    """Refuses captions with a telephone number: international, in groups as one dials, or after a word like "call"."""
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        captions = table["caption"]
+        seven_digits = r"[0-9](?:[ ().-]{0,3}[0-9]){6}"
+        return _judge(captions, _doubt(captions, seven_digits), lambda caption: not _PHONE.search(caption))
+
+
+_PHONE = re.compile(
+    r"(?i)(?<![\w.,/+-])(?:"
+    r"(?:\+|00 ?(?=[1-9]\d{0,2}[ .(-]))[1-9](?:[ ().-]{0,2}\d){7,13}"  # +44 20 7946 0958
+    r"|(?:1 ?[ .-] ?)?(?:\([2-9]\d\d\) ?|[2-9]\d\d ?[.-] ?)[2-9]\d\d ?[ .-] ?\d{4}"  # (415) 744-8666, 415.744.8666
+    r"|1 [2-9]\d\d [2-9]\d\d \d{4}"  # 1 800 555 1234
+    r"|(?:\(0\d{1,4}\) ?|0[1-9]\d{1,3}[ -])\d{3,4}[ -]?\d{3,4}"  # 0330 123 4567, (02) 1234 5678
+    r"|(?:(?:call|tel|fax|whats ?app|hotline|(?:phone|mobile|contact) ?(?:no|number))\b|(?:phone|mobile|contact) ?:|[☎☏📞])"
+    r"(?: (?:us|me|at|on|now|today|toll|free)\b)*[ .:@]{0,3}\(?\d(?:[ ().-]{0,3}\d){6,13}"  # call 02261054600
+    r")(?![\w-])"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NotEnglish:
+    """Refuses captions in other scripts and other languages, cheaply: by their letters and by known words."""
+
+    name: Literal["not_english"] = "not_english"
+    """Refuses captions that do not look like English."""
+    min_ascii: float = 0.85
+    """Smallest share of a to z among the letters (0 to 1)."""
+    min_known: float = 0.4
+    """Smallest share of words that an English dictionary knows (0 to 1); captions of up to three words need one."""
+
+    def __post_init__(self) -> None:
+        _check_share(self.min_ascii, "min_ascii")
+        _check_share(self.min_known, "min_known")
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        counts = _counts(table)
+        spelt = counts["spelt"]
+        needed = np.where(spelt > 3, self.min_known * spelt, np.minimum(1, spelt))
+        return pa.array((counts["latin"] >= self.min_ascii * counts["letters"]) & (counts["known"] >= needed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateLink:
+    """Refuses second and later copies of a link."""
+
+    name: Literal["duplicate_link"] = "duplicate_link"
+    """Refuses rows whose URL and caption were there before."""
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        return _at_most(1, table["key"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DuplicateCaption:
+    """Refuses captions that many images share: they describe none of them, and are false negatives in a batch."""
+
+    name: Literal["duplicate_caption"] = "duplicate_caption"
+    """Refuses rows whose caption (case and punctuation aside) was there `copies` times before."""
+    copies: int = 1
+    """Most rows that may share a caption."""
+
+    def __post_init__(self) -> None:
+        _check(self.copies >= 1, "copies", "must be at least 1")
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        return _at_most(self.copies, normalised_of(table["caption"]))
+
+
+RuleConfig = (
+    BadUrl
+    | TooShort
+    | TooLong
+    | FewLetters
+    | Markup
+    | Boilerplate
+    | EmailAddress
+    | PhoneNumber
+    | Repetition
+    | NotEnglish
+    | DuplicateLink
+    | DuplicateCaption
+)
+
+DEFAULT_RULES: tuple[RuleConfig, ...] = (
+    BadUrl(), TooShort(), TooLong(), FewLetters(), Markup(), Boilerplate(), EmailAddress(), PhoneNumber(), Repetition(),
+    NotEnglish(), DuplicateLink(), DuplicateCaption(),
+)  # fmt: skip
+"""Every rule once, the cheap ones first."""

@@ -1,0 +1,51 @@
+"""A download in a few words: while it runs, and when it is done."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+from filtering.images.reasons import FAILURES, failure_of
+
+_MOST_OFTEN = 2
+_REASONS_PER_CLASS = 3
+
+
+def describe(counts: Mapping[str, int]) -> str:
+    """How it goes so far: the share of images obtained of the links done, their size, and why others were not.
+
+    `counts` are a shard's, added up: "status/<status>" and "bytes".
+    """
+    statuses = Counter({name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")})
+    links = statuses.total()
+    if not links:
+        return ""
+    obtained = statuses.pop("success", 0)
+    words = f"{obtained / links:.0%} obtained, {size(counts.get('bytes', 0))}"
+    failures = ", ".join(f"{status} {count / links:.0%}" for status, count in _by_frequency(statuses)[:_MOST_OFTEN])
+    return f"{words}, most often {failures}" if failures else words
+
+
+def conclude(by_status: Mapping[str, int]) -> str:
+    """What came of it, as "56 of 61 images obtained (91.8%); failed: permanent 3 (http_404 3), passing 2 (timeout 2)"."""
+    links, obtained = sum(by_status.values()), by_status.get("success", 0)
+    parts = []
+    for failure in FAILURES:
+        reasons = _by_frequency({status: count for status, count in by_status.items() if failure_of(status) == failure})
+        if reasons:
+            named = ", ".join(f"{status} {count}" for status, count in reasons[:_REASONS_PER_CLASS])
+            more = ", ..." if len(reasons) > _REASONS_PER_CLASS else ""
+            parts.append(f"{failure} {sum(count for _, count in reasons)} ({named}{more})")
+    share = f" ({obtained / links:.1%})" if links else ""
+    return f"{obtained} of {links} images obtained{share}; failed: {', '.join(parts) or 'none'}"
+
+
+def _by_frequency(statuses: Mapping[str, int]) -> list[tuple[str, int]]:
+    return sorted(statuses.items(), key=lambda item: (-item[1], item[0]))
+
+
+def size(number: float) -> str:
+    """Bytes in few characters: 1.2 MB."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:.0f} {unit}" if unit == "B" or number >= 100 else f"{number:.1f} {unit}"

@@ -1,0 +1,1 @@
+"""Reports: the pages and pictures that people look at."""

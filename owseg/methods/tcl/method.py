@@ -1,0 +1,330 @@
+"""TCL: learning to generate text-grounded masks (Cha, Mun, Roh; CVPR 2023, 2212.00785).
+
+A grounder on top of frozen CLIP draws, for any text, the mask of what the text speaks of. It learns from captions alone:
+what the mask keeps must match its caption, what other captions' masks keep must not.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from math import log
+from typing import ClassVar, Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owseg import InputError
+from owseg.data import AugmentConfig, Batch
+from owseg.encoders import (
+    Encoder,
+    EncoderConfig,
+    embed_patches,
+    pad_to_multiple,
+    pool,
+    run_block,
+    run_blocks,
+    to_map,
+    token_grid,
+    value_only,
+)
+from owseg.engine import Phase
+from owseg.losses import (
+    at_least_float32,
+    gather,
+    global_mean,
+    gumbel_sigmoid,
+    info_nce,
+    local_labels,
+    official_pairwise_nce,
+    pairwise_nce,
+    total_variation,
+)
+from owseg.methods.tcl.decoder import GroundingDecoder, Projection, recomputed
+from owseg.optim import OptimConfig, Quirks
+from owseg.pamr import pamr
+from owseg.text import check_templates, embed_prompts, prompt_templates
+
+GROUNDER = ("decoder.", "projection.", "mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tcl:
+    """The paper's recipe (official configuration of the released model)."""
+
+    stands_on_clip: ClassVar[bool] = True
+    """Whether it is built around the run's CLIP."""
+    name: Literal["tcl"] = "tcl"
+    """Method name."""
+    phases: tuple[Phase, ...] = (Phase(steps=30000, train=GROUNDER), Phase(steps=20000, train=(*GROUNDER, "block.")))
+    """Decoder alone first, then the copy of CLIP's last block too."""
+    optim: OptimConfig = OptimConfig()
+    """Optimiser and schedule."""
+    augment: AugmentConfig = AugmentConfig()
+    """Training augmentation."""
+    fidelity: Literal["exact", "official"] = "exact"
+    """What losses and engines do where the official code has quirks over ranks and with scalars: exact or official."""
+    tcl_weight: float = 0.1
+    """Weight of both text-grounded contrastive losses."""
+    tcl_v_weight: float | None = None
+    """Weight of the one on images alone; null = tcl_weight. A loss of weight 0 is left out, here and below."""
+    tcl_f_weight: float | None = None
+    """Weight of the one on features alone; null = tcl_weight."""
+    whole_image_weight: float = 0.0
+    """Weight of the contrast of images without a mask: where the loss ablation begins; the method itself is without."""
+    area_weight: float = 0.4
+    """Weight of both area losses."""
+    tv_weight: float = 1.0
+    """Weight of both total-variation losses."""
+    area_prior: float = 0.4
+    """Share of an image that its caption's concepts are expected to cover, 0..1."""
+    mask_scale: float = 10.0
+    """Where the learned slope of masks over cosine similarity starts."""
+    mask_shift: float = -2.5
+    """Where the learned offset of masks starts; a mask is one half where similarity is -mask_shift / mask_scale."""
+    templates: str = "tcl"
+    """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
+    kp_weight: float = 0.3
+    """Share of frozen CLIP's own masks mixed in at inference, 0..1."""
+    kp_shift: float = 0.25
+    """Cosine similarity at which frozen CLIP's own mask is one half."""
+    text_chunk: int = 64
+    """Texts whose masks are held at once in training; 0 = all. Results are the same, memory grows with it."""
+    checkpoint_blocks: bool = True
+    """Keep only the inputs of transformer blocks that gradients cross in training, and run the blocks again in backward."""
+    pamr: bool = False
+    """Draw masks to the image's edges at inference (PAMR): 3.3 points of average mIoU in the paper."""
+    background_threshold: float | None = None
+    """Mask value below which a pixel is background, 0..1, on sets that have that class; null = 0.4 with PAMR, 0.5 without."""
+
+    def __post_init__(self) -> None:
+        check_templates(self.templates)
+        for field in ("area_prior", "kp_weight", "background_threshold"):
+            value = getattr(self, field)
+            if value is not None and not 0 <= value <= 1:
+                raise InputError(f"{field}: {value} is outside 0..1")
+        weights = self.loss_weights
+        for field in ("tcl_weight", *(f"{name}_weight" for name in weights)):
+            if (getattr(self, field) or 0) < 0:
+                raise InputError(f"{field}: {getattr(self, field)} is negative; a weight is 0 or more")
+        if not any(weights.values()):
+            raise InputError(
+                "tcl_weight: all losses have weight 0, so there is nothing to learn from; give one of them a weight"
+            )
+        if self.text_chunk < 0:
+            raise InputError(f"text_chunk: {self.text_chunk} is negative; give the texts to handle at once, or 0 for all")
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """The weight of each loss, those of area and total variation under one name."""
+        v, f = (self.tcl_weight if own is None else own for own in (self.tcl_v_weight, self.tcl_f_weight))
+        whole, area, tv = self.whole_image_weight, self.area_weight, self.tv_weight
+        return {"whole_image": whole, "tcl_v": v, "tcl_f": f, "area": area, "tv": tv}
+
+    @property
+    def quirks(self) -> Quirks:
+        """What engines must reproduce of the official code."""
+        official = self.fidelity == "official"
+        return Quirks(decay_scalars=official, late_unreduced=official)
+
+    def supervision(self, encoder: EncoderConfig) -> str:
+        """What its masks are learned from, in the words of the comparison table."""
+        return encoder.supervision
+
+    def build(self, encoder: Encoder) -> "TclMethod":
+        """The method around a frozen encoder."""
+        return TclMethod(self, encoder)
+
+
+class MaskStatistics(NamedTuple):
+    """What the losses ask of the masks of N texts on B images."""
+
+    mean: Tensor
+    """[]: mean of all masks."""
+    variation: Tensor
+    """[]: total variation of all masks."""
+    similarity: Tensor
+    """[B, N]: cosine of each text with the image pooled under that text's own mask."""
+
+
+class TclMethod(nn.Module):
+    """Frozen CLIP, the grounder (copied last block, decoder, projection) and the learned mask threshold."""
+
+    def __init__(self, config: Tcl, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.quirks = config.quirks
+        self.clip = encoder.clip.requires_grad_(False)
+        self.tokenize = encoder.tokenize
+        visual = self.clip.visual
+        self.block = deepcopy(visual.transformer.resblocks[-1])
+        self.decoder = GroundingDecoder(visual.conv1.out_channels)
+        self.projection = Projection(visual)
+        self.mask_scale = nn.Parameter(torch.tensor(config.mask_scale))
+        self.mask_shift = nn.Parameter(torch.tensor(config.mask_shift))
+        self.tcl_v_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
+        self.tcl_f_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
+
+    @property
+    def background_threshold(self) -> float:
+        """Value of the plane that stands for background: the configured one, else the official 0.4 with PAMR, 0.5 without."""
+        if self.config.background_threshold is not None:
+            return self.config.background_threshold
+        return 0.4 if self.config.pamr else 0.5
+
+    @torch.no_grad()
+    def trunk(self, image: Tensor) -> Tensor:
+        """Tokens [B, 1 + h*w, C] of images [B, 3, H, W] before the frozen tower's last block."""
+        visual = self.clip.visual
+        return run_blocks(visual, embed_patches(visual, image), 0, len(visual.transformer.resblocks) - 1)
+
+    def ground(self, tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Dense joint-space features [B, E, 4h, 4w] of the trunk's tokens [B, 1 + h*w, C] (sections 1.3, 1.4)."""
+        tokens = self.run(value_only, self.block, tokens)
+        projected: Tensor = self.projection(self.decoder(to_map(tokens, grid)))
+        return projected
+
+    def run(self, reading: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, tokens: Tensor) -> Tensor:
+        """A block's tokens, read as `reading` says; backward runs the block again where `checkpoint_blocks` is set."""
+        return recomputed(reading, block, tokens) if self.config.checkpoint_blocks else reading(block, tokens)
+
+    def features(self, image: Tensor) -> Tensor:
+        """Dense joint-space features [B, E, 4h, 4w] of images [B, 3, H, W] with an h x w token grid."""
+        return self.ground(self.trunk(image), token_grid(self.clip.visual, image))
+
+    def mask_slope(self, features: Tensor) -> Tensor:
+        """The learned slope over the features' norms [B, 1, H, W]: what turns their products with unit texts into logits."""
+        norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True, dtype=at_least_float32(features))
+        return self.mask_scale / norms.clamp_min(1e-6)
+
+    def mask_logits(self, features: Tensor, texts: Tensor, slope: Tensor | None = None) -> Tensor:
+        """Logits [B, N, H, W] of the masks of N texts [N, E] on features [B, E, H, W]; a mask is their sigmoid.
+
+        The slope times a cosine similarity, and the offset. slope: `mask_slope(features)`, where it is known already.
+        """
+        slope = self.mask_slope(features) if slope is None else slope
+        products = features.movedim(1, -1) @ F.normalize(texts, dim=1, eps=1e-6).T
+        return products.movedim(-1, 1) * slope + self.mask_shift
+
+    def own_logits(self, features: Tensor, slope: Tensor, text: Tensor) -> Tensor:
+        """Logits [B, H, W] of the masks of matched pairs alone. text: [B, E]."""
+        products = torch.einsum("behw,be->bhw", features, F.normalize(text, dim=1, eps=1e-6))
+        return products * slope[:, 0] + self.mask_shift
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The losses of a batch, weighted: tcl_v, tcl_f, area, area_negative, tv_features, tv_masks (section 3.2).
+
+        Those of weight 0 are left out; `whole_image` is there only where it is asked for.
+        """
+        weights = self.config.loss_weights
+        with torch.no_grad():
+            text = self.clip.encode_text(batch.tokens)
+            texts = gather(text)
+        features = self.features(batch.image)
+        losses: dict[str, Tensor] = {}
+        if weights["whole_image"]:  # TCL_f, were all masks 1
+            losses["whole_image"] = weights["whole_image"] * info_nce(features.mean(dim=(2, 3)), text, self.tcl_f_scale)
+        slope = self.mask_slope(features)
+        own = self.own_logits(features, slope, text)
+        if weights["tcl_v"]:
+            kept = gumbel_sigmoid(own, torch.rand_like(own).clamp_(1e-6, 1 - 1e-6))
+            losses["tcl_v"] = weights["tcl_v"] * self.image_level(batch.image, kept, text)
+        if weights["tcl_f"] or weights["area"] or weights["tv"]:
+            losses |= self.mask_losses(features, slope, own, texts)
+        return losses
+
+    def mask_losses(self, features: Tensor, slope: Tensor, own: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        """All losses of soft masks. own: logits [B, H, W] of each image's own mask; texts: [N, E], those of all ranks."""
+        config, weights = self.config, self.config.loss_weights
+        masks = self.mask_statistics(features, slope, texts)
+        losses: dict[str, Tensor] = {}
+        if weights["tcl_f"] and config.fidelity == "official":
+            mine = texts[local_labels(len(own), own.device)]
+            pooled = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, mine, slope)))
+            losses["tcl_f"] = weights["tcl_f"] * official_pairwise_nce(masks.similarity, pooled, mine, self.tcl_f_scale)
+        elif weights["tcl_f"]:
+            losses["tcl_f"] = weights["tcl_f"] * pairwise_nce(masks.similarity, self.tcl_f_scale)
+        if weights["area"]:
+            own_mean, pairs = torch.sigmoid(own).mean(), len(texts)
+            # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
+            other_mean = (masks.mean * pairs - own_mean) / max(pairs - 1, 1)
+            if config.fidelity == "exact":
+                own_mean, other_mean = global_mean(own_mean), global_mean(other_mean)
+            losses["area"] = weights["area"] * (own_mean - config.area_prior).abs()
+            losses["area_negative"] = weights["area"] * other_mean.abs()
+        if weights["tv"]:
+            losses["tv_features"] = weights["tv"] * total_variation(features)
+            losses["tv_masks"] = weights["tv"] * masks.variation
+        return losses
+
+    def mask_statistics(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
+        """Statistics of the masks of all texts [N, E], `text_chunk` texts at a time; no chunk's masks outlive it."""
+        if not self.config.text_chunk:
+            return self.read_masks(features, slope, texts)
+        chunks = torch.split(texts, self.config.text_chunk)
+        parts = [recomputed(self.read_masks, features, slope, chunk) for chunk in chunks]
+        mean, variation, similarity = zip(*parts, strict=True)
+        shares = slope.new_tensor([len(chunk) / len(texts) for chunk in chunks])
+        return MaskStatistics(
+            mean=(torch.stack(mean) * shares).sum(),
+            variation=(torch.stack(variation) * shares).sum(),
+            similarity=torch.cat(similarity, dim=1),
+        )
+
+    def read_masks(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
+        """Statistics of the masks of texts [n, E], all held at once; 0 where no loss asks for them."""
+        weights = self.config.loss_weights
+        masks = torch.sigmoid(self.mask_logits(features, texts, slope))
+        variation = total_variation(masks) if weights["tv"] else masks.new_zeros(())
+        if not weights["tcl_f"]:
+            return MaskStatistics(masks.mean(), variation, masks.new_zeros(masks.shape[:2]))
+        pooled = F.normalize(self.pool_masks(features, masks), dim=-1, eps=1e-6)
+        similarity = torch.einsum("bne,ne->bn", pooled, F.normalize(texts, dim=-1, eps=1e-6))
+        return MaskStatistics(masks.mean(), variation, similarity)
+
+    @staticmethod
+    def pool_masks(features: Tensor, masks: Tensor) -> Tensor:
+        """Text-grounded embeddings [B, n, E]: features [B, E, H, W] pooled under each of the masks [B, n, H, W]."""
+        pooled = torch.einsum("behw,bnhw->bne", features, masks)
+        return pooled / (masks.sum(dim=(2, 3))[..., None] + 1e-6)
+
+    def image_level(self, image: Tensor, kept: Tensor, text: Tensor) -> Tensor:
+        """TCL_v: the image with all but its own text's mask set to the mean colour, read by the whole frozen tower.
+
+        image: [B, 3, H, W]; kept: hard masks [B, h, w]; text: [B, E].
+        """
+        visual = self.clip.visual
+        mask = F.interpolate(kept[:, None], size=image.shape[-2:], mode="nearest")
+        tokens = embed_patches(visual, image * mask)
+        for block in visual.transformer.resblocks:
+            tokens = self.run(run_block, block, tokens)
+        return info_nce(pool(visual, tokens), text, self.tcl_v_scale)
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Unit class embeddings [n, E]; background is not among `names`."""
+        return embed_prompts(self.clip, self.tokenize, names, prompt_templates(self.config.templates))
+
+    @torch.no_grad()
+    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
+        """Masks [B, n, H, W] in 0..1 of windows [B, 3, H, W]; with `background` a constant plane comes first (section 5.4)."""
+        config, visual = self.config, self.clip.visual
+        padded, (top, left) = pad_to_multiple(image, visual.patch_size)
+        tokens, grid = self.trunk(padded), token_grid(visual, padded)
+        masks = torch.sigmoid(self.mask_logits(self.ground(tokens, grid), classes))
+        if config.pamr:
+            masks = pamr(padded, masks)
+        if config.kp_weight > 0:
+            own = self.frozen_masks(tokens, classes, grid)
+            own = F.interpolate(own, size=masks.shape[-2:], mode="bilinear", align_corners=False)
+            masks = torch.lerp(masks, own, config.kp_weight)
+        # Matrix products leave the classes innermost; planes are what sums over windows and upsampling want.
+        masks = F.interpolate(masks.contiguous(), size=padded.shape[-2:], mode="bilinear", align_corners=False)
+        masks = masks[..., top : top + image.shape[-2], left : left + image.shape[-1]]
+        return F.pad(masks, (0, 0, 0, 0, 1, 0), value=self.background_threshold) if background else masks
+
+    def frozen_masks(self, tokens: Tensor, classes: Tensor, grid: tuple[int, int]) -> Tensor:
+        """Frozen CLIP's own masks [B, n, h, w], from the trunk's tokens [B, 1 + h*w, C] read as MaskCLIP does."""
+        visual = self.clip.visual
+        tokens = visual.ln_post(value_only(visual.transformer.resblocks[-1], tokens)) @ visual.proj
+        similarity = F.normalize(tokens, dim=-1) @ F.normalize(classes, dim=-1).T
+        return torch.sigmoid((to_map(similarity, grid) - self.config.kp_shift) * 10)

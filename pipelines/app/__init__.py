@@ -1,0 +1,1 @@
+"""What all verbs share: the command line, the settings, the folder of a run."""

@@ -1,0 +1,142 @@
+"""What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
+
+import os
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from cluster.train import TrainConfig
+from miniature.benchmarks import CLASSES
+from owseg import InputError
+from owseg.checkpoint import MODEL, located, read_model
+from owseg.data import check_batch_size
+from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
+from owseg.engine import augmentations, spans
+from owseg.evaluation.datasets import list_items
+from owseg.evaluation.protocols import check_synonyms, protocol_of
+from owseg.fit import WEIGHTS, phase_groups
+from owseg.methods import SegmenterConfig, TrainedConfig, TrainedSegmenterConfig, build_trained, initialise
+from owseg.published import load_trained
+from pipelines.app.settings import Config
+
+
+def located_encoder(config: Config) -> EncoderConfig:
+    """The run's encoder with absolute paths: Ray's workers have another working directory.
+
+    A model file that is not found from here is looked for in this clone, where the shipped configs name theirs.
+    """
+    encoder = config.encoder
+    if encoder.model.endswith(".json"):
+        here, shipped = Path(encoder.model), Path(__file__).parents[1] / encoder.model
+        encoder = replace(encoder, model=str((here if here.exists() or not shipped.exists() else shipped).resolve()))
+    if Path(encoder.pretrained).is_file():
+        encoder = replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
+    return encoder
+
+
+def located_model(config: Config, name: str) -> SegmenterConfig:
+    """The settings of a row of the table, with absolute paths for the same reason."""
+    model: SegmenterConfig = getattr(config.models, name)
+    return located(model, Path())
+
+
+def needs_clip(config: Config) -> bool:
+    """Whether any method of the run stands on its CLIP."""
+    return any(getattr(config.models, name).stands_on_clip for name in config.methods)
+
+
+def check_encoder(config: Config) -> None:
+    """Raise InputError where the encoder's architecture is unknown, or its weights are missing or do not fit.
+
+    Nothing is asked of an encoder that no method of the run stands on.
+    """
+    if not needs_clip(config):
+        return
+    encoder = located_encoder(config)
+    weights = Path(encoder.pretrained)
+    if encoder.pretrained != PRETRAIN and (weights.suffix or weights.is_file()):
+        load_encoder(encoder)
+        return
+    if encoder.pretrained != PRETRAIN:
+        weight_tag(encoder)
+    with torch.device("meta"):  # the architecture alone, at no cost
+        build_encoder(encoder)
+
+
+def to_train(config: Config) -> list[TrainedConfig]:
+    """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
+    models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
+    pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
+    first: list[TrainedConfig] = [config.models.clip] if pretrains else []
+    return [*first, *(model for model in models if isinstance(model, TrainedConfig))]
+
+
+def check_crops(config: Config, method: TrainedConfig) -> None:
+    """Raise InputError where training crops are larger than the images that the run downloads can be."""
+    image = config.download.image
+    for key, augment in augmentations(method.phases, method.augment):
+        if image.resize_mode != "no" and augment.size > image.image_size:
+            raise InputError(
+                f"models.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the images of the shards "
+                f"(download.image.image_size is {image.image_size})"
+            )
+
+
+def check_methods(config: Config) -> None:
+    """Raise InputError where a method that is still to be trained cannot be.
+
+    Its batches must divide over the workers, its phases name what it has, and the weights that it begins with be there and
+    fit. Those named by a tag are downloaded here, once, before the workers ask for them.
+    """
+    make_encoder = cache(lambda: build_encoder(located_encoder(config)))
+    for model in to_train(config):
+        if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():
+            continue
+        check_crops(config, model)
+        for _, _, _, stretch in spans(model.phases, model.optim):
+            size, key = stretch.optim.batch_size, f"models.{model.name}.{stretch.key}.batch_size"
+            check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
+        method = build_trained(located(model, Path()), make_encoder)
+        try:
+            phase_groups(method, model.phases, model.optim)
+        except InputError as error:
+            raise InputError(f"models.{model.name}.{error}") from error
+        initialise(method)
+
+
+def spread_training(config: Config, method: TrainedConfig) -> TrainConfig:
+    """How a method's training is spread on this machine, in numbers."""
+    cores = config.session.num_cpus or len(os.sched_getaffinity(0))
+    return config.train.spread([span.stretch.optim.batch_size for span in spans(method.phases, method.optim)], cores)
+
+
+def given_weights(config: Config) -> dict[str, Path]:
+    """The trained weights that the settings give, by method, with absolute paths; of a checkpoint's folder the file in it."""
+    paths = {name: Path(path).expanduser().resolve() for name, path in config.weights.items()}
+    return {name: path / WEIGHTS if path.is_dir() else path for name, path in paths.items()}
+
+
+def check_weights(config: Config) -> None:
+    """Raise InputError where given weights are missing, or belong to another architecture or another CLIP than the run's."""
+    encoder = located_encoder(config)
+    for name, path in given_weights(config).items():
+        if not path.is_file():
+            raise InputError(f"weights.{name}: {path} does not exist")
+        model = located_model(config, name)
+        assert isinstance(model, TrainedSegmenterConfig)
+        load_trained(build_trained(model, lambda: build_encoder(encoder)), model.phases, path)
+        if path.with_name(MODEL).is_file() and Path(encoder.pretrained).is_file():
+            read_model(path.parent, encoder_weights=encoder.pretrained)
+
+
+def check_benchmarks(config: Config) -> None:
+    """Raise InputError where nothing is to be scored, a file of a benchmark is missing, or synonyms are of unknown classes."""
+    if not config.methods:
+        raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
+    if config.evaluate.root:
+        for name in config.evaluate.datasets:
+            list_items(protocol_of(config.evaluate, name).benchmark, config.evaluate.folder)
+    else:
+        check_synonyms(config.evaluate, CLASSES)

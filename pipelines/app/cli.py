@@ -1,0 +1,185 @@
+"""The command line of all verbs: `[--config FILE] [key.sub=value ...]`, exit codes, and help from the settings themselves."""
+
+import importlib
+import shutil
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from owseg import near_miss
+from pipelines.app.config import ConfigError, load
+from pipelines.app.describe import Entry, describe
+from pipelines.app.outcome import exit_code, print_text
+from pipelines.app.run_dir import open_run_dir, run_folder
+from pipelines.app.settings import Config
+
+DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+
+Action = Callable[[Config], None]
+"""What is done instead of the verb, without holding the run's folder. Its docstring is its help."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of `values`, which the verb gets as a keyword named like the option. `meaning` is its help."""
+
+    values: tuple[str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Option:
+    """A text that the verb gets as a keyword named like the option, or a tuple of them where it may stand `several` times.
+
+    `value` is what help writes for it, `meaning` is its help.
+    """
+
+    value: str
+    meaning: str
+    several: bool = False
+
+
+Flag = Action | Choice | Option
+
+
+def main(
+    run: Callable[..., None], *, doc: str, argv: Sequence[str] | None = None, flags: Mapping[str, Flag] | None = None
+) -> int:
+    """Run a verb with the settings that `argv` asks for and return its exit code. `doc` says what the verb does.
+
+    `flags` are options of this verb alone.
+    """
+    flags = flags or {}
+
+    def work() -> None:
+        given = _parse(sys.argv[1:] if argv is None else argv, flags)
+        if given.help:
+            print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
+            return
+        config = load(Config, given.file, given.overrides)
+        if given.instead:
+            given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
+            return
+        with open_run_dir(config, given.file) as held:
+            run(held, **given.chosen)
+
+    try:
+        return exit_code(work)
+    finally:
+        if "ray" in sys.modules:
+            importlib.import_module("cluster.session").close_session()
+
+
+@dataclass
+class _Given:
+    """A command line, taken apart."""
+
+    file: Path = DEFAULT_CONFIG
+    overrides: list[str] = field(default_factory=list)
+    help: bool = False
+    instead: Action | None = None
+    chosen: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+
+
+def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
+    given = _Given()
+    arguments = iter(argv)
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        flag = flags.get(name)
+        if argument in ("-h", "--help"):
+            return _Given(help=True)
+        if isinstance(flag, (Choice, Option)):
+            key, value = name.removeprefix("--"), _checked(name, value if equals else next(arguments, ""), flag)
+            if isinstance(flag, Option) and flag.several:
+                given.chosen[key] = (*given.chosen.get(key, ()), value)
+            else:
+                given.chosen[key] = value
+        elif flag and not equals:
+            given.instead = flag
+        elif name == "--config":
+            value = value if equals else next(arguments, "")
+            if not value:
+                raise ConfigError("--config needs a file: --config FILE")
+            given.file = Path(value)
+        elif argument.startswith("-"):
+            known = ", ".join(["--config FILE", *_usage(flags)])
+            raise ConfigError(f"unknown option '{argument}'; the options are {known} and --help, settings are key=value")
+        else:
+            given.overrides.append(argument)
+    return given
+
+
+def _checked(name: str, value: str, flag: Choice | Option) -> str:
+    if isinstance(flag, Option):
+        if not value:
+            raise ConfigError(f"{name} needs a value: {name} {flag.value}")
+        return value
+    if value in flag.values:
+        return value
+    wrong = f"{name}: '{value}' is no choice{near_miss(value, flag.values)}" if value else f"{name} needs a value"
+    raise ConfigError(f"{wrong}; choose from {', '.join(flag.values)}")
+
+
+def _usage(flags: Mapping[str, Flag]) -> dict[str, str]:
+    """How each option is written, and what it means."""
+    usage = {}
+    for name, flag in flags.items():
+        match flag:
+            case Choice():
+                usage[f"{name} {'|'.join(flag.values)}"] = flag.meaning
+            case Option():
+                usage[f"{name} {flag.value}"] = flag.meaning
+            case _:
+                usage[name] = flag.__doc__ or ""
+    return usage
+
+
+def help_text(doc: str, flags: Mapping[str, Flag] | None = None, *, width: int) -> str:
+    """What the verb does, how to call it, and every key with its default and meaning."""
+    width = max(width, 60)
+    options = _usage(flags or {})
+    usage = " ".join(
+        [f"usage: python {sys.argv[0]}", *(f"[{option}]" for option in options), "[--config FILE] [key=value ...]"]
+    )
+    paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
+    lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
+    options |= {
+        "--config FILE": f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine",
+        "--help": "this text",
+    }
+    for option, meaning in options.items():
+        lines += textwrap.wrap(f"  {option:<13}  {meaning}", width, subsequent_indent=" " * 17)
+    return "\n".join([*lines, *_settings_help(describe(Config), width)])
+
+
+def _settings_help(entries: Sequence[Entry], width: int) -> Iterator[str]:
+    """A table per section; the keys that belong to none come first."""
+    widths = (min(max(len(entry.key) for entry in entries), width // 3), min(16, width // 6))
+    roots = {entry.key.split(".")[0] for entry in entries if "." in entry.key}
+    yield ""
+    for entry in sorted(entries, key=lambda entry: entry.key.split(".")[0].split("(")[0] in roots):
+        if entry.key in roots:
+            yield ""
+            yield from textwrap.wrap(f"{entry.key}: {entry.meaning}", width)
+        else:
+            choices = f" [{entry.type}]" if " or " in entry.type and entry.type != "true or false" else ""
+            default = textwrap.shorten(entry.default, width - widths[0] - 4, placeholder=" ...")
+            yield from _columns((entry.key, default, entry.meaning + choices), widths, width)
+
+
+def _columns(cells: tuple[str, str, str], widths: tuple[int, int], width: int) -> Iterator[str]:
+    """A row of the table: a cell too wide for its column pushes what follows to the next line."""
+    line = "  "
+    start = 2
+    for cell, column in zip(cells[:2], widths, strict=True):
+        line = f"{line:<{start}}{cell}"
+        start += column + 2
+        if len(line) > start - 2:
+            yield line
+            line = ""
+    wrapped = textwrap.wrap(cells[2], max(width - start, 20)) or [""]
+    yield f"{line:<{start}}{wrapped[0]}".rstrip()
+    yield from (" " * start + rest for rest in wrapped[1:])

@@ -1,0 +1,59 @@
+"""How a command ends: its exit code, and the user's mistakes told in one line."""
+
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from cluster import InputError as ClusterInputError
+from filtering.shards import InputError as FilteringInputError
+from miniature import InputError as MiniatureInputError
+from owseg import InputError as SegmentationInputError
+from pipelines.app.config import ConfigError
+
+DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+
+MISTAKES = (ConfigError, FilteringInputError, SegmentationInputError, ClusterInputError, MiniatureInputError)
+
+
+def exit_code(work: Callable[[], None]) -> int:
+    """Do the work of a command and tell what became of it."""
+    # A script's own folder comes first on the path, where `filter` or `evaluate` would hide a library of that name.
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    try:
+        work()
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return INTERRUPTED
+    except Exception as error:
+        message = user_mistake(error)
+        if message is None:
+            traceback.print_exc()
+            return FAILED
+        print(f"error: {' '.join(message.split())}", file=sys.stderr)
+        return USER_MISTAKE
+    return DONE
+
+
+def user_mistake(error: BaseException | None) -> str | None:
+    """The message of the user's mistake that `error` is or was caused by, also inside Ray's wrappers; None for other errors."""
+    if error is None:
+        return None
+    # Ray's error of a task also is an instance of what it wraps, with a longer message.
+    inside = getattr(error, "cause", None)
+    if isinstance(inside, BaseException) and (message := user_mistake(inside)):
+        return message
+    if isinstance(error, MISTAKES):
+        return str(error)
+    workers = getattr(error, "worker_failures", None)  # Ray Train's error: one exception per rank
+    causes = [error.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
+    return next((message for cause in causes if (message := user_mistake(cause))), None)
+
+
+def print_text(text: str) -> None:
+    """Print; a reader who has seen enough (`| head`) is no error."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at the end

@@ -1,0 +1,71 @@
+"""Every setting of a run, by section."""
+
+from dataclasses import dataclass, field, fields
+
+from cluster.engine import refuse_quirks
+from cluster.session import SessionConfig
+from cluster.tracking import TrackingConfig
+from cluster.train import TrainConfig
+from filtering.captions.corpus import FilterConfig
+from filtering.images.download import DownloadConfig
+from miniature.world import WorldConfig
+from owseg import near_miss
+from owseg.encoders import EncoderConfig
+from owseg.evaluation.protocols import EvaluateConfig
+from owseg.methods import Methods, TrainedConfig
+from owseg.optim import Quirks
+from pipelines.app.config import ConfigError
+
+TABLE = tuple(row.name for row in fields(Methods) if row.name != "clip")
+TRAINED = tuple(name for name in TABLE if isinstance(getattr(Methods(), name), TrainedConfig))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The whole run: where it lives, what it is made from, and where the work is done."""
+
+    run_dir: str = ""
+    """Folder of everything this run writes; empty: runs/<name of the config file>."""
+    seed: int = 0
+    """Seed of training: the same seed gives the same batches and fresh weights."""
+    miniature: WorldConfig = WorldConfig()
+    """The generated world that stands in where filter.source.path or evaluate.root is empty."""
+    filter: FilterConfig = FilterConfig()
+    """From links to the corpus."""
+    download: DownloadConfig = DownloadConfig()
+    """From the corpus to image shards."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The CLIP that the methods of the run stand on, and the normalisation of images for all."""
+    methods: tuple[str, ...] = ("maskclip", "tcl")
+    """Rows of the results table, in order; those that train are trained."""
+    models: Methods = Methods()
+    """The settings of each method."""
+    weights: dict[str, str] = field(default_factory=dict)
+    """Trained weights by method, used in place of training: weights.tcl=tcl.pth, a checkpoint's folder, or its .safetensors."""
+    train: TrainConfig = TrainConfig()
+    """How training is spread."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    """The benchmarks and how they are scored."""
+    session: SessionConfig = SessionConfig()
+    """Where heavy work runs."""
+    tracking: TrackingConfig = TrackingConfig()
+    """Where runs are recorded."""
+
+    def __post_init__(self) -> None:
+        for name in self.methods:
+            if name not in TABLE:
+                raise ConfigError(f"methods: {name!r} is no method{near_miss(name, TABLE)}; choose from {', '.join(TABLE)}")
+        if len(set(self.methods)) != len(self.methods):
+            raise ConfigError("methods: a method is named twice")
+        for name in self.weights:
+            if name not in TRAINED:
+                known = f"{near_miss(name, TRAINED)}; those that do are {', '.join(TRAINED)}"
+                raise ConfigError(f"weights.{name}: no method of that name trains{known}")
+        if "tcl" in self.methods and self.models.tcl.pamr and self.evaluate.refine != "none":
+            refine = f"evaluate.refine={self.evaluate.refine}"
+            raise ConfigError(f"models.tcl.pamr: TCL refines its masks already, and {refine} would again; set one of the two")
+        for name in self.methods:
+            if self.train.engine == "deepspeed" and name in TRAINED and name not in self.weights:
+                refuse_quirks(
+                    getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers or 2
+                )  # 0 may be several
