@@ -30,9 +30,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filtering import InputError
 from filtering.captions.reader import SourceConfig, read_links
 from filtering.captions.text import PERSON_TOKEN
-from filtering.shards import InputError
 from miniature.captions import caption
 from miniature.concepts import CONCEPTS
 from miniature.junk import SHARES, junk_caption

@@ -12,8 +12,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from filtering import InputError
 from filtering.images.download import DownloadConfig, download_corpus
-from filtering.shards import InputError, Runner, run_local
+from filtering.shards import Runner, run_local
 from pipelines.app.config import from_dict
 
 

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from memory import ProcessTree
 
+from filtering.files import digest_of
 from filtering.schema import CORPUS, key_of
-from filtering.shards import digest_of
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "DOWNLOAD_BENCHMARK"

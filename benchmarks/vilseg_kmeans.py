@@ -21,7 +21,7 @@ from scipy.cluster.vq import kmeans2
 
 from cluster.evaluate import Contender, evaluate
 from cluster.train import shards_of
-from filtering.shards import write_json
+from filtering.files import write_json
 from owseg.checkpoint import Checkpoint, read_model
 from owseg.data import CaptionBatches, ShardReader
 from owseg.evaluation.metrics import mean_iou

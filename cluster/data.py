@@ -13,18 +13,8 @@ import pyarrow as pa
 from cluster.following import Following, pass_on_warnings
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.shards import (
-    Describe,
-    InputError,
-    MakeWork,
-    Marker,
-    Runner,
-    ShardWork,
-    finished,
-    make_work_for,
-    rows_of,
-    run_shard,
-)
+from filtering import InputError
+from filtering.shards import Describe, MakeWork, Marker, Runner, ShardWork, finished, make_work_for, rows_of, run_shard
 
 CPUS_PER_WORKER = 0.5
 """What a worker reserves. Less than a whole CPU, so that a two-CPU machine still has a slot for Ray Data's own tasks."""

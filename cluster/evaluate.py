@@ -1,7 +1,6 @@
 """Scoring as Ray tasks: parts of a benchmark are scored anywhere, kept on disk, and merged by addition."""
 
 import json
-import os
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ from torch import Tensor
 from cluster.costs import forget_peak_memory, peak_memory_mb
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.shards import digest_of, digest_of_file
+from filtering.files import digest_of, digest_of_file, replacing
 from owseg import InputError
 from owseg.checkpoint import NORMALISATION, PATHS, files_at
 from owseg.encoders import EncoderConfig
@@ -202,13 +201,10 @@ def draw(
 
 
 def _write(path: Path, score: Score) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     arrays = {key: getattr(score, key) for key in ARRAYS}
     rest = {key: value for key, value in vars(score).items() if key not in ARRAYS}
-    with temporary.open("wb") as file:
+    with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez_compressed(file, **arrays, rest=np.array(json.dumps(rest)))
-    os.replace(temporary, path)
 
 
 def _read(path: Path) -> Score:

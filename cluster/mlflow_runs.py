@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from cluster import InputError
 from cluster.tracking import NullTracker, Run
-from filtering.shards import write_json
+from filtering.files import write_json
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -1,6 +1,7 @@
 """Training on Ray Train: every rank runs `owseg.fit`, checkpoints go to the run's folder, and the driver watches."""
 
 import json
+import shutil
 import tempfile
 import threading
 import time
@@ -20,6 +21,7 @@ from cluster.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
 from cluster.engine import DeepSpeedEngine
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
+from filtering.files import replacing
 from owseg.data import Batch, CaptionBatches, Prepare, ShardReader, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import Engine, Span, TorchEngine, spans
@@ -138,11 +140,8 @@ def train(job: TrainJob, session: SessionConfig, observe: Observe) -> Path:
     )
     with _watch(job, observe):
         result = trainer.fit()
-    with result.checkpoint.as_directory() as folder:
-        weights = (Path(folder) / WEIGHTS).read_bytes()
-    temporary = job.weights.with_suffix(".tmp")
-    temporary.write_bytes(weights)
-    temporary.replace(job.weights)
+    with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
+        shutil.copyfile(Path(folder) / WEIGHTS, temporary)
     return job.weights
 
 

@@ -3,7 +3,6 @@
 Work does not know where it runs. `run_local` runs it here; `cluster.data` runs the same work on Ray, byte for byte.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -18,9 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-
-class InputError(ValueError):
-    """The user's mistake: the message is one line that names the file or key and says what to do."""
+from filtering.files import digest_of, digest_of_file, write_json, write_table
 
 
 class Rule(Protocol):
@@ -220,33 +217,6 @@ def sum_counts(markers: Iterable[Marker]) -> dict[str, int]:
         for reason, count in marker.counts.items():
             total[reason] = total.get(reason, 0) + count
     return dict(sorted(total.items()))
-
-
-def digest_of(value: object) -> str:
-    """SHA-256 of a JSON-serialisable value."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def digest_of_file(path: Path) -> str:
-    """SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write JSON under a temporary name, then rename: a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
-
-
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write parquet under a temporary name, then rename. The same table gives the same bytes."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
 
 
 def _marker_path(out: Path, shard: str) -> Path:

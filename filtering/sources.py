@@ -15,7 +15,8 @@ from typing import IO, Any, Literal, Self
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
-from filtering.shards import InputError, digest_of_file
+from filtering import InputError
+from filtering.files import digest_of_file
 
 MAX_LINE = 1 << 20  # bytes; a longer line is no link, and memory stays flat
 MAX_HASHED = 64 << 20  # bytes; a larger local file is known by size and time

@@ -8,13 +8,13 @@ from dataclasses import asdict
 
 from cluster.data import run_on_ray
 from cluster.tracking import Run
+from filtering.files import digest_of
 from filtering.images.download import content_digest, download_corpus
 from filtering.images.from_tars import in_tars, select_corpus
 from filtering.images.mirror import Target
 from filtering.images.progress import conclude
 from filtering.images.results import RETRIES, Retry
 from filtering.reports import download as download_report
-from filtering.shards import digest_of
 from pipelines.app.cli import Choice, main
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.settings import Config

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
-from filtering.shards import digest_of, write_json
+from filtering.files import digest_of, write_json
 from owseg.evaluation.datasets import averaged, list_items
 from owseg.evaluation.intervals import (
     AVERAGE,

@@ -1,6 +1,5 @@
 """Links and captions in, the filtered corpus out: caption rules, entity frequency, and which captions mention a kept entity."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def run_filter(context: Context) -> Result:
             result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=benchmarks)
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
-            run.metrics(report.numbers(json.loads((out / "report.json").read_text())))
+            run.metrics(report.numbers(report.write(out, result)))
             run.dataset("links", source=config.source.path, digest=fingerprint, context="filtering")
             for name in ("report.html", "report.json", "report.png"):
                 run.artifact(out / name)

@@ -15,7 +15,7 @@ from statistics import fmean
 from cluster.session import SessionConfig
 from cluster.tasks import TaskPool
 from cluster.tracking import Tracker, open_tracker
-from filtering.shards import digest_of
+from filtering.files import digest_of
 from owseg.evaluation.protocols import EvaluateConfig
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights, spread_training, to_train
 from pipelines.app.cli import Option, main

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from cluster.tracking import Run
 from cluster.train import TrainJob, costs_of, shards_of, train
-from filtering.shards import digest_of, digest_of_file
+from filtering.files import digest_of, digest_of_file
 from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of

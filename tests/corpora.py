@@ -6,7 +6,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from filtering.captions.corpus import FilterConfig
+from filtering.captions.corpus import FINDINGS, FilterConfig
+from filtering.captions.passes import BUILD
 from filtering.captions.reader import SourceConfig
 
 HOSTILE = [
@@ -50,6 +51,6 @@ def rows_in(folder: Path) -> list[dict[str, Any]]:
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
-    names = ("entities.parquet", "index.parquet", "report.json", "report.html", "report.png")
+    names = ("entities.parquet", "index.parquet", f"{BUILD}/{FINDINGS}")
     paths = [*out.glob("kept/*"), *out.glob("dropped/*"), *(out / name for name in names)]
     return {str(path.relative_to(out)): path.read_bytes() for path in paths}

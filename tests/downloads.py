@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from download_web import HOST, Web
 
+from filtering.files import digest_of_file
 from filtering.images.download import DownloadConfig
 from filtering.images.fetch import Fetcher, Outcome
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.resize import ImageConfig
 from filtering.schema import CORPUS, key_of
-from filtering.shards import digest_of_file
 
 
 def config_for(web: Web, *, shard_size: int = 10, **settings: Any) -> DownloadConfig:

@@ -20,7 +20,9 @@ from cluster.data import ShardError, run_on_ray
 from cluster.following import Following
 from cluster.progress import Progress
 from cluster.session import SessionConfig, close_session, ensure_session
-from filtering.shards import LIVE, InputError, Marker, digest_of_markers, run_local, write_json
+from filtering import InputError
+from filtering.files import write_json
+from filtering.shards import LIVE, Marker, digest_of_markers, run_local
 
 SHARDS = 6
 

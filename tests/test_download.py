@@ -12,11 +12,11 @@ import webdataset as wds
 from download_web import HOST, Web, picture
 from downloads import config_for, contents, images, statuses, table_of, write_corpus
 
+from filtering import InputError
 from filtering.images.download import DownloadConfig, DownloadShard, download_corpus
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.from_tars import in_tars
 from filtering.schema import CORPUS, STATUS, key_of
-from filtering.shards import InputError
 from miniature.server import serve
 
 FAULTS = {

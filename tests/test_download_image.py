@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pixels import photo, psnr
 
+from filtering import InputError
 from filtering.images.resize import ImageConfig, Resize, img2dataset_resizer
-from filtering.shards import InputError
 
 MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
 PHOTOS = Path(__file__).parents[2] / "shared" / "data" / "coco_mini" / "images"

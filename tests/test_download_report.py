@@ -19,16 +19,17 @@ from download_web import HOST, Web
 from downloads import config_for, images, pages, write_corpus
 from pages import Page
 
+from filtering import InputError
+from filtering.files import write_table
+from filtering.images import reasons
 from filtering.images.download import download_corpus
 from filtering.images.reasons import FAILURES, failure_of
 from filtering.images.resize import ImageConfig, Resize
-from filtering.images.url import hosts_of
-from filtering.reports import download as download_report
 from filtering.reports.download import numbers, write
 from filtering.reports.download_hosts import HostTally
 from filtering.reports.download_meanings import meaning_of
 from filtering.schema import STATUS, key_of
-from filtering.shards import InputError, write_table
+from filtering.url import hosts_of
 
 SETTINGS = {
     "fetch": {
@@ -357,8 +358,8 @@ def test_hostile_hosts_and_statuses_are_inert(tmp_path: Path) -> None:
 
 
 def test_every_reason_has_words_of_its_own_and_advice() -> None:
-    source = Path(download_report.__file__).parent
-    named = set(re.findall(r'"([a-z_0-9]+)"', (source / "reasons.py").read_text())) - {*FAILURES, "success", "http_5"}
+    source = Path(reasons.__file__)
+    named = set(re.findall(r'"([a-z_0-9]+)"', source.read_text())) - {*FAILURES, "success", "http_5"}
     permanent = {"dns_unknown", "http_404", "bad_url", "bad_http", "not_an_image", "truncated", "undecodable", "no_image"}
     for status in named | permanent | {"no_such_sample", "http_500", "http_403"}:
         meaning = meaning_of(status)

@@ -14,9 +14,9 @@ import pytest
 from download_web import HOST, Web
 from downloads import by_path, config_for, contents, images, pages, statuses, table_of, write_corpus
 
+from filtering import InputError
 from filtering.images.download import DownloadConfig, DownloadShard, download_corpus
 from filtering.images.resize import ImageConfig
-from filtering.shards import InputError
 
 
 def test_a_second_run_asks_only_for_what_may_pass(web: Web, tmp_path: Path) -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import fsspec
 import pytest
 
+from filtering import InputError
 from filtering.images.mirror import RECORDS, SIZES, Target
-from filtering.shards import InputError
 
 
 @pytest.fixture(params=["memory://bucket/shards", "memory://bucket/a b/ü/c/", "file", "file with spaces/nested/", "path"])

@@ -14,6 +14,7 @@ from mlflow import MlflowClient
 
 from cluster.session import SessionConfig, close_session
 from cluster.tracking import TrackingConfig
+from filtering import InputError
 from filtering.captions.corpus import FilterConfig
 from filtering.captions.reader import SourceConfig
 from filtering.images.download import DownloadConfig
@@ -22,7 +23,6 @@ from filtering.images.progress import conclude, describe
 from filtering.images.resize import ImageConfig
 from filtering.images.results import Retry
 from filtering.schema import CORPUS, key_of
-from filtering.shards import InputError
 from pipelines.app.context import SUMMARY, Result, open_context
 from pipelines.app.settings import Config
 from pipelines.download import run as run_verb

@@ -15,14 +15,16 @@ import pytest
 REPO = Path(__file__).parents[1]
 UNTOUCHED = ("cluster", "configs", "miniature", "owseg", "pipelines")
 BUILD = """
-import sys
+import json, sys
 from pathlib import Path
 from filtering.captions.corpus import build_corpus
+from filtering.reports.corpus import write
 from pipelines.app.cli import DEFAULT_CONFIG
 from pipelines.app.config import load
 from pipelines.app.settings import Config
 
-build_corpus(load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter, Path(sys.argv[1]))
+out = Path(sys.argv[1])
+print(json.dumps(write(out, build_corpus(load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter, out))))
 """
 TAGGED = ["#dog #puppy on a lawn", "#dog #puppy #cute a dog on a lawn"]
 PLAIN = ["a dog on a lawn", "dog number # 7 and its #1 fan", "the red dog is asleep"]
@@ -73,11 +75,11 @@ def test_the_rule_drops_and_is_reported(copy: Path, tmp_path: Path) -> None:
     lines = [f"http://a.example/{row}.jpg\t{caption}\n" for row, caption in enumerate([*PLAIN, *TAGGED, "dog #a #b"])]
     (tmp_path / "links.tsv").write_text("".join(lines))
     settings = [*command(), f"filter.source.path={tmp_path / 'links.tsv'}", "filter.min_count=1", "filter.shards=2"]
-    run(copy, "-c", BUILD, str(tmp_path / "corpus"), *settings)
+    told = run(copy, "-c", BUILD, str(tmp_path / "corpus"), *settings)
     dropped = [row for path in (tmp_path / "corpus" / "dropped").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert sorted(row["caption"] for row in dropped if row["drop_reason"] == "hashtags") == sorted([*TAGGED, "dog #a #b"])
     kept = [
         row["caption"] for path in (tmp_path / "corpus" / "kept").glob("*.parquet") for row in pq.read_table(path).to_pylist()
     ]
     assert sorted(kept) == sorted(PLAIN)
-    assert json.loads((tmp_path / "corpus" / "report.json").read_text())["dropped"] == {"hashtags": 3}
+    assert json.loads(told)["dropped"] == {"hashtags": 3}

@@ -11,11 +11,11 @@ from download_web import HOST, Raw, Web, answer, picture
 from downloads import fetch_all
 from name_server import NameServer
 
+from filtering import InputError
 from filtering.images.fetch import Fetcher, Outcome
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.headers import opts_out, retry_after
 from filtering.images.politeness import NetworkDown
-from filtering.shards import InputError
 
 
 def fetch(web: Web, *paths: str, **settings: object) -> list[Outcome]:

@@ -6,9 +6,9 @@ from itertools import pairwise
 import pyarrow as pa
 import pytest
 
+from filtering import InputError
 from filtering.captions.balance import Balance
 from filtering.schema import CORPUS, key_of
-from filtering.shards import InputError
 
 HEAD, MIDDLE, TAIL = 20_000, 4_000, 300
 T = 1_000

@@ -21,17 +21,20 @@ import pyarrow.parquet as pq
 import pytest
 from corpora import bytes_of, config_for, rows_in, write_links
 
+from filtering import InputError
 from filtering.captions.balance import Balance
-from filtering.captions.corpus import FilterConfig, build_corpus, corpus_fingerprint
+from filtering.captions.corpus import FINDINGS, FilterConfig, build_corpus, corpus_fingerprint
 from filtering.captions.index import merge_index, read_keys, write_index_part
 from filtering.captions.near_duplicates import NearDuplicates
-from filtering.captions.passes import MarkWork, SplitWork, Words
+from filtering.captions.passes import BUILD, MarkWork, SplitWork, Words
 from filtering.captions.reader import SourceConfig
 from filtering.captions.rules import DuplicateCaption, TooShort
 from filtering.captions.tagger import SHIPPED
 from filtering.captions.vocabulary import FileList, FrequencyList, PaperList
+from filtering.files import write_json
+from filtering.reports.corpus import write as write_report
 from filtering.schema import CORPUS, DROPPED, ENTITIES, INDEX, key_of
-from filtering.shards import InputError, MakeWork, Marker, run_local, write_json
+from filtering.shards import MakeWork, Marker, run_local
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 
@@ -74,7 +77,7 @@ def test_same_bytes_from_any_order_block_size_and_file_layout(tmp_path: Path, mo
     lines = write_links(tmp_path / "two.tsv", seed=99)
     monkeypatch.setattr("filtering.captions.reader.BATCH_ROWS", 7)
     monkeypatch.setattr("filtering.captions.reader.PART_BYTES", 1000)
-    monkeypatch.setattr("filtering.captions.partition.BLOCK_ROWS", 50)
+    monkeypatch.setattr("filtering.captions.read_pass.BLOCK_ROWS", 50)
     second = build_corpus(config_for(tmp_path / "two.tsv"), tmp_path / "b")
     (tmp_path / "parts").mkdir()
     (tmp_path / "parts" / "1.tsv").write_text("\n".join(lines[:100]))
@@ -191,7 +194,7 @@ def test_a_change_that_was_cut_short_leaves_nothing_behind(tmp_path: Path, monke
             raise KeyboardInterrupt
         write_json(path, value)
 
-    monkeypatch.setattr("filtering.shards.write_json", killed_before_the_marker)
+    monkeypatch.setattr("filtering.files.write_json", killed_before_the_marker)
     with pytest.raises(KeyboardInterrupt):
         build_corpus(replace(config, top_k=1), out)
     monkeypatch.undo()
@@ -276,7 +279,7 @@ def test_kill_minus_nine(tmp_path: Path, rename: int) -> None:
         assert process.stdout.readline() == "stopped\n"
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    assert not (out / "report.json").exists()
+    assert not (out / BUILD / FINDINGS).exists()
     finished = len(list(out.rglob("*.done.json")))
     rest = Counting()
     summary = build_corpus(config, out, run=rest)
@@ -388,7 +391,7 @@ def test_a_sample_instead_of_all_gives_nearly_the_same(tmp_path: Path) -> None:
     whole = build_corpus(config_for(tmp_path / "links.tsv"), tmp_path / "whole")
     sampled = build_corpus(config_for(tmp_path / "links.tsv", sample=500), tmp_path / "sampled")
     assert abs(whole["kept"] - sampled["kept"]) <= 0.01 * whole["kept"]
-    matching = json.loads((tmp_path / "sampled" / "report.json").read_text())["matching"]
+    matching = json.loads((tmp_path / "sampled" / BUILD / FINDINGS).read_text())["details"]["matching"]
     assert 0 < matching["sampled"] < 700
     names = {name for row in rows_in(tmp_path / "sampled" / "kept") for name in row["entities"]}
     assert names == {"dog", "cat", "car"}
@@ -398,7 +401,8 @@ def test_report(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv")
     out = tmp_path / "corpus"
     summary = build_corpus(config_for(tmp_path / "links.tsv"), out)
-    report = json.loads((out / "report.json").read_text())
+    report = write_report(out, summary)
+    assert report == json.loads((out / "report.json").read_text())
     assert report["digest"] == summary["digest"]
     assert [step["rule"] for step in report["funnel"]] == list(summary["dropped"])
     assert report["funnel"][-1]["left"] == summary["kept"]

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from spacy.language import Language
 
+from filtering import InputError
 from filtering.captions.lexicon import Lexicon, load_lexicon, spelling
 from filtering.captions.tagger import load_tagger
 from filtering.captions.vocabulary import FileList, FrequencyList, ListConfig, PaperList
-from filtering.shards import InputError
 
 COUNTS = {"dog": 3, "cat": 5, "ant": 3, "bee": 1, "cow": 2}
 Write = Callable[[str], FileList]

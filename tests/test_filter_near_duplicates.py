@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 from datasketch import MinHash
 
+from filtering import InputError
 from filtering.captions.near_duplicates import (
     COMPARED,
     LARGEST_SET,
@@ -20,7 +21,6 @@ from filtering.captions.near_duplicates import (
     signatures,
 )
 from filtering.captions.text import normalised
-from filtering.shards import InputError
 
 VOCABULARY = [f"{first}{second}" for first in ("da", "le", "mo", "ri", "su", "ta") for second in map(str, range(150))]
 

@@ -16,14 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filtering import sources
+from filtering import InputError, sources
 from filtering.captions import reader
 from filtering.captions.reader import SourceConfig, parts_of, read_links, read_part, source_fingerprint
-from filtering.captions.text import _CONTROL, _STYLED, clean
-from filtering.images.url import is_url
+from filtering.cleaning import _CONTROL, _STYLED, clean
 from filtering.schema import LINKS, SAMPLE, key_of
-from filtering.shards import InputError
 from filtering.sources import MAX_LINE
+from filtering.url import is_url
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 needs_captions = pytest.mark.skipif(not CAPTIONS.is_dir(), reason="the real captions are not here")

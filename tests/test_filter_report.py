@@ -10,11 +10,13 @@ import pyarrow as pa
 import pytest
 from pages import Page
 
+from filtering.captions.corpus import FINDINGS
+from filtering.captions.passes import BUILD
 from filtering.captions.statistics import describe_shard, merge
+from filtering.files import write_json, write_table
 from filtering.reports import charts as report_charts
 from filtering.reports import corpus as report
 from filtering.schema import CORPUS, DROPPED, ENTITIES, key_of
-from filtering.shards import write_table
 
 HOSTILE = [
     "<script>alert(1)</script> a dog",
@@ -68,7 +70,6 @@ def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
             "classes": {"voc<b>": 20, "ade": 150},
             "matching": {"rejected": 1, "decided": 2, "tagged": 5, "sampled": 3},
             "config": {
-                "source": {"path": "/home/me/secret.tsv"},
                 "rules": [{"name": "too_short", "min_words": 3}, {"name": "markup"}],
                 "tagger": "/home/me/models/mine",
                 "stop": ["<u>"],
@@ -89,7 +90,8 @@ def write(
         for rank, (name, count, kept) in enumerate(entities, start=1)
     ]
     write_table(out / "entities.parquet", pa.Table.from_pylist(table, schema=ENTITIES))
-    report.write(out, told["summary"], told["statistics"], told["details"])
+    write_json(out / BUILD / FINDINGS, {"statistics": told["statistics"], "details": told["details"]})
+    report.write(out, told["summary"])
     return (out / "report.html").read_text(encoding="utf-8")
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from filtering import InputError
 from filtering.captions import rules
 from filtering.captions.lexicon import is_english
 from filtering.captions.reader import SourceConfig, read_links
@@ -31,9 +32,9 @@ from filtering.captions.rules import (
     with_counts,
 )
 from filtering.captions.text import PERSON_TOKEN, normalised, words
-from filtering.images.url import is_url
 from filtering.schema import LINKS, SAMPLE, key_of
-from filtering.shards import InputError, mark, split
+from filtering.shards import mark, split
+from filtering.url import is_url
 
 CAPTIONS = Path(__file__).parents[2] / "shared" / "data" / "captions"
 RULES = typing.get_args(RuleConfig)

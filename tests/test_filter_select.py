@@ -16,15 +16,17 @@ import webdataset as wds
 from chain import run_well, summary
 from download_web import HOST, Web, picture
 
+from filtering import InputError
 from filtering.captions.corpus import FilterConfig, build_corpus
 from filtering.captions.reader import SourceConfig, read_links
+from filtering.files import digest_of_file
 from filtering.images import from_tars as select
 from filtering.images.download import DownloadConfig, download_corpus
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.from_tars import in_tars, select_corpus
 from filtering.images.resize import ImageConfig
 from filtering.schema import CORPUS, SAMPLE, STATUS
-from filtering.shards import InputError, MakeWork, Marker, digest_of_file, run_local
+from filtering.shards import MakeWork, Marker, run_local
 
 CONFIG = DownloadConfig(image=ImageConfig(image_size=48))
 

@@ -13,7 +13,8 @@ from filtering.captions.entities import EntityFinder
 from filtering.captions.lexicon import load_lexicon
 from filtering.captions.surface_forms import Scanner
 from filtering.captions.tagger import load_tagger
-from filtering.captions.text import clean, for_tagging
+from filtering.captions.text import for_tagging
+from filtering.cleaning import clean
 
 ROOT = Path(__file__).parents[1]
 TREEBANK = ROOT.parent / "shared" / "data" / "ud_english_ewt"

@@ -236,7 +236,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("treebank", type=Path, help="folder with train, dev and test .conllu(.gz)")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "filtering" / "tagger" / "model")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "filtering" / "captions" / "tagger" / "model")
     parser.add_argument("--test-only", action="store_true", help="only measure the model that is in --out")
     args = parser.parse_args()
     if args.test_only:

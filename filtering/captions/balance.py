@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from filtering.shards import InputError
+from filtering import InputError
 
 Words64 = np.ndarray[Any, np.dtype[np.uint64]]
 

@@ -21,23 +21,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filtering import InputError
 from filtering.captions.balance import Balance
 from filtering.captions.index import merge_index
 from filtering.captions.leakage import leaked
 from filtering.captions.matching import add_tallies, entity_counts
 from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
-from filtering.captions.partition import ReadWork, point_at_parts, point_at_shards, remove_strangers
 from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, NoEntity, RareEntity, SignWork, SplitWork, Words
+from filtering.captions.read_pass import ReadWork, point_at_parts
 from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
 from filtering.captions.rules import DEFAULT_RULES, RuleConfig
 from filtering.captions.statistics import merge
 from filtering.captions.vocabulary import FrequencyList, ListConfig
-from filtering.reports import corpus as report
+from filtering.files import digest_of, digest_of_file, write_json, write_table
+from filtering.partition import point_at_shards, remove_strangers
 from filtering.schema import FORMS, KEY_LENGTH
-from filtering.shards import InputError, Marker, Rule, Runner, digest_of, digest_of_file, run_local, sum_counts, write_table
+from filtering.shards import Marker, Rule, Runner, run_local, sum_counts
 
 VERSION = 2
 """Raise it when the same config gives other rows: it is part of every fingerprint."""
+
+FINDINGS = "findings.json"
+"""In `_build`: what the report tells beside the summary, {"statistics": merged over shards, "details": see `_details`}."""
 
 Benchmarks = Mapping[str, Sequence[Sequence[str]]]
 """Per benchmark its classes, and of each class its name and synonyms."""
@@ -93,7 +98,7 @@ def build_corpus(
     """Build the corpus of `config` in the folder `out`; what an earlier call finished is not done again.
 
     `out` gets `kept/*.parquet` (schema `CORPUS`), `dropped/*.parquet` (`DROPPED`), `entities.parquet` (`ENTITIES`),
-    `index.parquet` (`INDEX`) and the report (`report.html`, `.json`, `.png`). The folder `_build` holds what resuming needs.
+    `index.parquet` (`INDEX`). The folder `_build` holds what resuming needs, and `FINDINGS` for `filtering.reports.corpus`.
     `benchmarks` are the evaluation's classes, for the report on leakage and for `exclude_benchmark_classes`.
 
     Returns:
@@ -142,7 +147,9 @@ def build_corpus(
 
     statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_text()) for marker in markers)
     summary = _summary(config, out, markers, statistics)
-    report.write(out, summary, statistics, _details(config, marked, markers, leaks, benchmarks or {}))
+    write_json(
+        build / FINDINGS, {"statistics": statistics, "details": _details(config, marked, markers, leaks, benchmarks or {})}
+    )
     return summary
 
 
@@ -246,6 +253,9 @@ def _details(
 ) -> dict[str, Any]:
     """What the report tells beside the counts."""
     counts = sum_counts(markers)
+    settings = {
+        key: value for key, value in asdict(config).items() if key != "source"
+    }  # where a corpus came from is no part of it
     return {
         "list": {**asdict(config.list), "top_k": config.top_k, "min_count": config.min_count},
         "leaks": leaks,
@@ -254,7 +264,7 @@ def _details(
             "sampled": sum_counts(marked).get("sampled", 0),
             **{way: counts.get(f"matching/{way}", 0) for way in ("rejected", "decided", "tagged")},
         },
-        "config": {**asdict(config), "rules": [asdict(rule) for rule in config.applied_rules]},
+        "config": {**settings, "rules": [asdict(rule) for rule in config.applied_rules]},
     }
 
 

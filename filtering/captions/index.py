@@ -1,6 +1,5 @@
 """The index of a corpus: entity → keys of the rows that mention it, one parquet file sorted by entity and key."""
 
-import os
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
@@ -10,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filtering.files import replacing
 from filtering.schema import INDEX
 
 GROUP_ROWS = 1 << 18
@@ -30,7 +30,6 @@ def write_index_part(path: Path, kept: pa.Table) -> None:
 
 def merge_index(parts: Path, path: Path) -> None:
     """Merge the parts in a folder into one sorted file; memory is bounded by a row group, whatever the corpus's size."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     files = {file: pq.read_metadata(file) for file in sorted(parts.glob("*.parquet"))}
     groups: dict[str, list[tuple[Path, int, int]]] = {}
     for file, metadata in files.items():
@@ -38,11 +37,10 @@ def merge_index(parts: Path, path: Path) -> None:
             group = metadata.row_group(number)
             if group.num_rows:
                 groups.setdefault(group.column(0).statistics.min, []).append((file, number, group.num_rows))
-    with pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
+    with replacing(path) as temporary, pq.ParquetWriter(temporary, INDEX, compression="zstd") as writer:
         for entity in sorted(groups):
             for table in _in_order(groups[entity], files):
                 writer.write_table(table, row_group_size=max(1, table.num_rows))
-    os.replace(temporary, path)
 
 
 def read_keys(index: Path, entity: str) -> pa.Array:

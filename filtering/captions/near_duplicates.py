@@ -22,8 +22,8 @@ import pyarrow.compute as pc
 from datasketch import MinHash
 from datasketch.hashfunc import sha1_hash32
 
+from filtering import InputError
 from filtering.captions.words import normalised_of
-from filtering.shards import InputError
 
 Hashes = np.ndarray[Any, np.dtype[np.uint32]]
 

@@ -16,13 +16,14 @@ from filtering.captions.index import write_index_part
 from filtering.captions.lexicon import Lexicon, lexicon_digest, load_lexicon
 from filtering.captions.matching import Matcher, tally
 from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
-from filtering.captions.partition import gather, write_block
 from filtering.captions.rules import with_counts
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
 from filtering.captions.vocabulary import ListConfig, kept_entities
+from filtering.files import digest_of, write_json, write_table
+from filtering.partition import gather, write_block
 from filtering.schema import CORPUS, DROPPED, SAMPLE
-from filtering.shards import Rule, digest_of, mark, split, write_json, write_table
+from filtering.shards import Rule, mark, split
 
 BUILD = "_build"
 """The folder inside the corpus's own in which passes leave what others need."""

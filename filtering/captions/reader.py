@@ -6,20 +6,19 @@ URL and caption comes out with an empty URL and the whole line as its caption, f
 is lost in silence.
 """
 
-import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filtering.captions.text import clean
-from filtering.images.url import is_url
+from filtering import InputError
+from filtering.cleaning import clean
+from filtering.samples import CAPTION_NAMES, IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, SampleRow, plain_name, sample_row
 from filtering.schema import LINKS, SAMPLE, key_of
-from filtering.shards import InputError
 from filtering.sources import (
     END,
     Kind,
@@ -33,22 +32,17 @@ from filtering.sources import (
     open_tar,
     size_of,
 )
+from filtering.url import is_url
 
 BATCH_ROWS = 8192
 PART_BYTES = 32 << 20
 PART_ROWS = 1 << 18  # of parquet, whose row groups come in all sizes
-MAX_TEXT = 1 << 20  # bytes read of a sample's caption or metadata
 SAMPLE_LINES = 200
 SAMPLE_BYTES = 1 << 16  # guess of what a sample of a tar takes; for progress alone
 URL_NAMES = ("url", "imageurl", "imgurl", "imagelink", "link", "href", "src", "uri", "photourl", "image")
-CAPTION_NAMES = ("caption", "text", "alttext", "alt", "imagecaption", "description", "title", "sentence", "label")
-IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "avif"})
-TEXT_KINDS = frozenset({"txt", "json"})
 
 Row = tuple[str, str]
 """(url, caption) as they stand in the file."""
-SampleRow = tuple[str, str, str, str]
-"""(key, url, caption, sample), cleaned."""
 _Row = TypeVar("_Row")
 
 
@@ -110,7 +104,7 @@ def parts_of(source: SourceConfig) -> list[Part]:
 def read_part(part: Part) -> Iterator[pa.Table]:
     """The links of a part, as tables of schema `LINKS` (of tars with `SAMPLE` too) with up to `BATCH_ROWS` rows.
 
-    Captions are cleaned (`filtering.captions.text`) unless the part is raw, URLs stripped of white space; `key` is made from both.
+    Captions are cleaned (`filtering.cleaning`) unless the part is raw, URLs stripped of white space; `key` is made from both.
 
     Raises:
         InputError: a file that is damaged or gone; the rows before the damage come first.
@@ -223,36 +217,6 @@ def _is_text(type_: pa.DataType) -> bool:
 # ---- WebDataset tars
 
 
-def sample_row(path: str, name: str, texts: Mapping[str, bytes], *, image: bool) -> SampleRow:
-    """The row of the sample `name` of the tar `path`, made from its .txt and .json.
-
-    The caption is the text's, else the metadata's; without an `image` it is empty. The key is that of the link, or of the
-    tar's file name and the sample's name where no URL is known: it stays when the folder moves.
-    """
-    told = _metadata(texts.get("json", b""))
-    caption = texts.get("txt", b"").decode("utf-8-sig", errors="replace")
-    caption = clean(caption) or clean(told.get(next((known for known in CAPTION_NAMES if told.get(known)), ""), ""))
-    caption = caption if image else ""
-    url = told.get("url", "").strip()
-    url = url if is_url(url) else ""
-    return key_of(url or f"{path.rpartition('/')[2]}::{name}", caption), url, caption, f"{path}::{name}"
-
-
-def _metadata(content: bytes) -> dict[str, str]:
-    """The texts in a sample's metadata by plain name."""
-    try:
-        told = json.loads(content.decode("utf-8-sig", errors="replace"))
-    except (ValueError, RecursionError):
-        return {}
-    pairs: Iterable[tuple[str, Any]] = told.items() if isinstance(told, dict) else ()
-    return {_plain(name): _valid(value) for name, value in pairs if isinstance(value, str)}
-
-
-def _valid(text: str) -> str:
-    """The text without lone surrogates, which JSON's escapes can make."""
-    return text.encode("utf-8", "replace").decode()
-
-
 def _tar_parts(path: str, kind: Kind, source: SourceConfig) -> Iterator[Part]:
     if "::" in path:
         raise InputError(f'filter.source.path: "::" in the path of a tar parts it from the names of samples; rename {path}')
@@ -321,7 +285,7 @@ def _has_header(first_line: str, source: SourceConfig) -> bool:
     if any(map(is_url, fields)):
         return False
     asked = {source.url_column, source.caption_column} - {""}
-    plain = {_plain(field) for field in fields}
+    plain = {plain_name(field) for field in fields}
     return bool(asked & set(fields)) or bool(plain & set(URL_NAMES)) or (len(fields) > 1 and bool(plain & set(CAPTION_NAMES)))
 
 
@@ -373,15 +337,11 @@ def _named_columns(names: Sequence[str], source: SourceConfig, path: str, texts:
 def _named(names: Sequence[str], texts: Sequence[str], wanted: str, known: Iterable[str], key: str, path: str) -> str:
     if wanted in names:
         return wanted
-    candidates = [_plain(wanted)] if wanted else list(known)
+    candidates = [plain_name(wanted)] if wanted else list(known)
     for pool in (texts, names):
-        plain = {_plain(name): name for name in reversed(pool)}
+        plain = {plain_name(name): name for name in reversed(pool)}
         for name in candidates:
             if name in plain:
                 return plain[name]
     missing = f"no column {wanted!r}" if wanted else f"no column that looks like the {key.removesuffix('_column')}s"
     raise InputError(f"filter.source.{key}: {missing} in {path}; it has: {', '.join(names)}")
-
-
-def _plain(name: str) -> str:
-    return "".join(filter(str.isalnum, name.lower()))

@@ -19,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from filtering import InputError
 from filtering.captions.lexicon import is_english
 from filtering.captions.text import PERSON_TOKEN, normalised
 from filtering.captions.words import normalised_of, words_of
-from filtering.images.url import MAX_LENGTH, is_url
 from filtering.schema import SAMPLE
-from filtering.shards import InputError
+from filtering.url import MAX_LENGTH, is_url
 
 Counts = np.ndarray[Any, np.dtype[np.int32]]
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filtering.captions.rules import EmailAddress, PhoneNumber
-from filtering.images.url import hosts_of
 from filtering.schema import CORPUS, DROPPED, SAMPLE
+from filtering.url import hosts_of
 
 SAMPLES = 10
 """Rows shown of the kept ones and of those that each rule dropped."""

@@ -10,11 +10,11 @@ import pyarrow as pa
 from spacy.language import Language
 from spacy.tokenizer import Tokenizer
 
+from filtering import InputError
 from filtering.captions.entities import EntityFinder, NounLemmas
 from filtering.captions.lexicon import Lexicon, paper_names, spelling
 from filtering.captions.surface_forms import CaptionScanner, Meaning, Scanner
 from filtering.schema import ENTITIES
-from filtering.shards import InputError
 
 Finder = Callable[[Iterable[str]], list[list[str]]]
 """For every caption its entities, each once, in order of first mention."""

@@ -13,8 +13,8 @@ from urllib.parse import unquote, urljoin
 
 from yarl import URL
 
-from filtering.images.url import MAX_LENGTH
-from filtering.shards import InputError
+from filtering import InputError
+from filtering.url import MAX_LENGTH
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network

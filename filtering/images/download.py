@@ -22,7 +22,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filtering.captions.partition import regroup
+from filtering import InputError
+from filtering.files import digest_of, write_json, write_table
 from filtering.images.fetch import WITNESSES, Fetcher
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.image_shards import (
@@ -37,8 +38,9 @@ from filtering.images.image_shards import (
 from filtering.images.progress import describe
 from filtering.images.resize import ImageConfig, Resize
 from filtering.images.results import Known, Results, Retry, Row, Validity
+from filtering.partition import regroup
 from filtering.schema import CORPUS
-from filtering.shards import InputError, Runner, digest_of, run_local, write_json, write_table
+from filtering.shards import Runner, run_local
 
 SHARDS_AT_ONCE = 2
 """Shards that a worker has in work: while one waits for its last slow servers, the next has begun."""

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from filtering import InputError
 from filtering.images.addresses import Gate, is_address
 from filtering.images.resolver import nameserver_of, target_of
-from filtering.shards import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

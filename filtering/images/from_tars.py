@@ -14,8 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.captions.partition import regroup
-from filtering.captions.reader import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
+from filtering.files import digest_of, write_table
 from filtering.images.download import DownloadConfig, content_digest, validity_of
 from filtering.images.fetch import Outcome
 from filtering.images.image_shards import (
@@ -29,8 +28,10 @@ from filtering.images.image_shards import (
 )
 from filtering.images.resize import Resize
 from filtering.images.results import Known, Results, Row
+from filtering.partition import regroup
+from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
 from filtering.schema import CORPUS, SAMPLE
-from filtering.shards import Runner, digest_of, run_local, write_table
+from filtering.shards import Runner, run_local
 from filtering.sources import Member, open_tar
 
 GROUP_ROWS = 1 << 16  # rows of neighbouring tars that are in memory at once

@@ -20,26 +20,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filtering import InputError
+from filtering.files import write_json, write_table
 from filtering.images.fetch import Outcome
 from filtering.images.mirror import SIZES, Target
 from filtering.images.reasons import FAILURES, failure_of
 from filtering.images.resize import Resize, Resized
 from filtering.images.results import Record, Results, Retry, Row, Validity, asked_again
 from filtering.schema import KEY_LENGTH, STATUS
-from filtering.shards import (
-    Describe,
-    InputError,
-    MakeWork,
-    Marker,
-    Runner,
-    SharedWork,
-    digest_of_markers,
-    finished,
-    reopen,
-    sum_counts,
-    write_json,
-    write_table,
-)
+from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
 from filtering.tars import write_tar
 
 Obtain = Callable[[Sequence[Row], Results], None]

@@ -7,7 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from filtering.shards import InputError, digest_of_file
+from filtering import InputError
+from filtering.files import digest_of_file
 
 SIZES = "sizes.json"
 """Says "complete", so it is copied after everything else."""

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
-from filtering.shards import InputError
+from filtering import InputError
 
 _ANSWERS = frozenset({"success", "opt_out", "too_large", "too_many_redirects", "bad_http", "tls"})
 _SILENT = frozenset({"dns", "dns_unknown", "connect", "timeout"})

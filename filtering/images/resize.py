@@ -14,9 +14,9 @@ import cv2
 import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
+from filtering import InputError
 from filtering.images.phash import phash
 from filtering.images.pixels import Size, bordered, cropped, decoded, is_jpeg, orientation_of, scaled, turned, upright
-from filtering.shards import InputError
 
 
 @dataclass(frozen=True, kw_only=True)

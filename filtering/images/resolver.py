@@ -10,8 +10,8 @@ from typing import Any
 import aiodns
 import pycares
 
+from filtering import InputError
 from filtering.images.addresses import ConnectError, ForbiddenAddressError, Gate, is_address
-from filtering.shards import InputError
 
 _AT_ONCE = 32  # look-ups, mostly one question each: name servers drop what goes beyond their limits
 _ADDRESSES = 4  # per name: if all are dead, aiohttp tries n, n - 1, n - 2, ... of them

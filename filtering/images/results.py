@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filtering.files import write_json
 from filtering.images.journal import Journal
 from filtering.images.reasons import Failure, failure_of
 from filtering.schema import CORPUS, STATUS
-from filtering.shards import LIVE, write_json
+from filtering.shards import LIVE
 
 Row = Mapping[str, Any]
 """A kept row: a value per column."""

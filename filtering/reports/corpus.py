@@ -1,5 +1,6 @@
 """What a corpus build did and why, for people: `report.json`, the page `report.html` and the picture `report.png`."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,9 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filtering.captions.corpus import FINDINGS
+from filtering.captions.passes import BUILD
+from filtering.files import write_json
 from filtering.reports import corpus_page as report_page
 from filtering.reports import corpus_picture as report_picture
-from filtering.shards import write_json
 
 NEXT_IN_LINE = 20
 HOSTS = 15
@@ -21,21 +24,21 @@ Content = dict[str, Any]
 """What `report.json` holds."""
 
 
-def write(out: Path, summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any]) -> None:
-    """Write the report of the corpus in `out`. The same corpus gives the same bytes: no dates, and no paths of the machine.
+def write(out: Path, summary: Mapping[str, Any]) -> Content:
+    """Write the report of the corpus in `out`; returns what `report.json` holds.
+
+    The same corpus gives the same bytes: no dates, and no paths of the machine.
 
     Args:
-        out: has `entities.parquet`.
-        summary: what `build_corpus` returns.
-        statistics: the merged `filtering.captions.statistics` of all shards.
-        details: "list": {"name": ..., and its settings}; "config": the filter's settings as a dict; "matching": rows by how
-            their entities were found, {"rejected", "decided", "tagged"}, and "sampled", the rows tagged to count entities;
-            "leaks": {benchmark: {class: entity}} and "classes": {benchmark: number of its classes}, empty without benchmarks.
+        out: what `build_corpus` left.
+        summary: what it returned.
     """
-    content = describe(summary, statistics, details, pq.read_table(out / "entities.parquet"))
+    findings = json.loads((out / BUILD / FINDINGS).read_text())
+    content = describe(summary, findings["statistics"], findings["details"], pq.read_table(out / "entities.parquet"))
     write_json(out / "report.json", content)
     report_picture.draw(out / "report.png", content)
     report_page.write(out / "report.html", content)
+    return content
 
 
 def numbers(content: Content) -> dict[str, float]:
@@ -52,7 +55,16 @@ def numbers(content: Content) -> dict[str, float]:
 def describe(
     summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any], entities: pa.Table
 ) -> Content:
-    """The report as JSON; see `write`."""
+    """The report as JSON.
+
+    Args:
+        summary: what `build_corpus` returns.
+        statistics: the merged `filtering.captions.statistics` of all shards.
+        details: "list": {"name": ..., and its settings}; "config": the filter's settings as a dict; "matching": rows by how
+            their entities were found, {"rejected", "decided", "tagged"}, and "sampled", the rows tagged to count entities;
+            "leaks": {benchmark: {class: entity}} and "classes": {benchmark: number of its classes}, empty without benchmarks.
+        entities: `entities.parquet`.
+    """
     rows = entities.to_pylist()
     in_corpus = statistics["entities"]
     kept = [row for row in rows if row["kept"]]
@@ -63,7 +75,7 @@ def describe(
     return {
         **summary,
         "list": _without_folders(details["list"]),
-        "settings": _without_folders({key: value for key, value in details["config"].items() if key not in ("source", "list")}),
+        "settings": _without_folders({key: value for key, value in details["config"].items() if key != "list"}),
         "funnel": funnel(summary),
         "matching": dict(details["matching"]),
         "top_entities": [

@@ -7,12 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from filtering import InputError
+from filtering.files import write_json
 from filtering.images.reasons import FAILURES, failure_of
 from filtering.reports import download_page, download_picture, lookalikes
 from filtering.reports.download_hosts import Top
 from filtering.reports.download_meanings import CLASSES, meaning_of
 from filtering.reports.download_tally import Counts, Tally
-from filtering.shards import InputError, write_json
 
 Content = dict[str, Any]
 """What `report.json` holds."""

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from filtering.images.reasons import FAILURES, failure_of
-from filtering.images.url import NO_HOST
+from filtering.url import NO_HOST
 
 PLACES = 2**20
 HEAVIEST = 4096

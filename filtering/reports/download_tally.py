@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.images.url import hosts_of
+from filtering import InputError
 from filtering.reports.download_hosts import HostTally
 from filtering.schema import STATUS
-from filtering.shards import InputError
+from filtering.url import hosts_of
 
 BATCH = 2**16
 SIDES = 2**14

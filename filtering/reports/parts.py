@@ -4,12 +4,13 @@ A page is one file: HTML with its style and charts inside, no script, nothing fr
 through `text`, and a content policy forbids the rest.
 """
 
-import os
 import re
 from collections.abc import Iterable, Mapping
 from html import escape
 from importlib.resources import files
 from pathlib import Path
+
+from filtering.files import write_text
 
 SHOWN_TEXT = 240
 
@@ -17,10 +18,8 @@ _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2
 
 
 def write_page(path: Path, title: str, head: str, sections: Iterable[tuple[str, str]]) -> None:
-    """Write a page of `head` and (title, HTML) sections under a temporary name, then rename it."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(page(title, head, sections), encoding="utf-8")
-    os.replace(temporary, path)
+    """Write a page of `head` and (title, HTML) sections."""
+    write_text(path, page(title, head, sections))
 
 
 def page(title: str, head: str, sections: Iterable[tuple[str, str]]) -> str:

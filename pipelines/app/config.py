@@ -14,7 +14,7 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 import yaml
 
-from filtering.shards import digest_of
+from filtering.files import digest_of
 from pipelines.app.describe import describe, has_default, join, kinds_of, members_of, names_of, one_of, plain, type_name
 
 COMMAND_LINE = "command line"

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.tracking import Tracker, open_tracker
-from filtering.shards import write_json
+from filtering.files import write_json
 from pipelines.app.config import to_dict
 from pipelines.app.run_dir import digest_of_run
 from pipelines.app.settings import Config

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster import InputError as ClusterInputError
-from filtering.shards import InputError as FilteringInputError
+from filtering import InputError as FilteringInputError
 from miniature import InputError as MiniatureInputError
 from owseg import InputError as SegmentationInputError
 from pipelines.app.config import ConfigError

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from filtering.shards import digest_of
+from filtering.files import digest_of, write_text
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.settings import Config
 
@@ -115,6 +115,4 @@ def _without(tree: object, left_out: Sequence[str]) -> Iterator[tuple[str, objec
 
 
 def _write(file: Path, config: Config) -> None:
-    temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True), encoding="utf-8")
-    os.replace(temporary, file)
+    write_text(file, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filtering.shards import write_json
+from filtering.files import write_json
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 from cluster.tracking import Tracker
-from filtering.shards import write_json
+from filtering.files import write_json
 from owseg import InputError
 from owseg.evaluation.intervals import (
     AVERAGE,

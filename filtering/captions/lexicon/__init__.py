@@ -11,7 +11,7 @@ from pathlib import Path
 
 from spacy.lookups import load_lookups
 
-from filtering.shards import digest_of, digest_of_file
+from filtering.files import digest_of, digest_of_file
 
 FOLDER = Path(__file__).parent
 VISIBLE = ("imagenet21k.tsv", "extra.tsv")

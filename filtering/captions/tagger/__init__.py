@@ -5,7 +5,8 @@ from pathlib import Path
 import spacy
 from spacy.language import Language
 
-from filtering.shards import InputError, digest_of, digest_of_file
+from filtering import InputError
+from filtering.files import digest_of, digest_of_file
 
 SHIPPED = Path(__file__).parent / "model"
 COMMON_NOUNS = frozenset({"NN", "NNS"})

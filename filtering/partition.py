@@ -1,16 +1,13 @@
 """The shuffle between two passes: rows of any origin into a fixed number of shards, through files of one row group a shard.
 
-    parts of the source ──write_block──▶ blocks: row group s holds the rows of shard s ──gather──▶ shard s, sorted by key
+    rows of any unit ──write_block──▶ blocks: row group s holds the rows of shard s ──gather──▶ shard s, sorted by key
 
 No worker ever holds more than one block or one shard, and nothing depends on where parts and blocks begin.
 """
 
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
-from hashlib import sha256
-from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -18,58 +15,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filtering.captions.reader import Part, read_part
-from filtering.captions.words import normalised_of
 from filtering.schema import SAMPLE
 from filtering.shards import Marker, write_pointer
-
-BLOCK_ROWS = 1 << 18
-READ_UNITS = 64
-
-
-class ReadWork:
-    """Reads parts of the source and puts their rows into blocks, those with the same caption in the same shard."""
-
-    def __init__(self, shards: int) -> None:
-        self._shards = shards
-
-    def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        tables = chain.from_iterable(read_part(Part(**part)) for part in table.to_pylist())
-        links = 0
-        for number, block in enumerate(_blocks(tables)):
-            texts = normalised_of(block["caption"]).to_pylist()
-            shard_of = np.array([_shard(text, self._shards) for text in texts], np.int32)
-            write_block(scratch / f"{scratch.name}-{number:04d}.parquet", block, shard_of, self._shards)
-            links += block.num_rows
-        return {"links": links}
-
-
-def point_at_parts(folder: Path, parts: Sequence[Part]) -> list[Path]:
-    """The sources of `ReadWork`: one per part, or per group of small neighbours."""
-    sources = []
-    for number, group in enumerate(_groups(parts)):
-        sources.append(folder / f"{number:05d}.parquet")
-        write_pointer(sources[-1], [asdict(part) for part in group], sum(part.rows_hint for part in group))
-    remove_strangers(folder, sources)
-    return sources
-
-
-def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
-    """Parts in groups of up to a block's rows, so that thousands of small files do not become thousands of tiny blocks.
-
-    A small source stays in `READ_UNITS` groups or more, as far as it has parts, for workers to share.
-    """
-    most = min(BLOCK_ROWS, sum(part.rows_hint for part in parts) // READ_UNITS)
-    group: list[Part] = []
-    rows = 0
-    for part in parts:
-        if group and rows + part.rows_hint > most:
-            yield group
-            group, rows = [], 0
-        group.append(part)
-        rows += part.rows_hint
-    if group:
-        yield group
 
 
 def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shards: int) -> list[Path]:
@@ -146,22 +93,6 @@ def _metadata(path: Path, digest: str) -> pq.FileMetaData:
 def _rows_of_groups(path: Path) -> list[int]:
     metadata = pq.read_metadata(path)
     return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
-
-
-def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in blocks of about `BLOCK_ROWS`."""
-    waiting: list[pa.Table] = []
-    for table in tables:
-        waiting.append(table)
-        if sum(one.num_rows for one in waiting) >= BLOCK_ROWS:
-            yield pa.concat_tables(waiting)
-            waiting = []
-    if waiting:
-        yield pa.concat_tables(waiting)
-
-
-def _shard(text: str, shards: int) -> int:
-    return int.from_bytes(sha256(text.encode()).digest()[:8], "big") % shards
 
 
 def remove_strangers(folder: Path, ours: Sequence[Path]) -> None:
