@@ -19,10 +19,11 @@ import torch.multiprocessing as mp
 from cluster.engine import DeepSpeedEngine
 from owseg.data import Batch
 from owseg.encoders import EncoderConfig, build_encoder
-from owseg.engine import Engine, Phase, TorchEngine
+from owseg.engine import Engine, TorchEngine
 from owseg.fit import phase_groups
-from owseg.methods.tcl import GROUNDER, Tcl
+from owseg.methods.tcl import GROUNDER, TclConfig
 from owseg.optim import OptimConfig
+from owseg.phases import Phase
 
 MODEL = Path(__file__).parents[1] / "configs" / "miniature_clip.json"
 WORKERS, PER_WORKER, STEPS = 2, 32, 5
@@ -31,7 +32,7 @@ WORKERS, PER_WORKER, STEPS = 2, 32, 5
 def build(kind: str, optim: OptimConfig) -> Engine:
     """A TCL of its own around a random CLIP, on the engine named."""
     torch.manual_seed(0)
-    method = Tcl(optim=optim).build(build_encoder(EncoderConfig(model=str(MODEL))))
+    method = TclConfig(optim=optim).build(build_encoder(EncoderConfig(model=str(MODEL))))
     (groups,) = phase_groups(method, [Phase(steps=1, train=GROUNDER)], optim)
     if kind == "torch":
         return TorchEngine(method, groups, optim)

@@ -24,18 +24,18 @@ from torch import Tensor
 from owseg.encoders import Encoder, EncoderConfig
 from owseg.evaluation.inference import predict, predict_scores
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl import Tcl, TclConfig
 
 BENCHMARKS = {21: "voc21", 60: "context60", 171: "coco_stuff"}
 
 
-def random_method(width: int, layers: int) -> TclMethod:
+def random_method(width: int, layers: int) -> Tcl:
     """A TCL of the given tower around random weights."""
     torch.manual_seed(0)
     vision = {"image_size": 224, "patch_size": 16, "width": width, "layers": layers, "head_width": 64}
     text = {"context_length": 8, "vocab_size": 16, "width": 64, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(embed_dim=512, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    method = Tcl(mask_scale=40.0, mask_shift=0.0).build(Encoder(clip.eval(), open_clip.tokenize)).eval()
+    method = TclConfig(mask_scale=40.0, mask_shift=0.0).build(Encoder(clip.eval(), open_clip.tokenize)).eval()
     for name, parameter in method.decoder.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(0.3)
@@ -48,7 +48,7 @@ def picture(height: int, width: int) -> np.ndarray:
     return (noise * 50 + 128).clamp(0, 255).byte().permute(1, 2, 0).numpy().copy()
 
 
-def compare(method: TclMethod, image: np.ndarray, classes: int, rounds: int) -> None:
+def compare(method: Tcl, image: np.ndarray, classes: int, rounds: int) -> None:
     """Measure one setting and print its line."""
     protocol, encoder, refine = protocol_of(EvaluateConfig(), BENCHMARKS[classes]), EncoderConfig(), method.config.pamr
     background = protocol.benchmark.background

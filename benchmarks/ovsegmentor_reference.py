@@ -5,7 +5,7 @@ not a loss reads them (batch norm's running statistics see them); the momentum e
 image's size, samples matched one by one on the CPU.
 
 The measuring stick of benchmarks/ovsegmentor_step.py and tests/test_ovsegmentor_lean.py. It shares the weights and the text
-tower of an OvSegmentorMethod with the package, and timm's ViT blocks, but no line of the rest. One process.
+tower of an OvSegmentor with the package, and timm's ViT blocks, but no line of the rest. One process.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
-from owseg.methods.ovsegmentor import OvSegmentorMethod
+from owseg.methods.ovsegmentor import OvSegmentor
 
 TEXTS = ("caption", "question", "answer", "prompt")
 
@@ -106,7 +106,7 @@ def encode_image(encoder: Any, head: Any, image: Tensor) -> tuple[Seen, Tensor, 
     return seen, pooled, project(head, seen.groups)
 
 
-def encode_text(method: OvSegmentorMethod, features: Tensor, position: Tensor) -> Tensor:
+def encode_text(method: OvSegmentor, features: Tensor, position: Tensor) -> Tensor:
     """Projected sentence features [B, E] of last hidden states [B, L, C]."""
     sentence = project(method.text_head, features[torch.arange(len(features), device=features.device), position])
     project(method.text_head, features)  # nobody reads it, but batch norm's running statistics count it
@@ -158,7 +158,7 @@ def mask_consistency(q: Tensor, other: Seen, relevance: Tensor, grid: tuple[int,
 
 
 def losses_from(
-    method: OvSegmentorMethod, image: Tensor, features: Mapping[str, Tensor], position: Mapping[str, Tensor], partner: Tensor
+    method: OvSegmentor, image: Tensor, features: Mapping[str, Tensor], position: Mapping[str, Tensor], partner: Tensor
 ) -> dict[str, Tensor]:
     """The three weighted losses.
 
@@ -184,7 +184,7 @@ def losses_from(
     }
 
 
-def losses(method: OvSegmentorMethod, image: Tensor, tokens: Mapping[str, Tensor], partner: Tensor) -> dict[str, Tensor]:
+def losses(method: OvSegmentor, image: Tensor, tokens: Mapping[str, Tensor], partner: Tensor) -> dict[str, Tensor]:
     """The same, of the token ids [B, L] of each of TEXTS, padding and all."""
     texts = {name: method.text(tokens[name]) for name in TEXTS}
     features = {name: text.features for name, text in texts.items()}
@@ -192,7 +192,7 @@ def losses(method: OvSegmentorMethod, image: Tensor, tokens: Mapping[str, Tensor
 
 
 @torch.no_grad()
-def update_momentum(method: OvSegmentorMethod) -> None:
+def update_momentum(method: OvSegmentor) -> None:
     """The momentum encoder's weights, one tensor after the other: 0.99 of their own and 0.01 of the online encoder's."""
     slow = dict(method.momentum.named_buffers())
     for name, parameter in method.encoder.named_parameters():

@@ -28,7 +28,7 @@ from tcl_step import PeakMemory
 from torch import Tensor
 
 from owseg.data import Batch
-from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
 from owseg.methods.ovsegmentor.consistency import mask_consistency
 from owseg.methods.ovsegmentor.grouping import Binding
 from owseg.text import prompt_templates
@@ -74,10 +74,10 @@ def write_bert(folder: Path, texts: Sequence[str], **sizes: Any) -> None:
     BertConfig(**sizes).save_pretrained(folder)
 
 
-def build(variant: str, folder: Path) -> OvSegmentorMethod:
+def build(variant: str, folder: Path) -> OvSegmentor:
     """The method with random weights, ready for its second phase."""
     torch.manual_seed(0)
-    config = OvSegmentor(text_tower=str(folder), fidelity="exact" if variant == "exact" else "official")
+    config = OvSegmentorConfig(text_tower=str(folder), fidelity="exact" if variant == "exact" else "official")
     method = config.build(None).train()
     phase = config.phases[1]
     for name, parameter in method.named_parameters():

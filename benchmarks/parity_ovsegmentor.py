@@ -17,7 +17,7 @@ from parity_comparison import GRADIENT, LABELS, LOSS, MAP, NOTHING, Arrays, Comp
 from torch import Tensor
 
 from owseg import InputError
-from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
 from owseg.methods.ovsegmentor.grouping import GroupingEncoder
 from owseg.methods.ovsegmentor.text_tower import Texts, TextTower
 from owseg.published import import_official, layout_of, official_names, recognise
@@ -49,11 +49,11 @@ class GivenTexts(TextTower):
         self.width, self.mask_word, self.tokenize = width, "[MASK]", partial(torch.zeros, 0)
 
 
-def build_ovsegmentor(weights: Arrays) -> OvSegmentorMethod:
+def build_ovsegmentor(weights: Arrays) -> OvSegmentor:
     """OVSegmentor with these weights, in the architecture that their shapes tell. Raises InputError for something else's."""
     state = {name: tensor(value) for name, value in weights.items()}
     name, settings = recognise(state, "shapes")
-    config = OvSegmentor(fidelity="official", heads=HEADS, entity_weight=1.0, mask_weight=1.0, **settings)
+    config = OvSegmentorConfig(fidelity="official", heads=HEADS, entity_weight=1.0, mask_weight=1.0, **settings)
     if name != config.name:
         raise InputError(f"weights of {name}")
     try:
@@ -70,7 +70,7 @@ def build_ovsegmentor(weights: Arrays) -> OvSegmentorMethod:
             groups=config.groups,
         )
         text_width = state["text_projector.linear_hidden.0.weight"].shape[1]
-        method = OvSegmentorMethod(config, tower, GivenTexts(text_width))
+        method = OvSegmentor(config, tower, GivenTexts(text_width))
     except KeyError as error:
         raise InputError(f"not the weights of an OVSegmentor ({error.args[0]} is missing)") from error
     except (ValueError, IndexError, ArithmeticError, AssertionError, RuntimeError) as error:
@@ -79,7 +79,7 @@ def build_ovsegmentor(weights: Arrays) -> OvSegmentorMethod:
     return method.eval()
 
 
-def compare_ovsegmentor(method: OvSegmentorMethod, case: Arrays) -> Comparison:
+def compare_ovsegmentor(method: OvSegmentor, case: Arrays) -> Comparison:
     """Encoder, the three losses, gradients of their sum, and labels. Raises InputError where the case does not fit."""
     comparison = Comparison()
     try:
@@ -104,7 +104,7 @@ def compare_ovsegmentor(method: OvSegmentorMethod, case: Arrays) -> Comparison:
 
 
 @torch.no_grad()
-def compare_encoder(method: OvSegmentorMethod, case: Arrays, comparison: Comparison) -> None:
+def compare_encoder(method: OvSegmentor, case: Arrays, comparison: Comparison) -> None:
     """Group features and what the binding is made of."""
     groups = method.encoder(tensor(case["image"]))
     found = {
@@ -118,7 +118,7 @@ def compare_encoder(method: OvSegmentorMethod, case: Arrays, comparison: Compari
             add(comparison, key, value, case, MAP)
 
 
-def compare_training(method: OvSegmentorMethod, case: Arrays, comparison: Comparison) -> None:
+def compare_training(method: OvSegmentor, case: Arrays, comparison: Comparison) -> None:
     """The losses of the case's batch, and the gradients of their weighted sum that it holds."""
     given = {name: case[key] for name, key in TEXTS.items()}
     partner = None
@@ -142,7 +142,7 @@ def as_texts(array: np.ndarray) -> Texts:
     return Texts(features, torch.ones(features.shape[:2], dtype=torch.bool), torch.zeros(len(features), dtype=torch.int64))
 
 
-def compare_gradients(method: OvSegmentorMethod, total: Tensor, case: Arrays, comparison: Comparison) -> None:
+def compare_gradients(method: OvSegmentor, total: Tensor, case: Arrays, comparison: Comparison) -> None:
     """Gradients by official names: zero for what the loss does not reach, what the official code never reads included."""
     names = {f"grad/{official}": name for name, official in official_names(method).items()}
     wanted = [key for key in case if key.startswith("grad/")]
@@ -158,7 +158,7 @@ def compare_gradients(method: OvSegmentorMethod, total: Tensor, case: Arrays, co
         add(comparison, key, gradient, case, GRADIENT, max(NOTHING[1], ROUNDING * whole))
 
 
-def compare_labels(method: OvSegmentorMethod, case: Arrays, comparison: Comparison) -> None:
+def compare_labels(method: OvSegmentor, case: Arrays, comparison: Comparison) -> None:
     """Labels and winning scores of the case's own image, with and without background."""
     image, texts = tensor(case["infer/image"]), tensor(case["infer/text_embeddings"])
     modes = {key.removeprefix(prefix) for key in case for prefix in (LABEL_MAP, SCORE_MAP) if key.startswith(prefix)}

@@ -19,7 +19,7 @@ from torch import Tensor
 from owseg import InputError
 from owseg.data import Batch
 from owseg.encoders import Encoder
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl import Tcl, TclConfig
 from owseg.methods.tcl.decoder import GroundingDecoder
 from owseg.published import import_official, official_names
 
@@ -32,15 +32,15 @@ TCL_LOSSES = {
     "tv_masks": "loss/tv_mask_loss",
 }
 TCL_MASKS = {
-    "infer/mask_plain": Tcl(kp_weight=0.0),
-    "infer/mask_kp": Tcl(kp_weight=0.3),
-    "infer/mask_pamr_kp": Tcl(kp_weight=0.3, pamr=True),
+    "infer/mask_plain": TclConfig(kp_weight=0.0),
+    "infer/mask_kp": TclConfig(kp_weight=0.3),
+    "infer/mask_pamr_kp": TclConfig(kp_weight=0.3, pamr=True),
 }
 TRAINING = ("image", "text_tokens", "gumbel_uniform")
 INFERENCE = ("infer/image", "infer/text_embeddings")
 
 
-def compare_tcl(method: TclMethod, case: Arrays) -> Comparison:
+def compare_tcl(method: Tcl, case: Arrays) -> Comparison:
     """Text tower, the six losses, gradients of their sum, and masks. Raises InputError where the case does not fit."""
     gradients = {f"grad/{official}": name for name, official in official_names(method).items()}
     known = {"text_embeddings", *TRAINING, *INFERENCE, *TCL_LOSSES.values(), *TCL_MASKS}
@@ -66,11 +66,11 @@ def compare_tcl(method: TclMethod, case: Arrays) -> Comparison:
     return comparison
 
 
-def build_tcl(weights: Arrays) -> TclMethod:
+def build_tcl(weights: Arrays) -> Tcl:
     """TCL with these weights, in the architecture that their shapes tell. Raises InputError for something else's weights."""
     try:
         clip = open_clip.CLIP(**tcl_architecture(weights), quick_gelu=True)
-        method = Tcl().build(Encoder(clip, open_clip.tokenize))
+        method = TclConfig().build(Encoder(clip, open_clip.tokenize))
         stages = indices(weights, "masker.image_encoder.decoder.decoder.net.")
         method.decoder = GroundingDecoder(clip.visual.conv1.out_channels, stages)
         lacking = sorted(set(official_names(method).values()) - weights.keys())
@@ -112,13 +112,13 @@ def tcl_architecture(weights: Arrays) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def encode(method: TclMethod, case: Arrays) -> Tensor:
+def encode(method: Tcl, case: Arrays) -> Tensor:
     """What the text tower makes of the case's tokens [B, E], not normalised."""
     encoded: Tensor = method.clip.encode_text(torch.from_numpy(case["text_tokens"].astype(np.int64)))
     return encoded
 
 
-def compare_training(method: TclMethod, case: Arrays, gradients: dict[str, str], comparison: Comparison) -> None:
+def compare_training(method: Tcl, case: Arrays, gradients: dict[str, str], comparison: Comparison) -> None:
     """The six losses of the case's batch, and the gradients of their sum that it holds."""
     batch = Batch(tensor(case["image"]), torch.from_numpy(case["text_tokens"].astype(np.int64)), [], [])
     losses: dict[str, Tensor] = {}
@@ -154,7 +154,7 @@ def noises(recorded: Tensor) -> Iterator[tuple[str, Tensor]]:
     yield "its shape [B, B, h, w]", recorded[own, own]
 
 
-def compare_masks(method: TclMethod, case: Arrays, comparison: Comparison) -> None:
+def compare_masks(method: Tcl, case: Arrays, comparison: Comparison) -> None:
     """Masks of the case's own image, plain, with frozen CLIP's share, and refined by PAMR."""
     image = tensor(case["infer/image"])
     texts = F.normalize(tensor(case["infer/text_embeddings"]), dim=-1)

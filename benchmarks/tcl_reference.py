@@ -1,6 +1,6 @@
 """TCL's training step as its formulas read: maps channels-first, every [B, N, h, w] tensor held, noise for all pairs.
 
-The measuring stick of benchmarks/tcl_step.py and tests/test_tcl_lean.py. It shares the weights of a TclMethod with the package,
+The measuring stick of benchmarks/tcl_step.py and tests/test_tcl_lean.py. It shares the weights of a Tcl with the package,
 and no line of code. One process; the texts of other ranks are an argument.
 """
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owseg.methods.tcl import TclMethod
+from owseg.methods.tcl import Tcl
 
 
 def patch_tokens(visual: Any, image: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def gated(layer: Any, x: Tensor) -> Tensor:
     return torch.tanh(layer.gate) * F.conv2d(F.gelu(normed), layer.conv.weight, layer.conv.bias, padding=1)
 
 
-def features(method: TclMethod, image: Tensor) -> Tensor:
+def features(method: Tcl, image: Tensor) -> Tensor:
     """V^s [B, E, 4h, 4w]: frozen blocks, the copied block with each token attending to itself, decoder, projection."""
     visual = method.clip.visual
     with torch.no_grad():
@@ -57,7 +57,7 @@ def total_variation(x: Tensor) -> Tensor:
     return (x[..., 1:] - x[..., :-1]).abs().mean() + (x[..., 1:, :] - x[..., :-1, :]).abs().mean()
 
 
-def mask_losses(method: TclMethod, v: Tensor, texts: Tensor, own_noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+def mask_losses(method: Tcl, v: Tensor, texts: Tensor, own_noise: Tensor) -> tuple[dict[str, Tensor], Tensor]:
     """All weighted losses but TCL_v, and the hard masks [B, h, w] of matched pairs.
 
     v: V^s; texts: unit [N, E], this rank's first; own_noise: uniform [B, h, w], put in the place of what is drawn for matched
@@ -89,7 +89,7 @@ def mask_losses(method: TclMethod, v: Tensor, texts: Tensor, own_noise: Tensor) 
     return losses, hard[rows, rows]
 
 
-def losses(method: TclMethod, image: Tensor, tokens: Tensor, others: Tensor, own_noise: Tensor) -> dict[str, Tensor]:
+def losses(method: Tcl, image: Tensor, tokens: Tensor, others: Tensor, own_noise: Tensor) -> dict[str, Tensor]:
     """The six weighted losses. tokens: [B, context]; others: texts [N - B, E] of other ranks; own_noise: see `mask_losses`."""
     visual = method.clip.visual
     with torch.no_grad():

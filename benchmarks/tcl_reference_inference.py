@@ -1,7 +1,7 @@
 """TCL's inference as its formulas read: one window at a time, every map at full size, the tower twice.
 
 The measuring stick of benchmarks/inference.py, benchmarks/pamr.py and tests/test_tcl_inference.py. It shares the weights of a
-TclMethod with the package, and no line of code: the order of work is the official one, and nothing is saved or reordered.
+Tcl with the package, and no line of code: the order of work is the official one, and nothing is saved or reordered.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owseg.methods.tcl import TclMethod
+from owseg.methods.tcl import Tcl
 
 DILATIONS = (1, 2, 4, 8, 12, 24)
 WINDOW, STRIDE, LONG_SIDE = 448, 224, 2048
@@ -79,9 +79,7 @@ def pamr(image: Tensor, masks: Tensor, steps: int = 10) -> Tensor:
     return masks
 
 
-def segment(
-    method: TclMethod, image: Tensor, classes: Tensor, *, refine: bool, kp: float = 0.3, kp_shift: float = 0.25
-) -> Tensor:
+def segment(method: Tcl, image: Tensor, classes: Tensor, *, refine: bool, kp: float = 0.3, kp_shift: float = 0.25) -> Tensor:
     """Masks [1, n, H, W] of one window [1, 3, H, W]."""
     height, width = image.shape[-2:]
     visual = method.clip.visual
@@ -115,7 +113,7 @@ class Prediction:
 
 @torch.no_grad()
 def predict(
-    method: TclMethod, image: np.ndarray, classes: Tensor, *, refine: bool, background: bool, short_side: int = 448
+    method: Tcl, image: np.ndarray, classes: Tensor, *, refine: bool, background: bool, short_side: int = 448
 ) -> Prediction:
     """An RGB image [H, W, 3] uint8 under TCL's protocol: scale, slide, average, upsample, softmax, argmax."""
     height, width = image.shape[:2]

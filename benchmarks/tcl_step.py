@@ -26,7 +26,7 @@ from torch import Tensor
 from owseg.data import Batch
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.losses import gumbel_sigmoid
-from owseg.methods.tcl import GROUNDER, Tcl, TclMethod
+from owseg.methods.tcl import GROUNDER, Tcl, TclConfig
 from owseg.methods.tcl import method as tcl
 
 VARIANTS = ("reference", "package")
@@ -40,10 +40,10 @@ class Step(NamedTuple):
     losses: dict[str, float]
 
 
-def build(options: argparse.Namespace) -> TclMethod:
-    """A TclMethod with random weights and gates that are open, its grounder trainable."""
+def build(options: argparse.Namespace) -> Tcl:
+    """A Tcl with random weights and gates that are open, its grounder trainable."""
     torch.manual_seed(0)
-    config = Tcl()
+    config = TclConfig()
     if options.text_chunk is not None:
         config = replace(config, text_chunk=options.text_chunk)
     encoder = build_encoder(EncoderConfig(model=options.model))
@@ -56,7 +56,7 @@ def build(options: argparse.Namespace) -> TclMethod:
     return method.to(options.device)
 
 
-def whole_step(method: TclMethod, variant: str, options: argparse.Namespace) -> Callable[[], dict[str, Tensor]]:
+def whole_step(method: Tcl, variant: str, options: argparse.Namespace) -> Callable[[], dict[str, Tensor]]:
     """The six losses of a random batch, as a call."""
     height, width = method.clip.visual.image_size
     image = torch.randn(options.batch, 3, height, width).to(options.device)
@@ -71,7 +71,7 @@ def whole_step(method: TclMethod, variant: str, options: argparse.Namespace) -> 
     return lambda: method.losses(Batch(image, tokens, [], []))
 
 
-def masks_step(method: TclMethod, variant: str, options: argparse.Namespace) -> Callable[[], dict[str, Tensor]]:
+def masks_step(method: Tcl, variant: str, options: argparse.Namespace) -> Callable[[], dict[str, Tensor]]:
     """The losses that read the masks of random features, and the sum of the hard masks that TCL_v would read."""
     height, width = (4 * side for side in method.clip.visual.grid_size)
     joint = method.projection.proj.shape[1]
@@ -186,7 +186,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--part", choices=("whole", "masks"), default="whole")
     parser.add_argument("--phase", type=int, choices=(1, 2), default=1, help="2: the copied block learns too")
     parser.add_argument("--model", default="ViT-B-16-quickgelu", help="open_clip model name or config file; weights are random")
-    parser.add_argument("--text-chunk", type=int, help="Tcl.text_chunk, in place of its default")
+    parser.add_argument("--text-chunk", type=int, help="TclConfig.text_chunk, in place of its default")
     parser.add_argument("--bf16", action="store_true", help="under autocast, as DeepSpeed runs it")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads")
     options = parser.parse_args()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cluster import InputError
 from owseg.data import Batch
-from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, adamw, moments, with_moments
+from owseg.optim import AdamState, OptimConfig, ParameterGroup, Quirks, adam_state, adamw, with_adam_state
 
 TAG = "step"
 """One constant tag: every checkpoint folder holds one checkpoint, so folders of all ranks merge without renaming."""
@@ -75,23 +75,23 @@ class DeepSpeedEngine:
     def load(self, folder: Path) -> None:
         self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
 
-    def whole(self) -> AbstractContextManager[None]:
+    def full_parameters(self) -> AbstractContextManager[None]:
         import deepspeed
 
         gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()))
         return gathered
 
-    def hand_over(self) -> Moments:
+    def release_optimizer_state(self) -> AdamState:
         state = self.optimizer.state_dict()
-        carried = moments(next(state[key] for key in _BASE_STATE if key in state))
+        carried = adam_state(next(state[key] for key in _BASE_STATE if key in state))
         self.engine.destroy()  # its hooks sit on parameters that the next engine takes
         return carried
 
-    def take_over(self, carried: Moments) -> None:
+    def load_optimizer_state(self, carried: AdamState) -> None:
         # ZeRO lays a group out by its parameters' order alone, so equal groups have equal partitions on each rank.
         state = self.optimizer.state_dict()
         key = next(key for key in _BASE_STATE if key in state)
-        self.optimizer.load_state_dict({dist.get_rank(): {**state, key: with_moments(state[key], carried)}})
+        self.optimizer.load_state_dict({dist.get_rank(): {**state, key: with_adam_state(state[key], carried)}})
 
 
 def refuse_quirks(quirks: Quirks, ranks: int) -> None:

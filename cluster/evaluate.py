@@ -38,9 +38,9 @@ class Contender:
     encoder: EncoderConfig
     weights: Path | None = None
 
-    def on(self, dataset: str) -> "Contender":
+    def for_dataset(self, dataset: str) -> "Contender":
         """The contender with its method as that wants to be on a benchmark; itself where the method makes no difference."""
-        on = getattr(self.method, "on", None)
+        on = getattr(self.method, "for_dataset", None)
         return replace(self, method=on(dataset)) if on else self
 
     def fingerprint(self) -> str:
@@ -48,7 +48,7 @@ class Contender:
         pretrained = Path(self.encoder.pretrained)
         encoder = asdict(self.encoder) | {"pretrained": pretrained.name}
         files = [self.weights, pretrained]
-        if not self.method.stands_on_clip:
+        if not self.method.uses_clip:
             encoder, files = {key: encoder[key] for key in NORMALISATION}, [self.weights]
         settings = {key: value for key, value in asdict(self.method).items() if key not in TRAINING_ONLY} | {"encoder": encoder}
         for key in [key for key in PATHS if key in settings]:  # such as a text tower's folder: its tokenizer always has a say
@@ -122,7 +122,7 @@ def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -
             for rank, contender in enumerate(contenders):
                 digest = digest_of([fingerprints[rank], read])[:16]
                 file = out / "parts" / contender.name / f"{dataset}-{start:06}-{digest}.npz"
-                parts.append((rank, Part(contender=contender.on(dataset), dataset=dataset, items=chunk, file=file)))
+                parts.append((rank, Part(contender=contender.for_dataset(dataset), dataset=dataset, items=chunk, file=file)))
     return [part for _, part in sorted(parts, key=lambda ranked: ranked[0])]
 
 
@@ -182,7 +182,7 @@ def draw(
         loaded: Contender | None = None
         row, paths = scores[contender.name], pictures.setdefault(contender.name, [])
         for dataset, score in row.items():
-            if loaded != (wanted := contender.on(dataset)):
+            if loaded != (wanted := contender.for_dataset(dataset)):
                 segmenter, loaded = load_segmenter(wanted.method, wanted.encoder, wanted.weights), wanted
             protocol = protocol_of(config, dataset)
             items = {item.id: item for item in list_items(protocol.benchmark, root)}

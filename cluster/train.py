@@ -24,10 +24,11 @@ from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.files import replacing
 from owseg.data import Batch, CaptionBatches, Prepare, ShardReader, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
-from owseg.engine import Engine, Span, TorchEngine, spans
+from owseg.engine import Engine, TorchEngine
 from owseg.fit import WEIGHTS, fit
 from owseg.methods import TrainedConfig, build_trained, initialise
 from owseg.optim import OptimConfig, ParameterGroup
+from owseg.phases import ScheduledPhase, scheduled_phases
 from owseg.text import Tokenizer
 
 POLL_SECONDS = 0.5
@@ -95,9 +96,9 @@ class TrainJob:
         return sum(phase.steps for phase in self.method.phases)
 
     @property
-    def spans(self) -> list[Span]:
+    def scheduled_phases(self) -> list[ScheduledPhase]:
         """The phases in their places."""
-        return spans(self.method.phases, self.method.optim)
+        return scheduled_phases(self.method.phases, self.method.optim)
 
     @property
     def log(self) -> Path:
@@ -207,27 +208,27 @@ def _build(job: TrainJob) -> tuple[nn.Module, Tokenizer]:
 
 def loader(
     job: TrainJob, method: nn.Module, tokenize: Tokenizer, rank: int, workers: int
-) -> Callable[[Span, int], Iterator[Batch]]:
+) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
     """A rank's batches as `fit` asks for them. Raises InputError where any phase's cannot be had, before the first begins."""
     prepare: Prepare | None = getattr(method, "prepare", None)
     reader = ShardReader(job.shards, entities=prepare is not None or any(phase.partners for phase in job.method.phases))
-    for span in job.spans:
-        key = f"models.{job.method.name}.{span.stretch.key}.batch_size"
-        check_batch_size(span.stretch.optim.batch_size, samples=len(reader), workers=workers, key=key)
+    for span in job.scheduled_phases:
+        key = f"models.{job.method.name}.{span.schedule.key}.batch_size"
+        check_batch_size(span.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
 
-    def batches(span: Span, step: int) -> Iterator[Batch]:
+    def batches(span: ScheduledPhase, step: int) -> Iterator[Batch]:
         drawn = CaptionBatches(
             reader,
             tokenize,
             span.phase.augment or job.method.augment,
             mean=job.encoder.mean,
             std=job.encoder.std,
-            batch_size=span.stretch.optim.batch_size,
+            batch_size=span.schedule.optim.batch_size,
             seed=job.seed,
             rank=rank,
             world_size=workers,
-            start=span.stretch.start,
-            stretch=span.stretch.number,
+            start=span.schedule.start,
+            schedule=span.schedule.number,
             prepare=prepare,
             partners=span.phase.partners,
             views=getattr(method, "views", None),
@@ -278,12 +279,18 @@ class _StepLog:
         if not self.write:
             return
         now = time.monotonic()
-        rate = pairs_between(self.job.spans, self.step, step) / max(now - self.time, 1e-9)
+        rate = pairs_between(self.job.scheduled_phases, self.step, step) / max(now - self.time, 1e-9)
         self.step, self.time = step, now
         for name, value in costs.items():
             before = self.before.get(name, 0.0)
             costs[name] = max(before, value) if name == "peak_memory_mb" else before + value
-        line = {"step": step, "lr": lr, "samples_per_second": rate, "pairs": pairs_between(self.job.spans, 0, step), **costs}
+        line = {
+            "step": step,
+            "lr": lr,
+            "samples_per_second": rate,
+            "pairs": pairs_between(self.job.scheduled_phases, 0, step),
+            **costs,
+        }
         line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()} | diagnostics
         with self.job.log.open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -295,9 +302,9 @@ def costs_of(job: TrainJob) -> dict[str, float]:
     return {"steps": last["step"], **{name: last[name] for name in COSTS if name in last}}
 
 
-def pairs_between(phases: Sequence[Span], start: int, stop: int) -> int:
+def pairs_between(phases: Sequence[ScheduledPhase], start: int, stop: int) -> int:
     """Image-caption pairs of steps start..stop-1."""
-    return sum(max(0, min(stop, span.stop) - max(start, span.start)) * span.stretch.optim.batch_size for span in phases)
+    return sum(max(0, min(stop, span.stop) - max(start, span.start)) * span.schedule.optim.batch_size for span in phases)
 
 
 def _read_log(path: Path) -> list[dict[str, Any]]:

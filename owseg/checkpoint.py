@@ -17,9 +17,9 @@ from owseg.encoders import EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import EvaluateConfig, View, view_of
 from owseg.fit import WEIGHTS
 from owseg.methods import Methods, SegmenterConfig, TrainedConfig
-from owseg.methods.clip import Clip
+from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import CLIP
-from owseg.methods.tcl import Tcl
+from owseg.methods.tcl import TclConfig
 from owseg.published import SUFFIXES as OFFICIAL_SUFFIXES
 from owseg.published import read_official, recognise
 
@@ -45,14 +45,14 @@ class Checkpoint:
     weights: Path | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.method, Tcl) and self.method.pamr and self.view.refine != "none":
+        if isinstance(self.method, TclConfig) and self.method.pamr and self.view.refine != "none":
             raise InputError(
                 f"pamr: TCL refines its masks already, and refine={self.view.refine} would again; set one of the two"
             )
 
     def files(self) -> dict[str, str]:
         """SHA-256 of every file of weights, by its path from the weights' folder (bare names where the method has none)."""
-        below = Path(self.encoder.pretrained) if self.method.stands_on_clip else None
+        below = Path(self.encoder.pretrained) if self.method.uses_clip else None
         paths = [path for path in (self.weights, below) if path is not None and path.is_file()]
         return {self._relative(path): sha256(path) for path in paths}
 
@@ -64,7 +64,7 @@ class Checkpoint:
         return {"method": method, "encoder": self._encoder(), "view": asdict(self.view), "sha256": self.files()}
 
     def _encoder(self) -> dict[str, Any]:
-        if not self.method.stands_on_clip:
+        if not self.method.uses_clip:
             return {name: getattr(self.encoder, name) for name in NORMALISATION}
         encoder, pretrained = encoder_dict(self.encoder), Path(self.encoder.pretrained)
         if self.encoder.model.endswith(".json"):
@@ -146,7 +146,7 @@ def find_checkpoint(
             f"{checkpoint}: no such checkpoint; give a folder with {MODEL}, an official .pth, or one of {', '.join(modes)}"
         )
     if method in modes:
-        if not found.method.stands_on_clip:
+        if not found.method.uses_clip:
             raise InputError(f"{method}: {checkpoint} has no CLIP that it could read; give the method alone, and its encoder")
         return replace(found, method=modes[method], weights=None)
     if method and method != found.method.name:
@@ -205,8 +205,8 @@ def _folder_in(folder: Path, method: str) -> Path:
     trained = {file.parent.name: file.parent for file in sorted(folder.glob(f"train/*/{MODEL}"))}
     if method in training_free() and trained:
         # All that stand on a CLIP stand on the run's one; these two always do.
-        return next(trained[name] for name in (Clip().name, Tcl().name, *trained) if name in trained)
-    segmenters = [name for name in trained if name != Clip().name]
+        return next(trained[name] for name in (ClipConfig().name, TclConfig().name, *trained) if name in trained)
+    segmenters = [name for name in trained if name != ClipConfig().name]
     name = method or (segmenters[0] if len(segmenters) == 1 else "")
     if name in trained:
         return trained[name]

@@ -186,9 +186,9 @@ def seed_step(seed: int, step: int, rank: int) -> None:
 
 
 @lru_cache(maxsize=1)  # each step of an epoch asks for it, and millions take 0.1 s to shuffle
-def epoch_order(samples: int, seed: int, epoch: int, stretch: int = 0) -> np.ndarray:
-    """The order in which an epoch of a stretch visits its samples; a new one every epoch and in every stretch."""
-    order = np.random.default_rng([seed, epoch, *([stretch] if stretch else [])]).permutation(samples)
+def epoch_order(samples: int, seed: int, epoch: int, schedule: int = 0) -> np.ndarray:
+    """The order in which an epoch of a schedule visits its samples; a new one every epoch and in every schedule."""
+    order = np.random.default_rng([seed, epoch, *([schedule] if schedule else [])]).permutation(samples)
     order.setflags(write=False)
     return order
 
@@ -217,12 +217,12 @@ class CaptionBatches(Dataset[Batch]):
         rank: int = 0,
         world_size: int = 1,
         start: int = 0,
-        stretch: int = 0,
+        schedule: int = 0,
         prepare: Prepare | None = None,
         partners: bool = False,
         views: Views | None = None,
     ) -> None:
-        """The batches of one stretch, which begins at step `start`.
+        """The batches of one schedule, which begins at step `start`.
 
         batch_size is global, over all ranks. With `partners` or `prepare` the reader must have indexed entities. Raises
         InputError where the corpus cannot fill one batch.
@@ -232,7 +232,7 @@ class CaptionBatches(Dataset[Batch]):
         self.names = list(reader.entities.numbers)
         self.partners = Partners(reader.entities) if partners else None
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
-        self.start, self.stretch = start, stretch
+        self.start, self.schedule = start, schedule
         self.augment, self.views = augment, views
         self.mean, self.std = (torch.tensor(tuple(values))[:, None, None] for values in (mean, std))
         from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
@@ -271,7 +271,7 @@ class CaptionBatches(Dataset[Batch]):
     def _samples(self, step: int) -> list[int]:
         """Numbers of the samples of this rank's batch."""
         epoch, position = divmod(step - self.start, len(self.reader) // self.batch_size)
-        order = epoch_order(len(self.reader), self.seed, epoch, self.stretch)
+        order = epoch_order(len(self.reader), self.seed, epoch, self.schedule)
         whole = order[position * self.batch_size :][: self.batch_size]
         mine: list[int] = whole.reshape(self.world_size, -1)[self.rank].tolist()
         return mine

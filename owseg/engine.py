@@ -2,69 +2,15 @@
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from owseg import InputError
-from owseg.data import AugmentConfig, Batch
-from owseg.optim import Moments, OptimConfig, ParameterGroup, Stretch, adamw, moments, with_moments
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """A stretch of training in which the same parameters learn."""
-
-    steps: int
-    """Optimiser steps of this phase."""
-    train: tuple[str, ...]
-    """Name prefixes of the parameters that learn; all others stay frozen."""
-    partners: bool = False
-    """Whether each image comes with another one that shares an entity with it."""
-    optim: OptimConfig | None = None
-    """Begins a training of its own: schedule, optimiser and epochs start afresh, weights go on; null = the last one goes on."""
-    augment: AugmentConfig | None = None
-    """Augmentation of this phase; null = the method's."""
-
-    def __post_init__(self) -> None:
-        if self.steps < 1 or not self.train:
-            raise InputError("steps must be at least 1, and train must name a parameter prefix")
-
-
-class Span(NamedTuple):
-    """A phase in its place. Steps are counted from the first phase's first."""
-
-    phase: Phase
-    start: int
-    stop: int
-    """Its steps are start..stop-1."""
-    stretch: Stretch
-    """The training that it is part of, alone or with its neighbours."""
-
-
-def spans(phases: Sequence[Phase], optim: OptimConfig) -> list[Span]:
-    """Phases in their places; `optim` is that of phases before the first one with its own."""
-    starts = [sum(phase.steps for phase in phases[:index]) for index in range(len(phases) + 1)]
-    firsts = [index for index, phase in enumerate(phases) if index == 0 or phase.optim is not None]
-    found = []
-    for number, (first, after) in enumerate(pairwise([*firsts, len(phases)])):
-        own = phases[first].optim
-        stretch = Stretch(number, own or optim, f"phases.{first}.optim" if own else "optim", starts[first], starts[after])
-        found += [Span(phases[index], starts[index], starts[index + 1], stretch) for index in range(first, after)]
-    return found
-
-
-def augmentations(phases: Sequence[Phase], augment: AugmentConfig) -> list[tuple[str, AugmentConfig]]:
-    """Each phase's augmentation with its place in the method's settings; `augment` is that of phases without their own."""
-    return [
-        (f"phases.{number}.augment", phase.augment) if phase.augment else ("augment", augment)
-        for number, phase in enumerate(phases)
-    ]
+from owseg.data import Batch
+from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
 
 
 class Engine(Protocol):
@@ -82,15 +28,15 @@ class Engine(Protocol):
         """Restore what `save` wrote with the same number of ranks."""
         ...
 
-    def whole(self) -> AbstractContextManager[None]:
+    def full_parameters(self) -> AbstractContextManager[None]:
         """While inside, the method's tensors are all there on every rank (ZeRO 3 shards them). Every rank enters."""
         ...
 
-    def hand_over(self) -> Moments:
+    def release_optimizer_state(self) -> AdamState:
         """End this engine; returns the optimiser's state for the next engine."""
         ...
 
-    def take_over(self, carried: Moments) -> None:
+    def load_optimizer_state(self, carried: AdamState) -> None:
         """Go on from an earlier engine's state where groups are the same; new groups start afresh."""
         ...
 
@@ -149,11 +95,11 @@ class TorchEngine:
     def _state_path(self, folder: Path) -> Path:
         return folder / (f"optimizer-{self.rank}.pt" if self.local else "optimizer.pt")
 
-    def whole(self) -> AbstractContextManager[None]:
+    def full_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def hand_over(self) -> Moments:
-        return moments(self.optimizer.state_dict())
+    def release_optimizer_state(self) -> AdamState:
+        return adam_state(self.optimizer.state_dict())
 
-    def take_over(self, carried: Moments) -> None:
-        self.optimizer.load_state_dict(with_moments(self.optimizer.state_dict(), carried))
+    def load_optimizer_state(self, carried: AdamState) -> None:
+        self.optimizer.load_state_dict(with_adam_state(self.optimizer.state_dict(), carried))

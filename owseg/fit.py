@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import Batch, seed_step
-from owseg.engine import Engine, Phase, Span, spans
-from owseg.optim import Moments, OptimConfig, ParameterGroup, Quirks, parameter_groups
+from owseg.engine import Engine
+from owseg.optim import AdamState, OptimConfig, ParameterGroup, Quirks, parameter_groups
+from owseg.phases import Phase, ScheduledPhase, scheduled_phases
 from owseg.weights import differences
 
 WEIGHTS = "method.safetensors"
@@ -64,8 +65,8 @@ def phase_groups(method: nn.Module, phases: Sequence[Phase], optim: OptimConfig)
     prefixes = [phase.train for phase in phases]
     quirks = getattr(method, "quirks", Quirks())
     return [
-        parameter_groups(named_parameters(method, span.phase), prefixes, span.stretch.optim.weight_decay, quirks)
-        for span in spans(phases, optim)
+        parameter_groups(named_parameters(method, span.phase), prefixes, span.schedule.optim.weight_decay, quirks)
+        for span in scheduled_phases(phases, optim)
     ]
 
 
@@ -74,7 +75,7 @@ def fit(
     phases: Sequence[Phase],
     optim: OptimConfig,
     make_engine: MakeEngine,
-    batches: Callable[[Span, int], Iterator[Batch]],
+    batches: Callable[[ScheduledPhase, int], Iterator[Batch]],
     *,
     seed: int,
     resume: Path | None = None,
@@ -103,21 +104,21 @@ def fit(
         done = int(json.loads((resume / "position.json").read_text())["step"])
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
-    carried: Moments = {}
-    for span, groups in zip(spans(phases, optim), phase_groups(method, phases, optim), strict=True):
+    carried: AdamState = {}
+    for span, groups in zip(scheduled_phases(phases, optim), phase_groups(method, phases, optim), strict=True):
         if done > span.stop or done == total:
             continue
         _freeze_all_but(method, groups)
-        engine = make_engine(groups, span.stretch.optim)
+        engine = make_engine(groups, span.schedule.optim)
         if resume is not None and done > span.start:  # at the phase's very end, too: the next engine takes over from this one
             engine.load(resume)
         else:
-            engine.take_over(carried if span.start > span.stretch.start else {})
+            engine.load_optimizer_state(carried if span.start > span.schedule.start else {})
             _call(method, engine, "begin_phase", span.phase)
         first = max(span.start, done)
         for step, batch in zip(range(first, span.stop), batches(span, first), strict=True):
             seed_step(seed, step, rank)
-            lr = span.stretch.lr(step)
+            lr = span.schedule.lr(step)
             losses = engine.step(batch, lr)
             _call(method, engine, "after_step")
             finished = step + 1
@@ -128,14 +129,14 @@ def fit(
                     on_log(finished, means, lr, watched)
             if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
                 on_checkpoint(finished, _saver(method, phases, engine, finished))
-        carried = engine.hand_over()
+        carried = engine.release_optimizer_state()
 
 
 def _call(method: nn.Module, engine: Engine, name: str, *arguments: object) -> None:
     """Call a method's hook where it has one, with all its tensors whole and gradients off."""
     hook = getattr(method, name, None)
     if hook is not None:
-        with engine.whole(), torch.no_grad():
+        with engine.full_parameters(), torch.no_grad():
             hook(*arguments)
 
 
@@ -149,7 +150,7 @@ def _freeze_all_but(method: nn.Module, groups: Sequence[ParameterGroup]) -> None
 def _saver(method: nn.Module, phases: Sequence[Phase], engine: Engine, step: int) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         engine.save(folder)
-        with engine.whole():
+        with engine.full_parameters():
             if not dist.is_initialized() or dist.get_rank() == 0:
                 save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
                 (folder / "position.json").write_text(json.dumps({"step": step}))

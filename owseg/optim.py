@@ -75,23 +75,6 @@ def _cosine(peak: float, floor: float, progress: float) -> float:
     return floor + 0.5 * (peak - floor) * (1 + math.cos(math.pi * min(progress, 1.0)))
 
 
-class Stretch(NamedTuple):
-    """Steps under one schedule and one optimiser: a training of its own. Steps are counted from the first phase's first."""
-
-    number: int
-    """0 for the first, one more for each phase that has an `optim` of its own."""
-    optim: OptimConfig
-    key: str
-    """Where `optim` stands in the method's settings."""
-    start: int
-    stop: int
-    """Its steps are start..stop-1."""
-
-    def lr(self, step: int) -> float:
-        """The learning rate of a step."""
-        return lr_at(self.optim, step - self.start, self.stop - self.start)
-
-
 @dataclass(frozen=True, kw_only=True)
 class Quirks:
     """What an official implementation does to parameters besides its loss; a method that reproduces it has them as `quirks`."""
@@ -144,17 +127,17 @@ def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.
     )
 
 
-Moments = dict[str, list[dict[str, Any]]]
+AdamState = dict[str, list[dict[str, Any]]]
 """An optimiser's state by group name: one dict for each tensor that the optimiser holds (a parameter, or a ZeRO partition)."""
 
 
-def moments(state_dict: dict[str, Any]) -> Moments:
+def adam_state(state_dict: dict[str, Any]) -> AdamState:
     """The state in a torch optimiser's state dict, by group name."""
     state = state_dict["state"]
     return {group["name"]: [state.get(index, {}) for index in group["params"]] for group in state_dict["param_groups"]}
 
 
-def with_moments(state_dict: dict[str, Any], carried: Moments) -> dict[str, Any]:
+def with_adam_state(state_dict: dict[str, Any], carried: AdamState) -> dict[str, Any]:
     """A torch optimiser's state dict in which groups that `carried` names have that state; other groups keep theirs."""
     state = dict(state_dict["state"])
     for group in state_dict["param_groups"]:

@@ -24,7 +24,7 @@ from owseg.evaluation.inference import WINDOW_BATCH, predict_scores, upsample_ar
 from owseg.evaluation.pictures import legend_below, overlay, palette
 from owseg.evaluation.protocols import View
 from owseg.methods import load_segmenter
-from owseg.methods.clip import Clip
+from owseg.methods.clip import ClipConfig
 from owseg.photos import Photo, read_photo
 
 NOTHING = -1
@@ -87,7 +87,7 @@ class Model:
     """A method ready to segment photos."""
 
     def __init__(self, checkpoint: Checkpoint, device: str = "cpu") -> None:
-        if isinstance(checkpoint.method, Clip):
+        if isinstance(checkpoint.method, ClipConfig):
             raise InputError(
                 "clip is an encoder and draws no masks by itself; name a training-free mode, such as maskclip, to read it"
             )

@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.engine import Phase
 from owseg.fit import WEIGHTS, learned_state, load_learned
+from owseg.phases import Phase
 from owseg.published_names import EMBEDDINGS, LAYOUTS, TEXT, Layout
 
 SUFFIXES = (".pth", ".pt")
@@ -179,7 +179,7 @@ def main() -> None:
     from owseg.checkpoint import find_checkpoint, write_model
     from owseg.encoders import build_encoder
     from owseg.methods import TrainedSegmenterConfig, build_trained
-    from owseg.methods.ovsegmentor import OvSegmentor
+    from owseg.methods.ovsegmentor import OvSegmentorConfig
 
     parser = argparse.ArgumentParser(prog="python -m owseg.published", description="Official checkpoints in and out.")
     parser.add_argument("verb", choices=("import", "export"))
@@ -204,7 +204,7 @@ def main() -> None:
     config = found.method
     if found.weights is None or not isinstance(config, TrainedSegmenterConfig):
         raise InputError(f"{given.source}: no trained {' or '.join(layout.title for layout in LAYOUTS.values())}")
-    if given.verb == "import" and isinstance(config, OvSegmentor):
+    if given.verb == "import" and isinstance(config, OvSegmentorConfig):
         _, settings = recognise(read_official(found.weights), given.source)
         towers = {"image_tower": given.image_tower, "text_tower": absolute(given.text_tower)}
         config = replace(config, **settings, **{key: value for key, value in towers.items() if value})

@@ -80,7 +80,7 @@ _TCL: Prefixes = (
 
 
 def tcl_names(method: nn.Module, _: Collection[str]) -> dict[str, str]:
-    """Of a `TclMethod`; the copied block keeps its index, the last of the tower's."""
+    """Of a `Tcl`; the copied block keeps its index, the last of the tower's."""
     state = method.state_dict()
     blocks = len({name.split(".")[4] for name in state if name.startswith("clip.visual.transformer.resblocks.")})
     block = ("block.", f"{_GROUNDER}backbone.transformer.resblocks.{blocks - 1}.")
@@ -127,7 +127,7 @@ _OVSEGMENTOR: Prefixes = (
 
 
 def ovsegmentor_names(method: nn.Module, file: Collection[str]) -> dict[str, str]:
-    """Of an `OvSegmentorMethod`; the text tower lies where the file has one."""
+    """Of an `OvSegmentor`; the text tower lies where the file has one."""
     state = method.state_dict()
     prefixes = (*_OVSEGMENTOR, *text_prefixes(state, file))
     named = ((name, renamed(name, prefixes)) for name in state)

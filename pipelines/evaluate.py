@@ -33,11 +33,11 @@ from pipelines.app.context import Context, Result, open_context
 from pipelines.app.settings import Config
 from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
-from pipelines.train import run_to_train, trained_encoder, weights_of
+from pipelines.train import ensure_trained, trained_encoder, weights_of
 
 SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight", "top_classes")
 """Settings of a method that decide on its numbers at inference, told beside its row (the background threshold apart)."""
-TOLD = 5
+MAX_LISTED = 5
 """Unreadable images that are named below the table; the JSON files name all."""
 METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "peak_memory_mb")
 ORACLE_METRICS = ("oracle_mIoU", "regions_per_image")
@@ -117,7 +117,7 @@ def _thresholds(contender: Contender, config: EvaluateConfig, scores: dict[str, 
     """What decides on background: the evaluator's constants; of a method that decides it itself, the values it goes by."""
     constants = {score.threshold for score in scores.values() if score.threshold is not None}
     with_background = [name for name in scores if protocol_of(config, name).benchmark.background]
-    own = [getattr(contender.on(name).method, "background_threshold", None) for name in with_background]
+    own = [getattr(contender.for_dataset(name).method, "background_threshold", None) for name in with_background]
     return sorted(constants or {value for value in own if value is not None})
 
 
@@ -221,7 +221,7 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
         noise = "" if Difference(mean, low, high).significant else ", not larger than noise"
         print(f"  {pair} {mean:+.1f} ({low:.1f}..{high:.1f}){noise}")
     for dataset, ids in result["skipped"].items():
-        left_out = f"{', '.join(ids[:TOLD])}{', ...' if len(ids) > TOLD else ''}"
+        left_out = f"{', '.join(ids[:MAX_LISTED])}{', ...' if len(ids) > MAX_LISTED else ''}"
         print(f"{dataset}: {len(ids)} of {len(ids) + result['images'][dataset]} images left out, unreadable: {left_out}")
 
 
@@ -232,7 +232,7 @@ def run(config: Config) -> None:
     check_weights(config)
     check_benchmarks(config)
     with open_context(config) as context:
-        run_to_train(context)
+        ensure_trained(context)
         run_evaluate(context)
 
 

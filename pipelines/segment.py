@@ -35,7 +35,7 @@ OPTION_OF = {
     "models.vilseg.": "--set ",
 }
 """Settings that errors speak of, by the options of this verb."""
-TOLD = 5
+MAX_LISTED = 5
 """Labels in an image's line; its JSON has all of them."""
 
 
@@ -141,8 +141,8 @@ def _told(result: "Segmentation") -> str:
 
     height, width = result.labels.shape
     shares = {name: share for name, share in result.shares().items() if share > 0}
-    largest = sorted(shares, key=lambda name: -shares[name])[:TOLD]
-    others = [f"{len(shares) - TOLD} more"] if len(shares) > TOLD else []
+    largest = sorted(shares, key=lambda name: -shares[name])[:MAX_LISTED]
+    others = [f"{len(shares) - MAX_LISTED} more"] if len(shares) > MAX_LISTED else []
     nothing = [f"nothing {percent(1 - sum(shares.values()))}"] if (result.labels < 0).any() else []
     return ", ".join([f"{width} x {height}", *(f"{name} {percent(shares[name])}" for name in largest), *others, *nothing])
 

@@ -17,7 +17,14 @@ from cluster.tasks import TaskPool
 from cluster.tracking import Tracker, open_tracker
 from filtering.files import digest_of
 from owseg.evaluation.protocols import EvaluateConfig
-from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights, spread_training, to_train
+from pipelines.app.checks import (
+    check_benchmarks,
+    check_encoder,
+    check_methods,
+    check_weights,
+    methods_to_train,
+    spread_training,
+)
 from pipelines.app.cli import Option, main
 from pipelines.app.config import ConfigError, digest, to_dict
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
@@ -141,7 +148,7 @@ def _share(work: Work, pool: TaskPool[Outcome]) -> float:
     """Trainings run beside each other. The other stages spread over the whole cluster, and times per image want quiet."""
     if work.verb != "train":
         return 1.0
-    return pool.share_of(spread_training(work.config, to_train(work.config)[-1]))
+    return pool.share_of(spread_training(work.config, methods_to_train(work.config)[-1]))
 
 
 def _outcome(result: Outcome | Exception) -> Outcome:

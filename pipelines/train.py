@@ -21,9 +21,9 @@ from pipelines.app.checks import (
     check_methods,
     check_weights,
     given_weights,
-    located_encoder,
+    methods_to_train,
+    resolve_encoder_paths,
     spread_training,
-    to_train,
 )
 from pipelines.app.cli import main
 from pipelines.app.config import flatten, to_dict
@@ -38,7 +38,7 @@ ENCODER = "encoder.safetensors"
 def run_train(context: Context, shards: Result) -> Result:
     """The train stage: `train/<method>/` in the run's folder for each method that trains, the encoder first where asked for."""
     out = context.run_dir / "train"
-    jobs = to_train(context.config)
+    jobs = methods_to_train(context.config)
     fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"]])
 
     def work() -> Result:
@@ -58,9 +58,9 @@ def run_train(context: Context, shards: Result) -> Result:
     return result
 
 
-def run_to_train(context: Context) -> None:
+def ensure_trained(context: Context) -> None:
     """The stages up to train; none of them where each method has its weights or needs none."""
-    if to_train(context.config):
+    if methods_to_train(context.config):
         run_train(context, run_download(context, run_filter(context)))
     else:
         print("train: skipped, nothing is to be trained", flush=True)
@@ -68,7 +68,7 @@ def run_to_train(context: Context) -> None:
 
 def trained_encoder(context: Context) -> EncoderConfig:
     """The run's encoder, with the path of its own weights where the run pretrains it."""
-    encoder = located_encoder(context.config)
+    encoder = resolve_encoder_paths(context.config)
     if encoder.pretrained == PRETRAIN:
         return replace(encoder, pretrained=str(context.run_dir / "train" / "clip" / ENCODER))
     return encoder
@@ -84,9 +84,9 @@ def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
     config = context.config
     train = spread_training(config, method)
     spread = {key: getattr(train, key) for key in ("workers", "engine", "bf16")}
-    if method.stands_on_clip:
+    if method.uses_clip:
         given = {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
-        encoder = encoder_dict(located_encoder(config)) | given
+        encoder = encoder_dict(resolve_encoder_paths(config)) | given
     else:
         encoder = {key: getattr(config.encoder, key) for key in NORMALISATION}
     return {"method": to_dict(method), "encoder": encoder, "seed": config.seed, **spread}
@@ -135,7 +135,7 @@ def clear_other(folder: Path, fingerprint: str) -> None:
 
 def _begun_from(job: TrainJob) -> list[str]:
     """Digests of the weights that a method stands on or begins with, as far as they lie in files."""
-    named = [job.encoder.pretrained] if job.method.stands_on_clip and job.method.name != "clip" else []
+    named = [job.encoder.pretrained] if job.method.uses_clip and job.method.name != "clip" else []
     named += [getattr(job.method, name) for name in PATHS if hasattr(job.method, name)]
     return [digest_of_file(file) for name in named for file in files_at(name)]
 
@@ -152,7 +152,7 @@ def run(config: Config) -> None:
     check_methods(config)
     check_weights(config)
     with open_context(config) as context:
-        run_to_train(context)
+        ensure_trained(context)
 
 
 if __name__ == "__main__":

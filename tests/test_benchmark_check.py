@@ -16,7 +16,7 @@ from miniature.world import WorldConfig, build_world
 from owseg import InputError
 from owseg.evaluation.check import SAMPLE, WHOLE, Report, check_benchmark
 from owseg.evaluation.convert import SOURCE
-from owseg.evaluation.datasets import BENCHMARKS, Benchmark, Item, list_items, read_indices, read_names
+from owseg.evaluation.datasets import BENCHMARKS, EvalDataset, Item, list_items, read_indices, read_names
 from owseg.evaluation.protocols import EvaluateConfig
 from pipelines import benchmark_check
 from pipelines.app.settings import Config
@@ -42,7 +42,7 @@ def root(world: Path, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def benchmark_in(root: Path, name: str) -> Benchmark:
+def benchmark_in(root: Path, name: str) -> EvalDataset:
     return replace(BENCHMARKS[name], names=read_names(root / "classes" / f"{name}.txt"))
 
 

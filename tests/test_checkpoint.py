@@ -15,7 +15,7 @@ from owseg import InputError
 from owseg.checkpoint import find_checkpoint, read_model, sha256, training_free, write_model
 from owseg.encoders import EncoderConfig
 from owseg.fit import WEIGHTS
-from owseg.methods.tcl import Tcl
+from owseg.methods.tcl import TclConfig
 from owseg.predict import Model, load
 from owseg.published import export_official
 from pipelines.app.checks import check_weights, given_weights
@@ -38,7 +38,7 @@ def test_model_json_makes_an_equal_method_without_any_path_of_this_machine(tiny_
     written = json.loads(text)
     found = read_model(tiny_run / "train" / "tcl")
     assert found.method == tiny.tcl_config()
-    assert from_dict(Tcl, written["method"]) == tiny.tcl_config()
+    assert from_dict(TclConfig, written["method"]) == tiny.tcl_config()
     assert found.view == tiny.VIEW
     assert str(tiny_run.parent) not in text
     assert written["encoder"]["pretrained"] == "../clip/encoder.safetensors"

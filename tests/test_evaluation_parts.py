@@ -21,8 +21,8 @@ from owseg import InputError
 from owseg.evaluation.intervals import read_image_counts
 from owseg.evaluation.protocols import EvaluateConfig
 from owseg.evaluation.scoring import Score
-from owseg.methods.chance import Chance
-from owseg.methods.zero_shot import ZeroShot
+from owseg.methods.chance import ChanceConfig
+from owseg.methods.zero_shot import ZeroShotConfig
 from pipelines.app.cli import main
 from pipelines.app.outcome import user_mistake
 from pipelines.evaluate import run as evaluate_verb
@@ -46,8 +46,8 @@ def contenders(tmp_path: Path) -> list[Contender]:
     save_file(encoder(tmp_path).clip.state_dict(), tmp_path / "clip.safetensors")
     config = encoder_config(tmp_path, str(tmp_path / "clip.safetensors"))
     return [
-        Contender(name="chance", method=Chance(), encoder=config),
-        Contender(name="maskclip", method=ZeroShot(templates="simple", background_threshold=0.1), encoder=config),
+        Contender(name="chance", method=ChanceConfig(), encoder=config),
+        Contender(name="maskclip", method=ZeroShotConfig(templates="simple", background_threshold=0.1), encoder=config),
     ]
 
 
@@ -145,7 +145,7 @@ def test_a_worker_loads_a_contender_and_embeds_a_benchmark_once(
             embedded.append(len(names))
             return self.inside.embed_classes(names)
 
-    def load(method: Chance | ZeroShot, *rest: object) -> Counting:
+    def load(method: ChanceConfig | ZeroShotConfig, *rest: object) -> Counting:
         loaded.append(method.name)
         return Counting(original(method, *rest))
 

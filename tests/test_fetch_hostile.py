@@ -22,7 +22,7 @@ from name_server import Answer, NameServer
 from filtering.images.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
 from filtering.images.fetch import Fetcher, Outcome
 from filtering.images.fetch_config import FetchConfig
-from filtering.images.resolver import Names
+from filtering.images.resolver import Resolver
 
 
 @pytest.fixture(scope="module")
@@ -123,15 +123,15 @@ def test_an_allowed_address_is_reached(trap: Raw) -> None:
 
 def test_the_socket_is_refused_even_if_all_else_lets_an_address_pass() -> None:
     async def connect() -> None:
-        names = Names(Gate(), {HOST: "127.0.0.1:80"}, [], 1.0)
+        resolver = Resolver(Gate(), {HOST: "127.0.0.1:80"}, [], 1.0)
         address = (socket.AF_INET, socket.SOCK_STREAM, 0, "", ("127.0.0.1", 80))
-        names.enter(HOST)
-        names.open_socket(address).close()  # the user's own route
-        names.enter(f"other-{HOST}")
+        resolver.set_route(HOST)
+        resolver.open_socket(address).close()  # the user's own route
+        resolver.set_route(f"other-{HOST}")
         for forbidden in (address, (socket.AF_INET6, socket.SOCK_STREAM, 0, "", ("2a00::1", 80, 0, 3))):
             with pytest.raises(ForbiddenAddressError):
-                names.open_socket(forbidden)
-        await names.close()
+                resolver.open_socket(forbidden)
+        await resolver.close()
 
     asyncio.run(connect())
 

@@ -261,7 +261,7 @@ def test_texts_by_length_read_the_same_in_the_same_order(tmp_path: Path, clip: E
         save_bert(tmp_path / kind)
     tower = (ClipTower(clip) if kind == "clip" else bert_tower(str(tmp_path / kind))).eval()
     tokens = tower.tokenize([("a dog " * (index * 5 % 7)).strip() for index in range(count)])
-    whole, texts = tower(tower.trim(tokens)), tower.by_length(tokens)
+    whole, texts = tower(tower.trim(tokens)), tower.forward_bucketed(tokens)
     assert torch.equal(texts.real, whole.real)
     assert torch.equal(texts.position, whole.position)
     torch.testing.assert_close(texts.features[texts.real], whole.features[whole.real], rtol=1e-5, atol=1e-5)

@@ -13,28 +13,28 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.data import Batch
-from owseg.engine import Phase
 from owseg.fit import learned_state, phase_groups
 from owseg.losses import info_nce, multi_label_nce
 from owseg.methods import DrawsRegions
-from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorConfig
+from owseg.phases import Phase
 
 CAPTIONS = ["a red wall", "two green things", "blue", "yellow and red"]
 ENTITIES = [["red"], ["green"], ["blue"], ["yellow", "red"]]
 
 
 @pytest.fixture
-def method(tmp_path: Path) -> OvSegmentorMethod:
+def method(tmp_path: Path) -> OvSegmentor:
     return build(tmp_path)
 
 
-def build(folder: Path, **settings: Any) -> OvSegmentorMethod:
+def build(folder: Path, **settings: Any) -> OvSegmentor:
     encoder = tiny.encoder(folder)
     torch.manual_seed(1)
     return tiny.ovsegmentor_config(**settings).build(encoder)
 
 
-def batch(method: OvSegmentorMethod, *, partners: bool) -> Batch:
+def batch(method: OvSegmentor, *, partners: bool) -> Batch:
     images = torch.randn(2, len(CAPTIONS), 3, 32, 32, generator=torch.Generator().manual_seed(2))
     shared = [names[0] for names in ENTITIES] if partners else None
     random.seed(0)  # which template answers are put in
@@ -42,7 +42,7 @@ def batch(method: OvSegmentorMethod, *, partners: bool) -> Batch:
     return Batch(images[0], method.tokenize(CAPTIONS), CAPTIONS, list("abcd"), texts, images[1] if partners else None)
 
 
-def spread(method: OvSegmentorMethod) -> None:
+def spread(method: OvSegmentor) -> None:
     """Make groups unlike each other, as training does."""
     for parameter in method.encoder.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(3))
@@ -132,7 +132,7 @@ def test_every_learning_parameter_gets_a_gradient(tmp_path: Path, fidelity: str)
     assert {name for name, _ in method.named_parameters() if name.startswith(phase.train)} == reached
 
 
-def test_the_momentum_encoder_is_no_parameter_and_is_kept_in_checkpoints(method: OvSegmentorMethod) -> None:
+def test_the_momentum_encoder_is_no_parameter_and_is_kept_in_checkpoints(method: OvSegmentor) -> None:
     assert method.momentum is not None
     assert not list(method.momentum.parameters())
     online, copy = method.encoder.state_dict(), method.momentum.state_dict()
@@ -141,7 +141,7 @@ def test_the_momentum_encoder_is_no_parameter_and_is_kept_in_checkpoints(method:
     assert {f"momentum.{name}" for name in copy} <= state.keys()
 
 
-def test_the_momentum_encoder_starts_as_a_copy_and_follows(method: OvSegmentorMethod) -> None:
+def test_the_momentum_encoder_starts_as_a_copy_and_follows(method: OvSegmentor) -> None:
     assert method.momentum is not None
     spread(method)
     first, second = method.config.phases
@@ -165,7 +165,7 @@ def test_no_momentum_encoder_where_no_phase_has_partners(tmp_path: Path) -> None
     assert not any(name.startswith("momentum.") for name in method.state_dict())
 
 
-def test_no_gradient_reaches_the_momentum_encoder_or_the_prompt(method: OvSegmentorMethod) -> None:
+def test_no_gradient_reaches_the_momentum_encoder_or_the_prompt(method: OvSegmentor) -> None:
     method.eval()
     given = batch(method, partners=True)
     mask = method.losses(given)["mask"]
@@ -203,9 +203,9 @@ def test_the_text_head_sees_padding_and_questions_in_the_official_form_alone(tmp
 def test_padding_does_not_matter_in_the_exact_form(tmp_path: Path) -> None:
     method = build(tmp_path).eval()
     given = batch(method, partners=True)
-    method.text.by_length = method.text.forward  # type: ignore[method-assign]
+    method.text.forward_bucketed = method.text.forward  # type: ignore[method-assign]
     untrimmed = method.losses(given)
-    del method.text.by_length
+    del method.text.forward_bucketed
     for name, loss in method.losses(given).items():
         torch.testing.assert_close(loss, untrimmed[name], rtol=1e-5, atol=1e-6)
 
@@ -213,7 +213,7 @@ def test_padding_does_not_matter_in_the_exact_form(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- inference
 
 
-def by_hand(method: OvSegmentorMethod, image: Tensor, classes: Tensor, threshold: float | None) -> Tensor:
+def by_hand(method: OvSegmentor, image: Tensor, classes: Tensor, threshold: float | None) -> Tensor:
     """One window pixel by pixel, as the official evaluation goes about it."""
     groups = method.encoder(image[None])
     soft = groups.binding.logits[0].softmax(dim=0).reshape(-1, *groups.grid)
@@ -269,14 +269,14 @@ def test_regions_are_the_groups_that_segment_names(tmp_path: Path, size: tuple[i
         assert len(drawn.unique()) > 1
 
 
-def test_the_encoder_is_run_once_for_a_window(method: OvSegmentorMethod) -> None:
+def test_the_encoder_is_run_once_for_a_window(method: OvSegmentor) -> None:
     calls: list[int] = []
     method.eval().encoder.register_forward_hook(lambda *_: calls.append(1))
     method.segment(torch.zeros(2, 3, 32, 32), method.embed_classes(["red", "green"]), background=True)
     assert len(calls) == 1
 
 
-def test_images_smaller_than_a_patch(method: OvSegmentorMethod) -> None:
+def test_images_smaller_than_a_patch(method: OvSegmentor) -> None:
     classes = method.eval().embed_classes(["red", "green"])
     for size in ((1, 45), (35, 3), (1, 1)):
         assert method.segment(torch.randn(1, 3, *size), classes, background=True).shape == (1, 3, *size)
@@ -298,16 +298,16 @@ def test_class_embeddings_are_unit_means_over_templates(tmp_path: Path) -> None:
 
 
 def test_official_thresholds_go_by_benchmark() -> None:
-    official = OvSegmentor(thresholds="official", background_threshold=0.5)
-    found = {name: official.on(name).background_threshold for name in ("voc21", "context60", "coco_object", "ade20k")}
+    official = OvSegmentorConfig(thresholds="official", background_threshold=0.5)
+    found = {name: official.for_dataset(name).background_threshold for name in ("voc21", "context60", "coco_object", "ade20k")}
     assert found == {"voc21": 0.95, "context60": 0.35, "coco_object": 0.90, "ade20k": 0.5}
-    assert replace(official, thresholds="unified").on("voc21").background_threshold == 0.5
+    assert replace(official, thresholds="unified").for_dataset("voc21").background_threshold == 0.5
 
 
 def test_clip_is_asked_for_only_where_a_tower_is_clip() -> None:
-    assert not OvSegmentor().stands_on_clip
-    assert OvSegmentor(image_tower="clip").stands_on_clip
-    assert OvSegmentor(text_tower="clip").stands_on_clip
+    assert not OvSegmentorConfig().uses_clip
+    assert OvSegmentorConfig(image_tower="clip").uses_clip
+    assert OvSegmentorConfig(text_tower="clip").uses_clip
 
 
 @pytest.mark.parametrize(
@@ -323,12 +323,12 @@ def test_clip_is_asked_for_only_where_a_tower_is_clip() -> None:
 )
 def test_bad_settings_name_their_key(field: str, value: float) -> None:
     with pytest.raises(InputError, match=field):
-        OvSegmentor(**{field: value})
+        OvSegmentorConfig(**{field: value})
 
 
 def test_a_batch_of_one_is_told_before_training() -> None:
     one = replace(tiny.OPTIM, batch_size=1)
     with pytest.raises(InputError, match="batch_size"):
-        OvSegmentor(optim=one)
+        OvSegmentorConfig(optim=one)
     with pytest.raises(InputError, match="batch_size"):
-        OvSegmentor(phases=(Phase(steps=1, train=VISION), Phase(steps=1, train=VISION, optim=one)))
+        OvSegmentorConfig(phases=(Phase(steps=1, train=VISION), Phase(steps=1, train=VISION, optim=one)))

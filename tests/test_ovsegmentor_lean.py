@@ -12,7 +12,7 @@ from ovsegmentor_step import write_bert
 from torch import Tensor
 
 from owseg.data import Batch
-from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
 from owseg.methods.ovsegmentor.consistency import PAPER_SCALE
 from owseg.methods.ovsegmentor.grouping import GroupingEncoder
 from owseg.methods.ovsegmentor.text_tower import bert_tower
@@ -43,8 +43,8 @@ class Case:
             folder, [text for texts in TEXTS.values() for text in texts], max_position_embeddings=24, **SIZES, **NO_DROPOUT
         )
         tower = GroupingEncoder(width=32, depths=(2, 2), heads=2, patch_size=8, grid=(4, 4), tokens=12, groups=4)
-        config = OvSegmentor(text_tower=str(folder), fidelity="official", groups=4, hidden=24, joint=16)
-        self.whole = OvSegmentorMethod(config, tower, bert_tower(str(folder)))
+        config = OvSegmentorConfig(text_tower=str(folder), fidelity="official", groups=4, hidden=24, joint=16)
+        self.whole = OvSegmentor(config, tower, bert_tower(str(folder)))
         for name, parameter in self.whole.named_parameters():
             parameter.data.add_(0.1 * torch.randn(parameter.shape))  # no norm the identity, no bias zero
             parameter.requires_grad_(not name.startswith("text."))
@@ -55,23 +55,23 @@ class Case:
         self.tokens = {name: self.whole.tokenize(texts) for name, texts in TEXTS.items()}
         self.image, self.partner = torch.randn(2, BATCH, 3, 32, 32, dtype=torch.float64)
 
-    def method(self, fidelity: str) -> OvSegmentorMethod:
+    def method(self, fidelity: str) -> OvSegmentor:
         """A copy to run, of the same weights."""
         method = deepcopy(self.whole)
         method.config = replace(method.config, fidelity=fidelity)  # type: ignore[arg-type]
         method.official = fidelity == "official"
         return method
 
-    def package(self, method: OvSegmentorMethod, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def package(self, method: OvSegmentor, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         others = {name: ids for name, ids in tokens.items() if name != "caption"}
         batch = Batch(self.image, tokens["caption"], TEXTS["caption"], [], others, self.partner)
         return outcome(method, lambda: method.losses(batch))
 
-    def plain(self, method: OvSegmentorMethod, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
+    def plain(self, method: OvSegmentor, tokens: dict[str, Tensor]) -> dict[str, Tensor]:
         return outcome(method, lambda: reference.losses(method, self.image, tokens, self.partner))
 
 
-def outcome(method: OvSegmentorMethod, losses_of: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+def outcome(method: OvSegmentor, losses_of: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
     """Losses, gradients of their sum by parameter, and what batch norms keep, all under the same noise."""
     torch.manual_seed(1)
     losses = losses_of()

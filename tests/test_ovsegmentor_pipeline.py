@@ -24,7 +24,7 @@ from owseg.encoders import EncoderConfig, load_encoder
 from owseg.evaluation.protocols import EvaluateConfig
 from owseg.evaluation.scoring import Score
 from owseg.fit import WEIGHTS, learned_state
-from owseg.methods.ovsegmentor import OvSegmentor
+from owseg.methods.ovsegmentor import OvSegmentorConfig
 from owseg.predict import load
 from owseg.published import export_official
 from pipelines.app.checks import check_encoder, check_methods, check_weights, located_model
@@ -37,11 +37,11 @@ MISSING = EncoderConfig(pretrained="/nowhere/clip.pt")
 """A CLIP that is not there: nobody may ask for it."""
 
 
-def save(folder: Path, config: OvSegmentor, encoder: EncoderConfig) -> Path:
+def save(folder: Path, config: OvSegmentorConfig, encoder: EncoderConfig) -> Path:
     """A trained folder with random weights, as the train stage writes it."""
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    method = config.build(load_encoder(encoder) if config.stands_on_clip else None)
+    method = config.build(load_encoder(encoder) if config.uses_clip else None)
     state = {name: tensor.clone() for name, tensor in learned_state(method, config.phases).items()}
     save_file(state, folder / WEIGHTS)
     write_model(Checkpoint(method=config, encoder=encoder, view=tiny.VIEW, weights=folder / WEIGHTS))
@@ -67,7 +67,7 @@ def test_a_checkpoint_without_clip_tells_none_and_needs_none(own: Path, photo: P
     assert written["method"]["text_tower"] == "../../../bert"
     assert str(own) not in text
     found = find_checkpoint(own / "run")
-    assert isinstance(found.method, OvSegmentor)
+    assert isinstance(found.method, OvSegmentorConfig)
     assert found.method.text_tower == str(own / "bert")
     assert found.method.phases == tiny.ovsegmentor_config().phases  # with an optimiser of its own within
     result = load(own / "run", background_threshold=1.0).segment(photo, tiny.LABELS)
@@ -111,7 +111,7 @@ def test_official_files_are_told_apart(own: Path, tiny_run: Path, tmp_path: Path
         torch.save(export_official(load(run).segmenter), tmp_path / "best.pth")  # type: ignore[arg-type]
         found = find_checkpoint(tmp_path / "best.pth").method
         assert found.name == name
-        if isinstance(found, OvSegmentor):
+        if isinstance(found, OvSegmentorConfig):
             assert (found.groups, found.joint) == (3, 16)
         with pytest.raises(InputError, match=rf"is a checkpoint of {name}"):
             find_checkpoint(tmp_path / "best.pth", "tcl" if name == "ovsegmentor" else "ovsegmentor")
@@ -144,18 +144,18 @@ def test_paths_are_absolute_for_workers_and_names_stay(own: Path, monkeypatch: p
     monkeypatch.chdir(own)
     (own / "clip").mkdir(exist_ok=True)
     there = located_model(settings("models.ovsegmentor.text_tower=bert", "models.ovsegmentor.image_tower=clip"), "ovsegmentor")
-    assert isinstance(there, OvSegmentor)
+    assert isinstance(there, OvSegmentorConfig)
     assert (there.text_tower, there.image_tower, there.image_weights) == (str(own / "bert"), "clip", "")
     for name in ("clip", "bert-base-uncased"):
         kept = located_model(settings(f"models.ovsegmentor.text_tower={name}"), "ovsegmentor")
-        assert isinstance(kept, OvSegmentor)
+        assert isinstance(kept, OvSegmentorConfig)
         assert kept.text_tower == name
 
 
 def contender(own: Path, **settings: Any) -> Contender:
     folder = own / "run" / "train" / "ovsegmentor"
     method = read_model(folder).method
-    assert isinstance(method, OvSegmentor)
+    assert isinstance(method, OvSegmentorConfig)
     return Contender(name="ovsegmentor", method=replace(method, **settings), encoder=MISSING, weights=folder / WEIGHTS)
 
 

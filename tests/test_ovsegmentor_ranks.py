@@ -17,10 +17,11 @@ from torch import Tensor
 
 from cluster.engine import DeepSpeedEngine
 from owseg.data import Batch, CaptionBatches, ShardReader
-from owseg.engine import Engine, Span, TorchEngine
+from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
-from owseg.methods.ovsegmentor import OvSegmentorMethod
+from owseg.methods.ovsegmentor import OvSegmentor
 from owseg.optim import OptimConfig, ParameterGroup
+from owseg.phases import ScheduledPhase
 
 RANKS = 2
 RUNS = {"plain": (0, 0), "zero1": (1, 0), "zero3": (3, 0), "zero3 from 2": (3, 2), "zero3 from 3": (3, 3)}
@@ -74,21 +75,21 @@ class JoinedNoise:
         return share(-torch.log(-torch.log(uniform)))
 
 
-def batches_of(folder: Path, method: OvSegmentorMethod, noise: JoinedNoise) -> Callable[[Span, int], Iterator[Batch]]:
+def batches_of(folder: Path, method: OvSegmentor, noise: JoinedNoise) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
     """This rank's rows of the batches that one process would take."""
     reader = ShardReader(sorted(folder.glob("*.tar")), entities=True)
 
-    def batches(span: Span, step: int) -> Iterator[Batch]:
+    def batches(span: ScheduledPhase, step: int) -> Iterator[Batch]:
         joined = CaptionBatches(
             reader,
             method.tokenize,
             tiny.AUGMENT,
             mean=(0.5,) * 3,
             std=(0.5,) * 3,
-            batch_size=span.stretch.optim.batch_size,
+            batch_size=span.schedule.optim.batch_size,
             seed=0,
-            start=span.stretch.start,
-            stretch=span.stretch.number,
+            start=span.schedule.start,
+            schedule=span.schedule.number,
             prepare=method.prepare,
             partners=span.phase.partners,
         )
@@ -128,7 +129,7 @@ def train(folder: Path, run: str, stage: int = 0, start: int = 0) -> Trained:
             (folder / str(step)).mkdir(exist_ok=True)
             save(folder / str(step))
             dist.barrier()
-        with engines[-1].whole():
+        with engines[-1].full_parameters():
             found["state"] = {name: tensor.clone() for name, tensor in method.state_dict().items()}
 
     with pytest.MonkeyPatch.context() as patch:

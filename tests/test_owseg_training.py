@@ -14,10 +14,11 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch, CaptionBatches, Samples, ShardReader, batches_from, epoch_order
-from owseg.engine import Phase, Span, TorchEngine
+from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters, phase_groups
-from owseg.methods.tcl import GROUNDER, Tcl
+from owseg.methods.tcl import GROUNDER, TclConfig
 from owseg.optim import OptimConfig, lr_at, scaled_lr
+from owseg.phases import Phase, ScheduledPhase
 
 
 def caption_batches(
@@ -39,7 +40,7 @@ def caption_batches(
 
 
 def run_fit(
-    folder: Path, out: Path, *, stop_after: int | None = None, resume: Path | None = None, config: Tcl | None = None
+    folder: Path, out: Path, *, stop_after: int | None = None, resume: Path | None = None, config: TclConfig | None = None
 ) -> nn.Module:
     """Train a tiny TCL over both phases, checkpointing every step; optionally die after a step, or resume."""
     batches = caption_batches(folder)
@@ -54,7 +55,7 @@ def run_fit(
         if step == stop_after:
             raise KeyboardInterrupt
 
-    def from_step(span: Span, step: int) -> Iterator[Batch]:
+    def from_step(span: ScheduledPhase, step: int) -> Iterator[Batch]:
         return batches_from(batches, step, span.stop, workers=0)
 
     fit(
@@ -189,7 +190,7 @@ def test_bfloat16_moves_losses_by_its_rounding_alone(tmp_path: Path) -> None:
     assert any(not torch.equal(found[name], loss) for name, loss in exact.items())
     for name, loss in exact.items():
         torch.testing.assert_close(found[name], loss, rtol=0.05, atol=2e-3)
-    for group in engine.hand_over().values():
+    for group in engine.release_optimizer_state().values():
         assert all(state["exp_avg"].dtype == torch.float32 for state in group)
 
 

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from cluster.train import TrainConfig, TrainJob, loader, pairs_between
 from owseg import InputError
 from owseg.data import Batch, CaptionBatches, ShardReader
-from owseg.engine import Phase, Span, TorchEngine, spans
+from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned
 from owseg.optim import OptimConfig, lr_at
+from owseg.phases import Phase, ScheduledPhase, scheduled_phases
 
 FIRST = OptimConfig(batch_size=8, lr=1e-2, min_lr=1e-3, lr_batch=0, warmup=2)
 SECOND = OptimConfig(batch_size=4, lr=3e-2, min_lr=0.0, lr_batch=0, warmup=1, weight_decay=0.5, clip_norm=0.1)
@@ -55,9 +56,9 @@ def batch_at(step: int, size: int, partners: bool) -> Batch:
     return Batch(images, tokens, [], [], partner=others if partners else None)
 
 
-def made(span: Span, step: int) -> Iterator[Batch]:
+def made(span: ScheduledPhase, step: int) -> Iterator[Batch]:
     for number in range(step, span.stop):
-        yield batch_at(number, span.stretch.optim.batch_size, span.phase.partners)
+        yield batch_at(number, span.schedule.optim.batch_size, span.phase.partners)
 
 
 def train(
@@ -67,7 +68,7 @@ def train(
     out: Path | None = None,
     resume: Path | None = None,
     method: Follower | None = None,
-    batches: Callable[[Span, int], Iterator[Batch]] = made,
+    batches: Callable[[ScheduledPhase, int], Iterator[Batch]] = made,
 ) -> tuple[Follower, list[float]]:
     """A trained method and the learning rates it was trained at; with `out` every step's checkpoint is there."""
     torch.manual_seed(0)
@@ -102,15 +103,15 @@ def assert_same(found: nn.Module, expected: nn.Module) -> None:
 
 def test_phases_up_to_one_with_its_own_optim_are_one_training() -> None:
     alone = replace(PHASES[0], steps=2)
-    places = spans((alone, PHASES[0], PHASES[1], alone), FIRST)
+    places = scheduled_phases((alone, PHASES[0], PHASES[1], alone), FIRST)
     assert [(span.start, span.stop) for span in places] == [(0, 2), (2, 6), (6, 11), (11, 13)]
-    stretches = [(s.number, s.optim, s.key, s.start, s.stop) for s in (span.stretch for span in places)]
-    assert stretches == [(0, FIRST, "optim", 0, 6)] * 2 + [(1, SECOND, "phases.2.optim", 6, 13)] * 2
+    schedules = [(s.number, s.optim, s.key, s.start, s.stop) for s in (span.schedule for span in places)]
+    assert schedules == [(0, FIRST, "optim", 0, 6)] * 2 + [(1, SECOND, "phases.2.optim", 6, 13)] * 2
 
 
 def test_a_first_phase_may_have_its_own_optim() -> None:
-    (span,) = spans(PHASES[1:], FIRST)
-    assert span.stretch == (0, SECOND, "phases.0.optim", 0, 5)
+    (span,) = scheduled_phases(PHASES[1:], FIRST)
+    assert span.schedule == (0, SECOND, "phases.0.optim", 0, 5)
 
 
 def test_a_phase_with_its_own_optim_is_a_training_of_its_own() -> None:
@@ -188,7 +189,7 @@ def test_every_epoch_visits_every_sample_in_a_new_order(tmp_path: Path) -> None:
 def test_a_new_training_begins_with_an_epoch_of_its_own(tmp_path: Path) -> None:
     """Whole and in a new order, even where the phase before left off within one."""
     tiny.write_shards(tmp_path)
-    first, later = keys(tmp_path, range(5)), keys(tmp_path, range(3, 13), start=3, stretch=1, batch_size=4)
+    first, later = keys(tmp_path, range(5)), keys(tmp_path, range(3, 13), start=3, schedule=1, batch_size=4)
     assert sorted(later) == sorted(first)
     assert later != first
 
@@ -218,12 +219,12 @@ def test_a_batch_size_that_cannot_be_is_told_before_training(tmp_path: Path, siz
     method = config.build(encoder)
     if key is None:
         batches = loader(job, method, encoder.tokenize, 0, 2)
-        assert [len(batch.keys) for span in job.spans for batch in batches(span, span.start)] == [4] * 6
+        assert [len(batch.keys) for span in job.scheduled_phases for batch in batches(span, span.start)] == [4] * 6
     else:
         with pytest.raises(InputError, match=key):
             loader(job, method, encoder.tokenize, 0, 2)
 
 
 def test_a_rate_counts_each_step_with_its_own_batch_size() -> None:
-    assert pairs_between(spans(PHASES, FIRST), 2, 7) == 2 * 8 + 3 * 4
-    assert pairs_between(spans(PHASES, FIRST), 0, 9) == 4 * 8 + 5 * 4
+    assert pairs_between(scheduled_phases(PHASES, FIRST), 2, 7) == 2 * 8 + 3 * 4
+    assert pairs_between(scheduled_phases(PHASES, FIRST), 0, 9) == 4 * 8 + 5 * 4

@@ -20,10 +20,10 @@ from owseg.checkpoint import read_model
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods import load_segmenter
-from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
+from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
 from owseg.methods.ovsegmentor.grouping import GroupingEncoder
 from owseg.methods.ovsegmentor.text_tower import bert_tower
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl import Tcl, TclConfig
 from owseg.published import export_official, import_official, load_trained, main, official_names, read_official, recognise
 
 
@@ -44,7 +44,7 @@ class Command:
         return os.system, (f"touch {self.path}",)
 
 
-def trained(folder: Path, seed: int = 3) -> TclMethod:
+def trained(folder: Path, seed: int = 3) -> Tcl:
     """A TCL whose learned tensors are all random."""
     method = tiny.tcl_config().build(tiny.encoder(folder))
     generator = torch.Generator().manual_seed(seed)
@@ -54,7 +54,7 @@ def trained(folder: Path, seed: int = 3) -> TclMethod:
     return method.eval()
 
 
-def learned(method: TclMethod) -> dict[str, torch.Tensor]:
+def learned(method: Tcl) -> dict[str, torch.Tensor]:
     return learned_state(method, method.config.phases)
 
 
@@ -83,7 +83,7 @@ def test_names_are_the_official_ones(tmp_path: Path) -> None:
 def test_the_papers_model_has_the_released_ones_size() -> None:
     """ViT-B/16: 28,725,512 numbers that learn, block 12 (index 11) among them."""
     with torch.device("meta"):
-        method = Tcl().build(build_encoder(EncoderConfig(model="ViT-B-16")))
+        method = TclConfig().build(build_encoder(EncoderConfig(model="ViT-B-16")))
     names, state = official_names(method), method.state_dict()
     assert sum(state[name].numel() for name in names if not name.startswith("clip.")) == 28_725_512
     assert names["block.ln_1.weight"] == "masker.image_encoder.backbone.transformer.resblocks.11.ln_1.weight"
@@ -200,7 +200,7 @@ def test_the_command_line_leads_to_a_trained_folder_and_back(tmp_path: Path, mon
 SIZES = {"tokens": 12, "groups": 4, "hidden": 24, "joint": 16}
 
 
-def ovsegmentor(folder: Path, seed: int = 0) -> OvSegmentorMethod:
+def ovsegmentor(folder: Path, seed: int = 0) -> OvSegmentor:
     """Random, small, with a BERT of width 24 beside an image tower of width 32."""
     (folder / "words.txt").write_text("[PAD]\n[UNK]\n[CLS]\n[SEP]\n[MASK]\ndog")
     transformers.BertTokenizerFast(vocab=str(folder / "words.txt")).save_pretrained(folder / "bert")
@@ -208,7 +208,7 @@ def ovsegmentor(folder: Path, seed: int = 0) -> OvSegmentorMethod:
     transformers.BertConfig(**sizes, max_position_embeddings=80).save_pretrained(folder / "bert")
     torch.manual_seed(seed)
     tower = GroupingEncoder(width=32, depths=(2, 1), heads=8, grid=(4, 4), tokens=12, groups=4)
-    return OvSegmentorMethod(OvSegmentor(**SIZES), tower, bert_tower(str(folder / "bert"))).eval()
+    return OvSegmentor(OvSegmentorConfig(**SIZES), tower, bert_tower(str(folder / "bert"))).eval()
 
 
 def released(folder: Path) -> dict[str, torch.Tensor]:
@@ -342,7 +342,7 @@ def test_an_ovsegmentor_of_clip_towers_serves_and_goes_through_the_command_line(
     main()
 
     config = read_model(tmp_path / "folder").method
-    assert isinstance(config, OvSegmentor)
+    assert isinstance(config, OvSegmentorConfig)
     assert (config.tokens, config.groups, config.hidden, config.joint) == (6, 3, 24, 16)
     before, after = read_official(file), read_official(again)
     assert before.keys() == after.keys()

@@ -16,10 +16,10 @@ from mlflow import MlflowClient
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
 from cluster.train import TrainConfig, pairs_between
-from owseg.engine import spans
 from owseg.evaluation.intervals import ImageCounts, write_image_counts
+from owseg.phases import scheduled_phases
 from pipelines import sweep
-from pipelines.app.checks import to_train
+from pipelines.app.checks import methods_to_train
 from pipelines.app.cli import main
 from pipelines.app.config import load
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE
@@ -144,10 +144,10 @@ def test_the_command_in_an_ablations_head_is_a_grid(name: str, rows: int, tmp_pa
 
 def test_compared_systems_see_as_many_pairs_their_encoders_counted() -> None:
     config = load(Config, REPO / "configs" / "compare.yaml", [])
-    pairs = {job: pairs_between(spans(job.phases, job.optim), 0, 10**9) for job in to_train(config)}
+    pairs = {job: pairs_between(scheduled_phases(job.phases, job.optim), 0, 10**9) for job in methods_to_train(config)}
     clip, *jobs = pairs
     assert [job.name for job in jobs] == ["tcl", "ovsegmentor", "vilseg"]
-    assert {pairs[job] + pairs[clip] * job.stands_on_clip for job in jobs} == {38_400}
+    assert {pairs[job] + pairs[clip] * job.uses_clip for job in jobs} == {38_400}
 
 
 # ---------------------------------------------------------------------------------------------------------------------- sharing

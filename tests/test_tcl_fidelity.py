@@ -23,7 +23,7 @@ from owseg.data import Batch
 from owseg.engine import TorchEngine
 from owseg.fit import fit, phase_groups
 from owseg.methods import Methods
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl import Tcl, TclConfig
 from pipelines.app.settings import Config
 
 RANKS, PER_RANK = 2, 4
@@ -43,10 +43,10 @@ dist.destroy_process_group()
 """
 
 
-def build(folder: Path, fidelity: str) -> TclMethod:
+def build(folder: Path, fidelity: str) -> Tcl:
     """A tiny TCL in its second phase, gates open so that every parameter has a gradient."""
     folder.mkdir(exist_ok=True)
-    config: Tcl = replace(tiny.tcl_config(), fidelity=fidelity)
+    config: TclConfig = replace(tiny.tcl_config(), fidelity=fidelity)
     torch.manual_seed(0)
     method = config.build(tiny.encoder(folder))
     for name, parameter in method.named_parameters():
@@ -69,7 +69,7 @@ def share(batch: Batch, rank: int) -> Batch:
     return Batch(batch.image[mine], batch.tokens[mine], [], [])
 
 
-def losses_and_gradients(method: TclMethod, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
+def losses_and_gradients(method: Tcl, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand_like", lambda _: uniform.clone())
         losses = method.losses(batch)
@@ -77,11 +77,11 @@ def losses_and_gradients(method: TclMethod, batch: Batch, uniform: Tensor) -> di
     return {name: loss.detach() for name, loss in losses.items()} | gradients(method)
 
 
-def gradients(method: TclMethod) -> dict[str, Tensor]:
+def gradients(method: Tcl) -> dict[str, Tensor]:
     return {f"grad/{name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
 
 
-def engine_step(method: TclMethod, batch: Batch, uniform: Tensor, clip_norm: float, folder: Path) -> dict[str, Any]:
+def engine_step(method: Tcl, batch: Batch, uniform: Tensor, clip_norm: float, folder: Path) -> dict[str, Any]:
     """What one step of the second phase leaves on a rank: clipped gradients, weights, and weights after a checkpoint."""
     optim = replace(tiny.OPTIM, clip_norm=clip_norm)
     engine = TorchEngine(method, phase_groups(method, method.config.phases, optim)[1], optim)
@@ -304,10 +304,10 @@ def test_which_tensors_are_decayed(tmp_path: Path, fidelity: str) -> None:
 
 def test_deepspeed_refuses_gradients_that_stay_on_their_rank() -> None:
     with pytest.raises(InputError, match=r"train\.engine=torch"):
-        refuse_quirks(Tcl(fidelity="official").quirks, 2)
-    refuse_quirks(Tcl(fidelity="official").quirks, 1)
-    refuse_quirks(Tcl().quirks, 2)
-    models, two = Methods(tcl=Tcl(fidelity="official")), TrainConfig(workers=2)
+        refuse_quirks(TclConfig(fidelity="official").quirks, 2)
+    refuse_quirks(TclConfig(fidelity="official").quirks, 1)
+    refuse_quirks(TclConfig().quirks, 2)
+    models, two = Methods(tcl=TclConfig(fidelity="official")), TrainConfig(workers=2)
     with pytest.raises(InputError, match=r"train\.engine=torch"):  # before any work is done
         Config(models=models, train=two)
     Config(models=models, train=replace(two, engine="torch"))

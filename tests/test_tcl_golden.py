@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from owseg.encoders import Encoder
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl import Tcl, TclConfig
 from owseg.published import official_names
 
 GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, weights: Path, case: Path) -> int:
     return parity.main()
 
 
-def small_tcl() -> TclMethod:
+def small_tcl() -> Tcl:
     """Another architecture than the golden files': patch 8, three blocks, one head, twice the MLP; gates open."""
     torch.manual_seed(0)
     tower = {"width": 64, "layers": 3, "mlp_ratio": 2.0}
@@ -36,7 +36,7 @@ def small_tcl() -> TclMethod:
         text_cfg={**tower, "layers": 1, "heads": 1, "context_length": CONTEXT, "vocab_size": VOCABULARY},
         quick_gelu=True,
     )
-    method = Tcl().build(Encoder(clip, open_clip.tokenize)).eval()
+    method = TclConfig().build(Encoder(clip, open_clip.tokenize)).eval()
     for name, parameter in method.named_parameters():
         if name.endswith("gate"):
             parameter.data.fill_(0.3)
@@ -44,7 +44,7 @@ def small_tcl() -> TclMethod:
     return method
 
 
-def record(method: TclMethod) -> dict[str, np.ndarray]:
+def record(method: Tcl) -> dict[str, np.ndarray]:
     """A case in the golden files' format, from the straightforward references; its noise lies as its shape says."""
     generator = torch.Generator().manual_seed(2)
     image = torch.randn(IMAGES, 3, 48, 48, generator=generator)

@@ -16,19 +16,19 @@ from owseg.encoders import Encoder, EncoderConfig
 from owseg.evaluation.inference import predict, predict_scores
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.methods.chance import ChanceMethod
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.tcl import Tcl, TclConfig
 
 EMBEDDING = 32
 
 
 @pytest.fixture
-def method() -> TclMethod:
+def method() -> Tcl:
     """A small random TCL whose every layer has a say: gates open, masks steep, the copied block apart from the original."""
     torch.manual_seed(0)
     vision = {"image_size": 64, "patch_size": 16, "width": 64, "layers": 3, "head_width": 32}
     text = {"context_length": 8, "vocab_size": 16, "width": 16, "heads": 1, "layers": 1}
     clip = open_clip.CLIP(embed_dim=EMBEDDING, vision_cfg=vision, text_cfg=text, quick_gelu=True)
-    method = Tcl(mask_scale=12.0, mask_shift=0.5).build(Encoder(clip, open_clip.tokenize)).eval()
+    method = TclConfig(mask_scale=12.0, mask_shift=0.5).build(Encoder(clip, open_clip.tokenize)).eval()
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             if name.endswith("gate"):
@@ -38,7 +38,7 @@ def method() -> TclMethod:
     return method
 
 
-def configured(method: TclMethod, **changes: float | bool | None) -> TclMethod:
+def configured(method: Tcl, **changes: float | bool | None) -> Tcl:
     method.config = replace(method.config, **changes)  # type: ignore[arg-type]
     return method
 
@@ -52,7 +52,7 @@ def example(batch: int, height: int, width: int, classes: int) -> tuple[Tensor, 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (128, 96), (75, 50), (33, 131), (16, 16), (7, 20)])
 @pytest.mark.parametrize("refine", [False, True])
 @pytest.mark.parametrize("kp", [0.0, 0.3, 1.0])
-def test_segment_equals_the_reference(method: TclMethod, height: int, width: int, refine: bool, kp: float) -> None:
+def test_segment_equals_the_reference(method: Tcl, height: int, width: int, refine: bool, kp: float) -> None:
     image, classes = example(1, height, width, 5)
     masks = configured(method, pamr=refine, kp_weight=kp).segment(image, classes, background=False)
     with torch.no_grad():
@@ -63,14 +63,14 @@ def test_segment_equals_the_reference(method: TclMethod, height: int, width: int
 
 
 @pytest.mark.parametrize("refine", [False, True])
-def test_a_batch_of_windows_equals_them_one_by_one(method: TclMethod, refine: bool) -> None:
+def test_a_batch_of_windows_equals_them_one_by_one(method: Tcl, refine: bool) -> None:
     windows, classes = example(3, 80, 61, 4)
     configured(method, pamr=refine)
     alone = torch.cat([method.segment(window, classes, background=True) for window in windows.split(1)])
     assert (method.segment(windows, classes, background=True) - alone).abs().max() <= 2e-6
 
 
-def test_the_frozen_tower_runs_once(method: TclMethod) -> None:
+def test_the_frozen_tower_runs_once(method: Tcl) -> None:
     image, classes = example(1, 64, 64, 2)
     passes: list[int] = []
     method.clip.visual.transformer.resblocks[0].ln_1.register_forward_hook(lambda *_: passes.append(1))
@@ -82,7 +82,7 @@ def test_the_frozen_tower_runs_once(method: TclMethod) -> None:
     ("refine", "given", "in_use"), [(True, None, 0.4), (False, None, 0.5), (True, 0.25, 0.25), (False, 0.0, 0.0)]
 )
 def test_background_is_the_first_plane_at_the_threshold_in_use(
-    method: TclMethod, refine: bool, given: float | None, in_use: float
+    method: Tcl, refine: bool, given: float | None, in_use: float
 ) -> None:
     image, classes = example(2, 40, 50, 3)
     configured(method, pamr=refine, background_threshold=given)
@@ -95,7 +95,7 @@ def test_background_is_the_first_plane_at_the_threshold_in_use(
 
 def test_a_threshold_outside_its_range_is_refused() -> None:
     with pytest.raises(InputError, match=r"background_threshold: 1\.5"):
-        Tcl(background_threshold=1.5)
+        TclConfig(background_threshold=1.5)
 
 
 def test_chance_has_no_background_plane() -> None:
@@ -117,7 +117,7 @@ def noise(height: int, width: int) -> np.ndarray:
 @pytest.mark.parametrize(("draw", "dataset", "size"), [(flat_shapes, "voc21", (60, 73)), (noise, "cityscapes", (101, 77))])
 @pytest.mark.parametrize("refine", [False, True])
 def test_the_whole_path_equals_the_reference(
-    method: TclMethod, draw: Callable[[int, int], np.ndarray], dataset: str, size: tuple[int, int], refine: bool
+    method: Tcl, draw: Callable[[int, int], np.ndarray], dataset: str, size: tuple[int, int], refine: bool
 ) -> None:
     protocol, encoder, image = protocol_of(EvaluateConfig(), dataset), EncoderConfig(), draw(*size)
     background = protocol.benchmark.background

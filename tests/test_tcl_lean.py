@@ -15,9 +15,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from owseg import InputError
 from owseg.data import Batch
 from owseg.losses import total_variation
-from owseg.methods.tcl import TclMethod
+from owseg.methods.tcl import Tcl
 from owseg.methods.tcl import method as tcl
-from owseg.methods.tcl.decoder import ChannelNorm, GatedConv, GroundingDecoder, Projection, recomputed
+from owseg.methods.tcl.decoder import ChannelNorm, GatedConv, GroundingDecoder, Projection, checkpointed
 
 BATCH, TEXTS = 4, 10
 LOSSES = ("whole_image", "tcl_v", "tcl_f", "area", "area_negative", "tv_features", "tv_masks")
@@ -160,8 +160,8 @@ def test_backward_repeats_norm_and_gelu_but_no_convolution() -> None:
 def test_recomputed_gives_what_the_function_gives() -> None:
     norm, x = ChannelNorm(8), torch.randn(2, 8, 3, 3)
     with torch.no_grad():
-        assert torch.equal(recomputed(norm, x), norm(x))
-    assert torch.equal(recomputed(norm, x), norm(x))
+        assert torch.equal(checkpointed(norm, x), norm(x))
+    assert torch.equal(checkpointed(norm, x), norm(x))
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
@@ -282,7 +282,7 @@ def test_whole_images_are_the_feature_loss_under_masks_of_1(case: Case) -> None:
 )
 def test_weights_that_cannot_be(weights: dict[str, float], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        tcl.Tcl(**weights)
+        tcl.TclConfig(**weights)
 
 
 def test_losses_under_autocast(case: Case) -> None:
@@ -320,11 +320,11 @@ def test_no_tensor_of_all_pairs_outlives_its_chunk(case: Case) -> None:
 
 def test_pooling_is_the_mean_under_the_mask() -> None:
     features, masks = torch.randn(2, 3, 4, 4), torch.rand(2, 5, 4, 4)
-    pooled = TclMethod.pool_masks(features, masks)
+    pooled = Tcl.pool_masks(features, masks)
     weights = masks[1, 2] / (masks[1, 2].sum() + 1e-6)
     torch.testing.assert_close(pooled[1, 2], (features[1] * weights).sum(dim=(1, 2)))
 
 
 def test_a_negative_chunk_is_told() -> None:
     with pytest.raises(InputError, match="text_chunk"):
-        tcl.Tcl(text_chunk=-1)
+        tcl.TclConfig(text_chunk=-1)

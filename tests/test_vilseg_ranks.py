@@ -88,18 +88,18 @@ def train(run: str) -> dict[str, Any]:
         spread: dict[str, Any] = {"batch_per_worker": BATCH // ranks, "zero_stage": stage, "bf16": False}
         engine = DeepSpeedEngine(method, groups, config.optim, device=torch.device("cpu"), **spread)
     found: dict[str, Any] = {"losses": [], "watched": []}
-    with engine.whole(), torch.no_grad():
+    with engine.full_parameters(), torch.no_grad():
         method.begin_phase(config.phases[0])
     for step in range(STEPS):
         views, tokens = joined(step)
         mine = Views(share(views.whole, 2), share(views.local, 2), share(views.twin), share(views.theta))
         mine = Views(*(view.to(kind) for view in mine))
         losses = engine.step(Given(mine, share(tokens)), 1e-3)  # type: ignore[arg-type]
-        with engine.whole(), torch.no_grad():
+        with engine.full_parameters(), torch.no_grad():
             method.after_step()
         found["losses"].append({name: loss.clone() for name, loss in losses.items()})
         found["watched"].append({name: value.clone() for name, value in method.diagnostics.items()})
-    with engine.whole():
+    with engine.full_parameters():
         found["state"] = {name: tensor.detach().clone() for name, tensor in method.state_dict().items()}
     return found
 

@@ -29,7 +29,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "unknown method": (
         "full",
         ("methods=[maskclip,tlc]",),
-        "command line: methods: 'tlc' is no method (did you mean 'tcl'?); choose from",
+        "command line: methods: unknown method 'tlc' (did you mean 'tcl'?); choose from",
     ),
     "no MLflow server": (
         "full",

@@ -15,7 +15,7 @@ from torch import Tensor
 from owseg import InputError
 from owseg.encoders import Encoder, Reading, dense_features, embed_patches, gaussian_prior, last_block, pool, run_blocks
 from owseg.methods import Methods
-from owseg.methods.zero_shot import ZeroShot, ZeroShotMethod
+from owseg.methods.zero_shot import ZeroShot, ZeroShotConfig
 from owseg.text import TEMPLATES, clip_tokenizer, embed_prompts, prompt_templates
 from pipelines.app.config import load
 from pipelines.app.settings import Config
@@ -130,8 +130,8 @@ def test_an_image_is_read_alone(encoder: Encoder, mode: Reading) -> None:
         torch.testing.assert_close(together[index], alone, rtol=1e-9, atol=1e-9)
 
 
-def build(encoder: Encoder, **settings: object) -> ZeroShotMethod:
-    return ZeroShot(**settings).build(encoder)  # type: ignore[arg-type]
+def build(encoder: Encoder, **settings: object) -> ZeroShot:
+    return ZeroShotConfig(**settings).build(encoder)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -197,9 +197,9 @@ def test_template_sets() -> None:
 
 def test_wrong_settings_are_told() -> None:
     with pytest.raises(InputError, match=r"^templates: 'imagenet' is none of plain, "):
-        ZeroShot(templates="imagenet")
+        ZeroShotConfig(templates="imagenet")
     with pytest.raises(InputError, match=r"^background_threshold: 1\.5 "):
-        ZeroShot(background_threshold=1.5)
+        ZeroShotConfig(background_threshold=1.5)
 
 
 def test_the_registry_names_every_mode(tmp_path: Path) -> None:
@@ -209,5 +209,5 @@ def test_the_registry_names_every_mode(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
     file.write_text("models: {naclip: {background_threshold: 0.5}}\n")
     config = load(Config, file, ["models.sclip.templates=maskclip"])
-    assert config.models.naclip == ZeroShot(mode="naclip", background_threshold=0.5)
-    assert config.models.sclip == ZeroShot(mode="sclip", templates="maskclip")
+    assert config.models.naclip == ZeroShotConfig(mode="naclip", background_threshold=0.5)
+    assert config.models.sclip == ZeroShotConfig(mode="sclip", templates="maskclip")

@@ -16,19 +16,19 @@ from safetensors.torch import save_file
 from owseg.checkpoint import Checkpoint, write_model
 from owseg.data import AugmentConfig
 from owseg.encoders import Encoder, EncoderConfig, build_encoder
-from owseg.engine import Phase
 from owseg.evaluation.protocols import View
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods import Segmenter
-from owseg.methods.chance import Chance
-from owseg.methods.clip import Clip
-from owseg.methods.ovsegmentor import VISION, OvSegmentor
-from owseg.methods.tcl import GROUNDER, Tcl
+from owseg.methods.chance import ChanceConfig
+from owseg.methods.clip import ClipConfig
+from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
+from owseg.methods.tcl import GROUNDER, TclConfig
 from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.vilseg.method import LEARNED
 from owseg.methods.vilseg.towers import TextSize, VitSize
-from owseg.methods.zero_shot import ZeroShot
+from owseg.methods.zero_shot import ZeroShotConfig
 from owseg.optim import OptimConfig
+from owseg.phases import Phase
 
 MODEL = {
     "embed_dim": 32,
@@ -54,16 +54,16 @@ def encoder(folder: Path, seed: int = 0) -> Encoder:
     return build_encoder(encoder_config(folder))
 
 
-def clip_config(steps: int = 6) -> Clip:
-    return Clip(phases=(Phase(steps=steps, train=("clip.",)),), optim=OPTIM, augment=AUGMENT)
+def clip_config(steps: int = 6) -> ClipConfig:
+    return ClipConfig(phases=(Phase(steps=steps, train=("clip.",)),), optim=OPTIM, augment=AUGMENT)
 
 
-def tcl_config(first: int = 3, second: int = 3) -> Tcl:
+def tcl_config(first: int = 3, second: int = 3) -> TclConfig:
     phases = (Phase(steps=first, train=GROUNDER), Phase(steps=second, train=(*GROUNDER, "block.")))
-    return Tcl(phases=phases, optim=OPTIM, augment=AUGMENT, templates="simple")
+    return TclConfig(phases=phases, optim=OPTIM, augment=AUGMENT, templates="simple")
 
 
-def ovsegmentor_config(first: int = 3, second: int = 3, **settings: Any) -> OvSegmentor:
+def ovsegmentor_config(first: int = 3, second: int = 3, **settings: Any) -> OvSegmentorConfig:
     """Both towers copies of the tiny CLIP; the second phase has partners and an optimiser of its own."""
     phases = (
         Phase(steps=first, train=(*VISION, "text.")),
@@ -71,7 +71,7 @@ def ovsegmentor_config(first: int = 3, second: int = 3, **settings: Any) -> OvSe
     )
     sizes: dict[str, Any] = {"heads": 0, "tokens": 6, "groups": 3, "drop_path": 0.0, "hidden": 24, "joint": 16}
     towers: dict[str, Any] = {"image_tower": "clip", "text_tower": "clip"}
-    return OvSegmentor(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **towers, **settings})
+    return OvSegmentorConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **towers, **settings})
 
 
 def vilseg_config(steps: int = 6, **settings: Any) -> VilSegConfig:
@@ -92,8 +92,8 @@ def vilseg_config(steps: int = 6, **settings: Any) -> VilSegConfig:
 
 
 SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {
-    "chance": lambda folder: Chance().build(encoder(folder)),
-    "maskclip": lambda folder: ZeroShot(templates="simple").build(encoder(folder)),
+    "chance": lambda folder: ChanceConfig().build(encoder(folder)),
+    "maskclip": lambda folder: ZeroShotConfig(templates="simple").build(encoder(folder)),
     "tcl": lambda folder: tcl_config().build(encoder(folder)),
     "ovsegmentor": lambda folder: ovsegmentor_config().build(encoder(folder)).eval(),
     "vilseg": lambda folder: vilseg_config().build(None).eval(),

@@ -88,7 +88,8 @@ def as_text(names: dict[str, str]) -> str:
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "filtering" / "captions" / "lexicon" / "imagenet21k.tsv")
+    shipped = Path(__file__).parents[1] / "filtering" / "captions" / "lexicon" / "imagenet21k.tsv"
+    parser.add_argument("--out", type=Path, default=shipped)
     args = parser.parse_args()
     timm = find_spec("timm")
     if timm is None or timm.origin is None:

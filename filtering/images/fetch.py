@@ -21,7 +21,7 @@ from filtering.images.fetch_config import FetchConfig
 from filtering.images.headers import opts_out, retry_after
 from filtering.images.politeness import HostDown, Hosts
 from filtering.images.reasons import failure_of
-from filtering.images.resolver import Names, NameServerError, UnknownNameError, nameserver_of
+from filtering.images.resolver import NameServerError, Resolver, UnknownNameError, nameserver_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class Fetcher:
         self._workers = workers
         self._agent = config.agent
         self._gate = Gate(config.allow)
-        self._witnesses: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._probes: OrderedDict[tuple[str, int], None] = OrderedDict()
         """Hosts and ports that gave an image, the latest last."""
         self._unknown: dict[str, float] = {}
         """Names that do not exist, and until when they need not be looked up again."""
@@ -126,15 +126,15 @@ class Fetcher:
             pause=config.host_pause,
             max_wait=config.max_wait,
             patience=config.outage_patience,
-            witness=self._hear_witnesses,
+            probe=self._probe_hosts,
         )
         # A look-up ends before the connection's deadline, so that a dead name server is told from a dead server.
         servers = [nameserver_of(server) for server in config.nameservers]
-        self._names = Names(self._gate, config.connect_to, servers, 0.8 * config.connect_timeout)
+        self._resolver = Resolver(self._gate, config.connect_to, servers, 0.8 * config.connect_timeout)
         self._session = aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(
-                resolver=self._names,
-                socket_factory=self._names.open_socket,
+                resolver=self._resolver,
+                socket_factory=self._resolver.open_socket,
                 limit=0,  # waiting in the connector's queue would count against the deadline of a link
                 ttl_dns_cache=300,
                 keepalive_timeout=_IDLE,
@@ -152,7 +152,7 @@ class Fetcher:
     ) -> None:
         self._hosts.network.stop()
         await self._session.close()
-        await self._names.close()
+        await self._resolver.close()
 
     @asynccontextmanager
     async def fetch(self, url: str) -> AsyncIterator[Outcome]:
@@ -169,22 +169,22 @@ class Fetcher:
             self._remember_witness(link_of(url))
 
     def _remember_witness(self, link: Link) -> None:
-        self._witnesses[link.host, link.url.port or 80] = None
-        self._witnesses.move_to_end((link.host, link.url.port or 80))
-        if len(self._witnesses) > WITNESSES:
-            self._witnesses.popitem(last=False)
+        self._probes[link.host, link.url.port or 80] = None
+        self._probes.move_to_end((link.host, link.url.port or 80))
+        if len(self._probes) > WITNESSES:
+            self._probes.popitem(last=False)
 
-    async def _hear_witnesses(self) -> bool:
+    async def _probe_hosts(self) -> bool:
         """Whether one of the hosts that answered before still takes connections. Nothing is asked of it."""
 
         async def alive(host: str, port: int) -> bool:
             with suppress(OSError):  # TimeoutError is one
                 async with asyncio.timeout(self._config.connect_timeout):
-                    await self._names.knock(host, port)
+                    await self._resolver.try_connect(host, port)
                 return True
             return False
 
-        return any(await asyncio.gather(*(alive(host, port) for host, port in list(self._witnesses))))
+        return any(await asyncio.gather(*(alive(host, port) for host, port in list(self._probes))))
 
     async def _obtain(self, url: str, flight: _Flight) -> Outcome:
         """Ask until there is an answer that asking again will not change today."""
@@ -266,7 +266,7 @@ class Fetcher:
 
     async def _request(self, link: Link, seconds: float) -> _Answer:
         """One request, over at the deadline whatever the server does."""
-        self._names.enter(link.host)
+        self._resolver.set_route(link.host)
         began = asyncio.get_running_loop().time()
         limit = min(seconds, self._config.first_byte_timeout)
         answered = False

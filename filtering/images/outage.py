@@ -6,7 +6,7 @@ the less the more of the links are dead, so it has to be longer where many were 
 were silent while others answered, and requests that began before the last answer (at the end of a run only the slow timeouts
 are left, and they all come in a row). A response that breaks off proves nothing either, but is as doubtful.
 
-Before the network is suspected, a witness is heard, if there is one: a host that answered before. If it still takes
+Before the network is suspected, a probe is heard, if there is one: a host that answered before. If it still takes
 connections, the silence is that of the others, as in a rerun that asks for nothing but what failed.
 """
 
@@ -41,7 +41,7 @@ class NetworkDown(InputError):  # noqa: N818 (it is a state, as HostDown)
     """Nobody has answered for too long. No link was marked as failed for it."""
 
 
-class Witness:
+class HostState:
     """What the breaker knows of a host."""
 
     __slots__ = ("dead", "met")
@@ -61,9 +61,9 @@ class Network:
     """The breaker for all hosts together."""
 
     def __init__(
-        self, patience: float, warn: Callable[[str], None], forgive: Callable[[], None], witness: Hearing | None
+        self, patience: float, warn: Callable[[str], None], forgive: Callable[[], None], probe: Hearing | None
     ) -> None:
-        self._patience, self._warn, self._forgive, self._witness = patience, warn, forgive, witness
+        self._patience, self._warn, self._forgive, self._witness = patience, warn, forgive, probe
         self._loop = asyncio.get_running_loop()
         self.signs = 0
         """Signs of life so far."""
@@ -74,7 +74,7 @@ class Network:
         self._in_flight = 0
         # Since the last sign of life:
         self._silent: Counter[str] = Counter()  # results by status, of hosts that were not known as dead
-        self._silent_hosts: set[Witness] = set()
+        self._silent_hosts: set[HostState] = set()
         self._evidence = 0  # those of them that also began since then
         self._verdict: asyncio.Future[bool] | None = None  # for the results that came since then
         # Of the run so far:
@@ -105,7 +105,7 @@ class Network:
             if not self._in_flight and self._verdict is not None:
                 self._loop.call_later(_LULL, self._end_lull)
 
-    def judge(self, host: Witness, status: str, answered: bool, began: int) -> asyncio.Future[bool] | bool:
+    def judge(self, host: HostState, status: str, answered: bool, began: int) -> asyncio.Future[bool] | bool:
         """Take note of a result; returns whether it is the link's own, or what will tell.
 
         `answered`: the head of some response arrived, however long ago; `began`: `signs` when the request began.
@@ -145,14 +145,14 @@ class Network:
         return self._evidence >= enough and len(self._silent_hosts) >= _HOSTS
 
     def _hear(self) -> None:
-        """Ask the witness, and suspect the network unless it is well or a sign of life comes first."""
+        """Ask the probe, and suspect the network unless it is well or a sign of life comes first."""
         if self._witness is None:
             self._suspect()
         elif self._hearing is None:
             self._hearing = self._loop.create_task(self._decide(self.signs, self._witness))
 
-    async def _decide(self, signs: int, witness: Hearing) -> None:
-        alive = await witness()
+    async def _decide(self, signs: int, probe: Hearing) -> None:
+        alive = await probe()
         self._hearing = None
         if signs != self.signs:
             return
@@ -162,13 +162,13 @@ class Network:
             self._suspect()
 
     def stop(self) -> None:
-        """Forget the witness that is being heard: the outage is settled without it, or the event loop is about to end."""
+        """Forget the probe that is being heard: the outage is settled without it, or the event loop is about to end."""
         if self._hearing is not None:
             self._hearing.cancel()
             self._hearing = None
 
-    def _sign_of_life(self, host: Witness | None = None) -> None:
-        """`host` answered, or the witness did."""
+    def _sign_of_life(self, host: HostState | None = None) -> None:
+        """`host` answered, or the probe did."""
         self.signs += 1
         self.names_doubted = False
         if not self.suspected:

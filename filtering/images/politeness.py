@@ -19,7 +19,7 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-from filtering.images.outage import Hearing, Network, NetworkDown, Witness
+from filtering.images.outage import Hearing, HostState, Network, NetworkDown
 
 __all__ = ["HostDown", "Hosts", "NetworkDown", "Turn"]
 
@@ -41,7 +41,7 @@ class HostDown(Exception):  # noqa: N818 (no error: a decision)
         self.seconds = seconds
 
 
-class _Host(Witness):
+class _Host(HostState):
     """What is known of a host while links wait for it, and afterwards as long as it is not in good standing."""
 
     __slots__ = ("failures", "free_at", "held_until", "open_until", "pause", "running", "timer", "waiting")
@@ -111,7 +111,7 @@ class Hosts:
     `at_once` requests in flight in all, `per_host` to one host, `rate` per second to one host (0: any). After `failures` in a
     row a host is left alone for `pause` seconds (0: never), twice as long after each failed probe. Links wait for a host that
     rests for up to `max_wait` seconds. After `patience` seconds without a sign of life from anybody: NetworkDown (0: never);
-    `witness` is heard first.
+    `probe` is heard first.
     """
 
     def __init__(
@@ -125,7 +125,7 @@ class Hosts:
         max_wait: float,
         patience: float,
         warn: Callable[[str], None] = _LOG.warning,
-        witness: Hearing | None = None,
+        probe: Hearing | None = None,
     ) -> None:
         self._free, self._per_host = at_once, per_host
         self._spacing = 1 / rate if rate else 0.0
@@ -135,7 +135,7 @@ class Hosts:
         self._hosts: dict[str, _Host] = {}
         self._ready: OrderedDict[str, None] = OrderedDict()  # hosts whose next link lacks but one of the `at_once`, in order
         self._resting: OrderedDict[str, None] = OrderedDict()  # idle hosts not in good standing, the longest idle first
-        self.network = Network(patience, warn, self._forgive, witness)
+        self.network = Network(patience, warn, self._forgive, probe)
 
     def __len__(self) -> int:
         """Hosts that are remembered at present."""

@@ -38,7 +38,7 @@ class NameServerError(ConnectError):
     status = "dns"
 
 
-class Names:
+class Resolver:
     """aiohttp's resolver and socket factory, and so the one place where the address of a connection is decided."""
 
     def __init__(self, gate: Gate, connect_to: Mapping[str, str], nameservers: Sequence[str], seconds: float) -> None:
@@ -50,7 +50,7 @@ class Names:
         self._at_once = asyncio.Semaphore(_AT_ONCE)
         self.target = lru_cache(2**12)(self._target)
 
-    def enter(self, host: str) -> None:
+    def set_route(self, host: str) -> None:
         """To be called before a request to `host`, in the task that makes it."""
         _OWN_ROUTE.set(self.target(host) is not None)
 
@@ -68,7 +68,7 @@ class Names:
                 raise ForbiddenAddressError(f"{refused[0]} is not a public address")
         return [_found(host, address, port) for address in found[:_ADDRESSES]]
 
-    async def knock(self, host: str, port: int) -> None:
+    async def try_connect(self, host: str, port: int) -> None:
         """Connect to `host`, and hang up without a word. OSError if nobody takes the connection."""
         found, *_ = await self.resolve(host, port)
         _, writer = await asyncio.open_connection(found["host"], found["port"])

@@ -12,7 +12,16 @@ from PIL import Image
 
 from owseg import InputError
 from owseg.evaluation.convert import SOURCE
-from owseg.evaluation.datasets import BENCHMARKS, Benchmark, Item, find_items, images_from, labels_from, read_image, read_label
+from owseg.evaluation.datasets import (
+    BENCHMARKS,
+    EvalDataset,
+    Item,
+    find_items,
+    images_from,
+    labels_from,
+    read_image,
+    read_label,
+)
 
 SAMPLE = 32
 """Items decoded, spread over the set ..."""
@@ -38,7 +47,7 @@ class Report:
         return "problem" if self.problems else "warning" if self.warnings else "OK"
 
 
-def check_benchmark(benchmark: Benchmark, root: Path) -> Report:
+def check_benchmark(benchmark: EvalDataset, root: Path) -> Report:
     """Look at every file of the set, and decode a sample and whatever looks cut short."""
     try:
         items = find_items(benchmark, root)
@@ -84,7 +93,7 @@ def _spread(items: Sequence[Item]) -> list[Item]:
     return [items[round(step * (len(items) - 1) / (SAMPLE - 1))] for step in range(SAMPLE)]
 
 
-def _decode(benchmark: Benchmark, item: Item) -> str | None:
+def _decode(benchmark: EvalDataset, item: Item) -> str | None:
     """What the evaluator would refuse the item for."""
     try:
         read_label(benchmark, item, read_image(item.image).shape[:2])
@@ -99,7 +108,7 @@ def _summed(problems: Iterable[str]) -> list[str]:
     return told if len(told) <= 3 else [*told[:3], f"and {len(told) - 3} more files like these"]
 
 
-def _count(benchmark: Benchmark, images: int) -> list[str]:
+def _count(benchmark: EvalDataset, images: int) -> list[str]:
     """The official number binds sets with the official classes only."""
     whole = BENCHMARKS[benchmark.whole.name]
     official = whole.files.count

@@ -56,7 +56,7 @@ class Files:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Benchmark:
+class EvalDataset:
     """One evaluation set."""
 
     name: str
@@ -71,7 +71,7 @@ class Benchmark:
     """Whether label 0 is a background class that is predicted and scored."""
     reduce_zero: bool = False
     """Whether label 0 is ignored and label k means class k - 1."""
-    base: "Benchmark | None" = None
+    base: "EvalDataset | None" = None
     """The benchmark whose files and labels these are, where `names` are some of its classes or all."""
     unseen: tuple[str, ...] = ()
     """The classes that are scored, where not all of `names` are."""
@@ -82,7 +82,7 @@ class Benchmark:
         return [label for label, name in enumerate(self.names) if not self.unseen or name in self.unseen]
 
     @property
-    def whole(self) -> "Benchmark":
+    def whole(self) -> "EvalDataset":
         """The one of the eight that this is a part of, or itself."""
         return self if self.base is None else self.base.whole
 
@@ -125,28 +125,28 @@ _ADE20K = Files(
 )
 _THINGS = ("background", *_NAMES["coco_stuff"][:80])
 
-BENCHMARKS: dict[str, Benchmark] = {
+BENCHMARKS: dict[str, EvalDataset] = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark(name="voc21", names=_NAMES["voc21"], files=_VOC, background=True),
-        Benchmark(name="voc20", names=_NAMES["voc21"][1:], files=_VOC, reduce_zero=True),
-        Benchmark(name="context60", names=_NAMES["context60"], files=_CONTEXT, background=True),
-        Benchmark(name="context59", names=_NAMES["context60"][1:], files=_CONTEXT, reduce_zero=True),
-        Benchmark(name="coco_object", names=_THINGS, files=_COCO_OBJECT, background=True),
-        Benchmark(name="coco_stuff", names=_NAMES["coco_stuff"], files=_COCO_STUFF),
-        Benchmark(name="cityscapes", names=_NAMES["cityscapes"], files=_CITYSCAPES),
-        Benchmark(name="ade20k", names=_NAMES["ade20k"], files=_ADE20K, reduce_zero=True),
+        EvalDataset(name="voc21", names=_NAMES["voc21"], files=_VOC, background=True),
+        EvalDataset(name="voc20", names=_NAMES["voc21"][1:], files=_VOC, reduce_zero=True),
+        EvalDataset(name="context60", names=_NAMES["context60"], files=_CONTEXT, background=True),
+        EvalDataset(name="context59", names=_NAMES["context60"][1:], files=_CONTEXT, reduce_zero=True),
+        EvalDataset(name="coco_object", names=_THINGS, files=_COCO_OBJECT, background=True),
+        EvalDataset(name="coco_stuff", names=_NAMES["coco_stuff"], files=_COCO_STUFF),
+        EvalDataset(name="cityscapes", names=_NAMES["cityscapes"], files=_CITYSCAPES),
+        EvalDataset(name="ade20k", names=_NAMES["ade20k"], files=_ADE20K, reduce_zero=True),
     )
 }
 
 
-def _subset(name: str, base: Benchmark, names: tuple[str, ...], unseen: tuple[str, ...] = ()) -> Benchmark:
+def _subset(name: str, base: EvalDataset, names: tuple[str, ...], unseen: tuple[str, ...] = ()) -> EvalDataset:
     return replace(base, name=name, base=base, names=names, unseen=unseen)
 
 
 _CONTEXT33 = _subset("context33", BENCHMARKS["context59"], _NAMES["context33"])
 
-SUBSETS: dict[str, Benchmark] = {
+SUBSETS: dict[str, EvalDataset] = {
     benchmark.name: benchmark
     for benchmark in (
         _subset("voc_unseen", BENCHMARKS["voc20"], _NAMES["voc_unseen"]),
@@ -180,7 +180,7 @@ class Item(NamedTuple):
     label: Path
 
 
-def list_items(benchmark: Benchmark, root: Path) -> list[Item]:
+def list_items(benchmark: EvalDataset, root: Path) -> list[Item]:
     """The items of a benchmark in a stable order. Raises InputError that names the first missing file."""
     items = find_items(benchmark, root)
     for item in items:
@@ -191,7 +191,7 @@ def list_items(benchmark: Benchmark, root: Path) -> list[Item]:
     return items
 
 
-def find_items(benchmark: Benchmark, root: Path) -> list[Item]:
+def find_items(benchmark: EvalDataset, root: Path) -> list[Item]:
     """The items that the split file lists or the images' glob finds; their files may be missing.
 
     Raises InputError where there is no split file, or no item.
@@ -217,18 +217,18 @@ def find_items(benchmark: Benchmark, root: Path) -> list[Item]:
     return items
 
 
-def images_from(benchmark: Benchmark, root: Path) -> str:
+def images_from(benchmark: EvalDataset, root: Path) -> str:
     """What to do where images are missing."""
     return benchmark.files.obtain.replace("ROOT", str(root))
 
 
-def labels_from(benchmark: Benchmark, root: Path) -> str:
+def labels_from(benchmark: EvalDataset, root: Path) -> str:
     """What to do where label maps are missing."""
     command = benchmark.files.convert.replace("ROOT", shlex.quote(str(root)))
     return f"run {command}" if command else images_from(benchmark, root)
 
 
-def _item(benchmark: Benchmark, root: Path, id_: str, image: Path, folder: str) -> Item:
+def _item(benchmark: EvalDataset, root: Path, id_: str, image: Path, folder: str) -> Item:
     return Item(id_, image, root / benchmark.files.labels.format(id=id_, folder=folder))
 
 
@@ -256,7 +256,7 @@ def read_indices(path: Path) -> np.ndarray:
     return values
 
 
-def read_label(benchmark: Benchmark, item: Item, shape: tuple[int, int]) -> np.ndarray:
+def read_label(benchmark: EvalDataset, item: Item, shape: tuple[int, int]) -> np.ndarray:
     """Label map [H, W] uint8: class indices, 255 = ignored. Raises InputError for a wrong size, mode or an unknown value."""
     if benchmark.base is not None:
         table = np.full(256, IGNORE, np.uint8)

@@ -12,7 +12,7 @@ BOUNDARY_RATIO = 0.02
 
 
 Labels = Sequence[int] | slice
-"""Which classes a score is over (`Benchmark.scored`)."""
+"""Which classes a score is over (`EvalDataset.scored`)."""
 ALL = slice(None)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from owseg import InputError, near_miss
-from owseg.evaluation.datasets import BENCHMARKS, DATASETS, Benchmark, read_names
+from owseg.evaluation.datasets import BENCHMARKS, DATASETS, EvalDataset, read_names
 from owseg.evaluation.synonyms import LEXICON, Synonyms, read_synonyms, synonym_file
 
 Refinement = Literal["none", "pamr"]
@@ -61,7 +61,7 @@ class SoftmaxRule:
 class Protocol:
     """A benchmark as one preset scores it: what the evaluator needs beside a method and the files."""
 
-    benchmark: Benchmark
+    benchmark: EvalDataset
     """The data set, its classes under the names that the tables show."""
     view: View
     """Sizes and windows."""
@@ -207,7 +207,7 @@ def _synonyms(config: EvaluateConfig, name: str, classes: Callable[[str], Sequen
     return read_synonyms(path, {class_ for dataset in served for class_ in classes(dataset)})
 
 
-def _further(queries: Sequence[tuple[int, str]], benchmark: Benchmark, found: Synonyms) -> tuple[tuple[str, ...], ...]:
+def _further(queries: Sequence[tuple[int, str]], benchmark: EvalDataset, found: Synonyms) -> tuple[tuple[str, ...], ...]:
     """Further names for the first query of each class: (label, text) of all queries, class by class.
 
     A name that speaks for two classes of the set speaks for neither, unless it is the one's own.
@@ -246,7 +246,7 @@ def summary_of(config: EvaluateConfig) -> str:
     return ", ".join([f"preset {config.preset}", *own])
 
 
-def _classes(config: EvaluateConfig, name: str) -> tuple[Benchmark, tuple[str, ...]]:
+def _classes(config: EvaluateConfig, name: str) -> tuple[EvalDataset, tuple[str, ...]]:
     """The benchmark under the names that tables show, and its lines of texts in label order."""
     benchmark = DATASETS[name]
     if benchmark.base is not None:
@@ -263,8 +263,8 @@ def _classes(config: EvaluateConfig, name: str) -> tuple[Benchmark, tuple[str, .
 
 
 def _subset(
-    config: EvaluateConfig, benchmark: Benchmark, base: Benchmark, lines: tuple[str, ...]
-) -> tuple[Benchmark, tuple[str, ...]]:
+    config: EvaluateConfig, benchmark: EvalDataset, base: EvalDataset, lines: tuple[str, ...]
+) -> tuple[EvalDataset, tuple[str, ...]]:
     """A subset of a base, and its lines of texts. Its own list of names, where asked for, has the unseen ones if it has any."""
     chosen = benchmark.unseen or benchmark.names
     if config.classes:

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.encoders import Encoder, EncoderConfig, load_encoder
 from owseg.fit import learned_state
-from owseg.methods.chance import Chance
-from owseg.methods.clip import Clip, ClipMethod
-from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorMethod
-from owseg.methods.tcl import Tcl, TclMethod
+from owseg.methods.chance import ChanceConfig
+from owseg.methods.clip import Clip, ClipConfig
+from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
+from owseg.methods.tcl import Tcl, TclConfig
 from owseg.methods.vilseg import VilSeg, VilSegConfig
-from owseg.methods.zero_shot import ZeroShot
+from owseg.methods.zero_shot import ZeroShotConfig
 from owseg.published import load_trained
 
 
@@ -24,35 +24,35 @@ from owseg.published import load_trained
 class Methods:
     """The registry: a field is a method by its name in configs, results and MLflow."""
 
-    clip: Clip = Clip()
+    clip: ClipConfig = ClipConfig()
     """Contrastive pretraining of the encoder, where `encoder.pretrained` is "pretrain"."""
-    chance: Chance = Chance()
+    chance: ChanceConfig = ChanceConfig()
     """Random labels."""
-    plain_clip: ZeroShot = ZeroShot(mode="clip")
+    plain_clip: ZeroShotConfig = ZeroShotConfig(mode="clip")
     """CLIP's patch tokens as they are, training-free."""
-    maskclip: ZeroShot = ZeroShot(mode="maskclip")
+    maskclip: ZeroShotConfig = ZeroShotConfig(mode="maskclip")
     """MaskCLIP, training-free."""
-    sclip: ZeroShot = ZeroShot(mode="sclip")
+    sclip: ZeroShotConfig = ZeroShotConfig(mode="sclip")
     """SCLIP, training-free."""
-    clearclip: ZeroShot = ZeroShot(mode="clearclip")
+    clearclip: ZeroShotConfig = ZeroShotConfig(mode="clearclip")
     """ClearCLIP, training-free."""
-    naclip: ZeroShot = ZeroShot(mode="naclip")
+    naclip: ZeroShotConfig = ZeroShotConfig(mode="naclip")
     """NACLIP, training-free."""
-    tcl: Tcl = Tcl()
+    tcl: TclConfig = TclConfig()
     """Text-grounded masks."""
-    ovsegmentor: OvSegmentor = OvSegmentor()
+    ovsegmentor: OvSegmentorConfig = OvSegmentorConfig()
     """Groups of patches, learned from captions and their entities."""
     vilseg: VilSegConfig = VilSegConfig()
     """Clusters of patches, learned from captions and transformed views."""
 
 
-TrainedSegmenterConfig = Tcl | OvSegmentor | VilSegConfig
+TrainedSegmenterConfig = TclConfig | OvSegmentorConfig | VilSegConfig
 """Methods that train and segment: their configs have `phases`, `optim` and `augment`."""
-TrainedConfig = Clip | TrainedSegmenterConfig
+TrainedConfig = ClipConfig | TrainedSegmenterConfig
 """Methods that train."""
-TrainedMethod = ClipMethod | TclMethod | OvSegmentorMethod | VilSeg
+TrainedMethod = Clip | Tcl | OvSegmentor | VilSeg
 """What they build."""
-SegmenterConfig = Chance | ZeroShot | TrainedSegmenterConfig
+SegmenterConfig = ChanceConfig | ZeroShotConfig | TrainedSegmenterConfig
 """Methods that segment: rows of the results table."""
 TRAINING_ONLY = (
     *("phases", "optim", "augment", "fidelity"),
@@ -110,7 +110,7 @@ class DrawsRegions(Protocol):
 
 def build_trained(config: TrainedConfig, make_encoder: Callable[[], Encoder]) -> TrainedMethod:
     """A method that trains; the encoder is made only where the method stands on one."""
-    encoder = make_encoder() if config.stands_on_clip else None
+    encoder = make_encoder() if config.uses_clip else None
     return config.build(encoder)  # type: ignore[arg-type]  # those that stand on a CLIP always get one
 
 
@@ -128,7 +128,7 @@ def load_segmenter(config: SegmenterConfig, encoder: EncoderConfig, weights: Pat
     if weights is None:
         raise InputError(f"{config.name} needs trained weights; run the train stage first")
     method = build_trained(config, lambda: load_encoder(encoder))
-    assert not isinstance(method, ClipMethod)
+    assert not isinstance(method, Clip)
     if method.state_dict().keys() - learned_state(method, config.phases).keys():
         initialise(method)  # a tower that no phase trains is as it was pretrained, and not among the trained weights
     load_trained(method, config.phases, weights)

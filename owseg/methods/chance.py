@@ -11,10 +11,10 @@ from owseg.encoders import Encoder, EncoderConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chance:
+class ChanceConfig:
     """Every pixel gets one of the classes, background among them, with equal probability."""
 
-    stands_on_clip: ClassVar[bool] = True
+    uses_clip: ClassVar[bool] = True
     """Whether it is built around the run's CLIP."""
     name: Literal["chance"] = "chance"
     """Method name."""
@@ -24,13 +24,13 @@ class Chance:
         del encoder
         return "none"
 
-    def build(self, encoder: Encoder) -> "ChanceMethod":
+    def build(self, encoder: Encoder) -> "Chance":
         """The method; the encoder is not looked at."""
         del encoder
-        return ChanceMethod()
+        return Chance()
 
 
-class ChanceMethod(nn.Module):
+class Chance(nn.Module):
     """Independent uniform scores, the same at every call."""
 
     background_threshold: float | None = None

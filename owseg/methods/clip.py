@@ -12,16 +12,16 @@ from torch import Tensor, nn
 
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig
-from owseg.engine import Phase
 from owseg.losses import info_nce
 from owseg.optim import OptimConfig
+from owseg.phases import Phase
 
 
 @dataclass(frozen=True, kw_only=True)
-class Clip:
+class ClipConfig:
     """Contrastive pretraining of the run's CLIP."""
 
-    stands_on_clip: ClassVar[bool] = True
+    uses_clip: ClassVar[bool] = True
     """Whether it is built around the run's CLIP."""
     name: Literal["clip"] = "clip"
     """Method name."""
@@ -37,12 +37,12 @@ class Clip:
         del encoder
         return "text"
 
-    def build(self, encoder: Encoder) -> "ClipMethod":
+    def build(self, encoder: Encoder) -> "Clip":
         """The method around an encoder whose weights it will train."""
-        return ClipMethod(encoder)
+        return Clip(encoder)
 
 
-class ClipMethod(nn.Module):
+class Clip(nn.Module):
     """Both towers of CLIP, trained to match images with their captions."""
 
     def __init__(self, encoder: Encoder) -> None:

@@ -14,10 +14,10 @@ from owseg.text import check_templates, embed_prompts, prompt_templates
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShot:
+class ZeroShotConfig:
     """Patches of frozen CLIP against class names; the modes differ in how they read the last block (`encoders.last_block`)."""
 
-    stands_on_clip: ClassVar[bool] = True
+    uses_clip: ClassVar[bool] = True
     """Whether it is built around the run's CLIP."""
     name: Literal["zero_shot"] = "zero_shot"
     """Method name."""
@@ -39,15 +39,15 @@ class ZeroShot:
         """What its masks are learned from, in the words of the comparison table."""
         return encoder.supervision
 
-    def build(self, encoder: Encoder) -> "ZeroShotMethod":
+    def build(self, encoder: Encoder) -> "ZeroShot":
         """The method around a frozen encoder."""
-        return ZeroShotMethod(self, encoder)
+        return ZeroShot(self, encoder)
 
 
-class ZeroShotMethod(nn.Module):
+class ZeroShot(nn.Module):
     """Cosine similarity of dense CLIP features with class embeddings."""
 
-    def __init__(self, config: ZeroShot, encoder: Encoder) -> None:
+    def __init__(self, config: ZeroShotConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
         self.clip = encoder.clip

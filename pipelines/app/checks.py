@@ -13,16 +13,16 @@ from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
-from owseg.engine import augmentations, spans
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.methods import SegmenterConfig, TrainedConfig, TrainedSegmenterConfig, build_trained, initialise
+from owseg.phases import augmentations, scheduled_phases
 from owseg.published import load_trained
 from pipelines.app.settings import Config
 
 
-def located_encoder(config: Config) -> EncoderConfig:
+def resolve_encoder_paths(config: Config) -> EncoderConfig:
     """The run's encoder with absolute paths: Ray's workers have another working directory.
 
     A model file that is not found from here is looked for in this clone, where the shipped configs name theirs.
@@ -44,7 +44,7 @@ def located_model(config: Config, name: str) -> SegmenterConfig:
 
 def needs_clip(config: Config) -> bool:
     """Whether any method of the run stands on its CLIP."""
-    return any(getattr(config.models, name).stands_on_clip for name in config.methods)
+    return any(getattr(config.models, name).uses_clip for name in config.methods)
 
 
 def check_encoder(config: Config) -> None:
@@ -54,7 +54,7 @@ def check_encoder(config: Config) -> None:
     """
     if not needs_clip(config):
         return
-    encoder = located_encoder(config)
+    encoder = resolve_encoder_paths(config)
     weights = Path(encoder.pretrained)
     if encoder.pretrained != PRETRAIN and (weights.suffix or weights.is_file()):
         load_encoder(encoder)
@@ -65,7 +65,7 @@ def check_encoder(config: Config) -> None:
         build_encoder(encoder)
 
 
-def to_train(config: Config) -> list[TrainedConfig]:
+def methods_to_train(config: Config) -> list[TrainedConfig]:
     """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
     models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
     pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
@@ -90,13 +90,13 @@ def check_methods(config: Config) -> None:
     Its batches must divide over the workers, its phases name what it has, and the weights that it begins with be there and
     fit. Those named by a tag are downloaded here, once, before the workers ask for them.
     """
-    make_encoder = cache(lambda: build_encoder(located_encoder(config)))
-    for model in to_train(config):
+    make_encoder = cache(lambda: build_encoder(resolve_encoder_paths(config)))
+    for model in methods_to_train(config):
         if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():
             continue
         check_crops(config, model)
-        for _, _, _, stretch in spans(model.phases, model.optim):
-            size, key = stretch.optim.batch_size, f"models.{model.name}.{stretch.key}.batch_size"
+        for _, _, _, schedule in scheduled_phases(model.phases, model.optim):
+            size, key = schedule.optim.batch_size, f"models.{model.name}.{schedule.key}.batch_size"
             check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
         method = build_trained(located(model, Path()), make_encoder)
         try:
@@ -109,7 +109,9 @@ def check_methods(config: Config) -> None:
 def spread_training(config: Config, method: TrainedConfig) -> TrainConfig:
     """How a method's training is spread on this machine, in numbers."""
     cores = config.session.num_cpus or len(os.sched_getaffinity(0))
-    return config.train.spread([span.stretch.optim.batch_size for span in spans(method.phases, method.optim)], cores)
+    return config.train.spread(
+        [span.schedule.optim.batch_size for span in scheduled_phases(method.phases, method.optim)], cores
+    )
 
 
 def given_weights(config: Config) -> dict[str, Path]:
@@ -120,7 +122,7 @@ def given_weights(config: Config) -> dict[str, Path]:
 
 def check_weights(config: Config) -> None:
     """Raise InputError where given weights are missing, or belong to another architecture or another CLIP than the run's."""
-    encoder = located_encoder(config)
+    encoder = resolve_encoder_paths(config)
     for name, path in given_weights(config).items():
         if not path.is_file():
             raise InputError(f"weights.{name}: {path} does not exist")

@@ -14,14 +14,14 @@ from filtering.files import digest_of, write_text
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.settings import Config
 
-WHERE_NOT_WHAT = (
+EXECUTION_KEYS = (
     *("run_dir", "session", "tracking", "download.fetch", "download.target"),
     *("evaluate.unreadable", "evaluate.window_batch"),
 )
 """Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next: what
 of a download they touch, the download finds out itself."""
 
-WHAT_MAY_CHANGE = ("download.image", "download.shard_size", "methods", "evaluate.bootstrap", "evaluate.oracle")
+CHANGEABLE_KEYS = ("download.image", "download.shard_size", "methods", "evaluate.bootstrap", "evaluate.oracle")
 """Keys that say what is done and may change all the same: the stages that they touch begin anew as far as they must."""
 
 CONFIG_FILE = "config.yaml"
@@ -67,7 +67,7 @@ def refuse_other_run(config: Config) -> None:
         there = None
     with suppress(ConfigError, TypeError):
         there = to_dict(from_dict(Config, there))  # a key that is newer than the folder had its default's effect
-    before, now = (dict(_without(tree, (*WHERE_NOT_WHAT, *WHAT_MAY_CHANGE))) for tree in (there, to_dict(config)))
+    before, now = (dict(_without(tree, (*EXECUTION_KEYS, *CHANGEABLE_KEYS))) for tree in (there, to_dict(config)))
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key, "absent") != now.get(key, "absent"):
             raise ConfigError(
@@ -83,7 +83,7 @@ def holds_run(folder: Path) -> bool:
 
 def digest_of_run(config: Config) -> str:
     """SHA-256 of what the run is: the same wherever it is done and recorded."""
-    return digest_of(dict(_without(to_dict(config), WHERE_NOT_WHAT)))
+    return digest_of(dict(_without(to_dict(config), EXECUTION_KEYS)))
 
 
 def run_folder(config: Config, config_file: Path | None) -> Path:

@@ -16,8 +16,8 @@ from owseg.methods import Methods, TrainedConfig
 from owseg.optim import Quirks
 from pipelines.app.config import ConfigError
 
-TABLE = tuple(row.name for row in fields(Methods) if row.name != "clip")
-TRAINED = tuple(name for name in TABLE if isinstance(getattr(Methods(), name), TrainedConfig))
+EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
+TRAINED = tuple(name for name in EVALUATED_METHODS if isinstance(getattr(Methods(), name), TrainedConfig))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,8 +53,9 @@ class Config:
 
     def __post_init__(self) -> None:
         for name in self.methods:
-            if name not in TABLE:
-                raise ConfigError(f"methods: {name!r} is no method{near_miss(name, TABLE)}; choose from {', '.join(TABLE)}")
+            if name not in EVALUATED_METHODS:
+                known = f"{near_miss(name, EVALUATED_METHODS)}; choose from {', '.join(EVALUATED_METHODS)}"
+                raise ConfigError(f"methods: unknown method {name!r}{known}")
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError("methods: a method is named twice")
         for name in self.weights:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.app.config import ConfigError, lay_over, parse_setting
-from pipelines.app.run_dir import WHERE_NOT_WHAT
+from pipelines.app.run_dir import EXECUTION_KEYS
 from pipelines.app.settings import Config
 
 VARY = "--vary"
@@ -82,7 +82,7 @@ def _count(seeds: str) -> int:
 def _axis(text: str) -> Axis:
     """KEY=[a, b], or KEY={label: a, other: b}."""
     key, values = parse_setting(text, VARY)
-    if any(f"{key}.".startswith(f"{section}.") for section in WHERE_NOT_WHAT):
+    if any(f"{key}.".startswith(f"{section}.") for section in EXECUTION_KEYS):
         raise ConfigError(
             f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value"
         )

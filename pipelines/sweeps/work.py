@@ -24,7 +24,7 @@ from typing import Literal
 from cluster.tracking import TrackingConfig
 from owseg.methods import Methods, TrainedConfig
 from pipelines import download, full, train
-from pipelines.app.checks import to_train
+from pipelines.app.checks import methods_to_train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
@@ -91,8 +91,8 @@ def plan(cells: Sequence[Cell], root: Path, tracking: TrackingConfig) -> list[Wo
         config = cell.config
         data = shared("data", "download", data_config(config))
         trained: dict[str, Work] = {}
-        for method in to_train(config):  # the encoder comes first
-            needs = (data, trained["clip"]) if method.stands_on_clip and "clip" in trained else (data,)
+        for method in methods_to_train(config):  # the encoder comes first
+            needs = (data, trained["clip"]) if method.uses_clip and "clip" in trained else (data,)
             name = f"{method.name}-seed{cell.seed}"
             trained[method.name] = shared(name, "train", training_config(config, method), *needs)
         work(cell.name, "full", config, data, *trained.values())
@@ -108,7 +108,7 @@ def data_config(config: Config) -> Config:
 
 def training_config(config: Config, method: TrainedConfig) -> Config:
     """The settings that decide a method's training, and no others."""
-    models = {method.name: method, **({"clip": config.models.clip} if method.stands_on_clip else {})}
+    models = {method.name: method, **({"clip": config.models.clip} if method.uses_clip else {})}
     return replace(
         data_config(config),
         seed=config.seed,

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from owseg.methods.ovsegmentor.grouping import Mlp, Reader
+from owseg.methods.ovsegmentor.grouping import CrossAttentionBlock, Mlp
 from owseg.methods.ovsegmentor.text_tower import Texts
 
 
@@ -26,7 +26,7 @@ class SelfAttention(nn.Module):
         return out
 
 
-class ReadOut(nn.Module):
+class SingleTokenBlock(nn.Module):
     """A pre-norm ViT block of which one token's output is wanted: beyond keys and values the rest are left out."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -56,8 +56,8 @@ class EntityCompletion(nn.Module):
         self.align = nn.Linear(text_width, width) if text_width != width else nn.Identity()
         self.norm_tokens = nn.LayerNorm(width)
         self.norm_x = nn.LayerNorm(width)
-        self.pre_assign_attn = Reader(width, heads)
-        self.post_attn = ReadOut(width, heads)
+        self.pre_assign_attn = CrossAttentionBlock(width, heads)
+        self.post_attn = SingleTokenBlock(width, heads)
         self.norm_new_x = nn.LayerNorm(width)
 
     def forward(self, question: Texts, groups: Tensor, *, ignore_padding: bool) -> Tensor:

@@ -46,11 +46,11 @@ def assignment_logits(q: Tensor, k: Tensor) -> Tensor:
     In at least float32, under autocast too.
     """
     with torch.autocast(q.device.type, enabled=False):
-        logits: Tensor = precise(q) @ precise(k).transpose(1, 2) * q.shape[-1] ** -0.5
+        logits: Tensor = upcast(q) @ upcast(k).transpose(1, 2) * q.shape[-1] ** -0.5
         return logits
 
 
-def precise(x: Tensor) -> Tensor:
+def upcast(x: Tensor) -> Tensor:
     """x in at least float32."""
     return x.to(at_least_float32(x))
 
@@ -102,7 +102,7 @@ class CrossAttention(nn.Module):
         return x.reshape(*x.shape[:2], self.heads, -1).transpose(1, 2)
 
 
-class Reader(nn.Module):
+class CrossAttentionBlock(nn.Module):
     """Queries take up other tokens: x + attention, x + MLP(LN(x)), LN. Neither side is normalised before the attention."""
 
     def __init__(self, width: int, heads: int) -> None:
@@ -129,7 +129,7 @@ class GroupingBlock(nn.Module):
         self.mlp_inter = Mlp(tokens, width // 2, groups)
         self.norm_post_tokens = nn.LayerNorm(width)
         self.norm_x = nn.LayerNorm(width)
-        self.pre_assign_attn = Reader(width, heads)
+        self.pre_assign_attn = CrossAttentionBlock(width, heads)
         self.assign = nn.ModuleDict({name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "proj")})
         self.norm_new_x = nn.LayerNorm(width)
         self.mlp_channels = Mlp(width, 4 * width, width)
@@ -150,7 +150,7 @@ class GroupingBlock(nn.Module):
         values = self.assign["v_proj"](patches)
         with torch.autocast(patches.device.type, enabled=False):
             assigned = hard_assignment(binding.logits, noisy=self.training)
-            means = assigned / (assigned.sum(dim=-1, keepdim=True) + 1.0) @ precise(values)
+            means = assigned / (assigned.sum(dim=-1, keepdim=True) + 1.0) @ upcast(values)
         x = self.assign["proj"](means.to(values.dtype)) + groups
         return x + self.mlp_channels(self.norm_new_x(x)), binding
 

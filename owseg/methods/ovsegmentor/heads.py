@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from owseg.losses import at_least_float32, gather
 
 
-class Moments(NamedTuple):
+class BatchStatistics(NamedTuple):
     """Of a number of rows of C values."""
 
     number: Tensor
@@ -20,21 +20,21 @@ class Moments(NamedTuple):
     """[C]: the mean squared deviation, biased."""
 
 
-def moments(rows: Tensor) -> Moments:
+def batch_statistics(rows: Tensor) -> BatchStatistics:
     """The moments of rows [N, C], in float32 at least. Differentiable."""
     rows = rows.to(at_least_float32(rows))
     mean = rows.mean(dim=0)
     variance = (rows - mean).square().mean(dim=0)  # torch.var_mean takes eight times as long on a CPU
-    return Moments(mean.new_full((1,), len(rows)), mean, variance)
+    return BatchStatistics(mean.new_full((1,), len(rows)), mean, variance)
 
 
-def global_moments(own: Moments) -> Moments:
+def global_statistics(own: BatchStatistics) -> BatchStatistics:
     """The moments of all ranks' rows together, from each rank's own. Differentiable; a rank may hold more than another."""
     features = len(own.mean)
     number, mean, variance = torch.split(gather(torch.cat(own)[None]), [1, features, features], dim=1)
     total = number.sum(dim=0)
     joint = (number * mean).sum(dim=0) / total
-    return Moments(total, joint, (number * (variance + (mean - joint).square())).sum(dim=0) / total)
+    return BatchStatistics(total, joint, (number * (variance + (mean - joint).square())).sum(dim=0) / total)
 
 
 class BatchNorm(nn.BatchNorm1d):
@@ -55,7 +55,7 @@ class BatchNorm(nn.BatchNorm1d):
     def forward(self, x: Tensor) -> Tensor:
         rows = x.reshape(-1, x.shape[-1])
         if self.training and self._spans_ranks():
-            found = self._moments(rows)
+            found = self._statistics(rows)
             self._track(found)
             scale = self.weight * torch.rsqrt(found.variance + self.eps)
             normed = ((rows - found.mean) * scale + self.bias).to(x.dtype)
@@ -66,17 +66,17 @@ class BatchNorm(nn.BatchNorm1d):
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         """Update the running statistics as a training forward of x [..., C] would, and nothing else."""
-        self._track(self._moments(x.reshape(-1, x.shape[-1])))
+        self._track(self._statistics(x.reshape(-1, x.shape[-1])))
 
     def _spans_ranks(self) -> bool:
         return self.synced and dist.is_initialized() and dist.get_world_size() > 1
 
-    def _moments(self, rows: Tensor) -> Moments:
-        own = moments(rows)
-        return global_moments(own) if self._spans_ranks() else own
+    def _statistics(self, rows: Tensor) -> BatchStatistics:
+        own = batch_statistics(rows)
+        return global_statistics(own) if self._spans_ranks() else own
 
     @torch.no_grad()
-    def _track(self, found: Moments) -> None:
+    def _track(self, found: BatchStatistics) -> None:
         assert self.momentum is not None  # torch allows a running average over all batches; this is a moving one
         unbiased = found.variance * (found.number / (found.number - 1))
         # Through .data, as torch's own batch norm: a forward before this one keeps them for its backward, which reads neither.

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig
-from owseg.engine import Phase, spans
 from owseg.losses import info_nce, multi_label_nce, temperature
 from owseg.methods.ovsegmentor.completion import EntityCompletion
 from owseg.methods.ovsegmentor.consistency import mask_consistency
@@ -29,6 +28,7 @@ from owseg.methods.ovsegmentor.image_tower import clip_tower, load_vit, vit_towe
 from owseg.methods.ovsegmentor.text_tower import Texts, TextTower, bert_tower, clip_text_tower
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig, Quirks
+from owseg.phases import Phase, scheduled_phases
 from owseg.text import check_templates, prompt_templates
 
 CLIP = "clip"
@@ -43,7 +43,7 @@ STAGE_2 = replace(STAGE_1, batch_size=1024, lr=1e-5, min_lr=1e-6, warmup_lr=4e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class OvSegmentor:
+class OvSegmentorConfig:
     """The paper's recipe (official configuration of the released ViT-B model); epochs are of 4 million pairs."""
 
     name: Literal["ovsegmentor"] = "ovsegmentor"
@@ -111,12 +111,12 @@ class OvSegmentor:
         for field in ("heads", "entity_weight", "label_weight", "mask_weight"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative")
-        for span in spans(self.phases, self.optim):
-            if span.stretch.optim.batch_size < 2:
-                raise InputError(f"{span.stretch.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch")
+        for span in scheduled_phases(self.phases, self.optim):
+            if span.schedule.optim.batch_size < 2:
+                raise InputError(f"{span.schedule.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch")
 
     @property
-    def stands_on_clip(self) -> bool:
+    def uses_clip(self) -> bool:
         """Whether a tower is the run's CLIP."""
         return CLIP in (self.image_tower, self.text_tower)
 
@@ -127,31 +127,31 @@ class OvSegmentor:
 
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
-        learned = encoder.supervision if self.stands_on_clip else "text"
+        learned = encoder.supervision if self.uses_clip else "text"
         begun = ("" if self.image_tower == CLIP else "self-supervised image tower", "" if self.text_tower == CLIP else "BERT")
         return "; ".join([learned, *filter(None, begun)])
 
-    def on(self, dataset: str) -> "OvSegmentor":
+    def for_dataset(self, dataset: str) -> "OvSegmentorConfig":
         """The settings for a benchmark: with its own background threshold where the official ones are asked for."""
         own = OFFICIAL_THRESHOLDS.get(dataset) if self.thresholds == "official" else None
         return self if own is None else replace(self, background_threshold=own)
 
-    def build(self, encoder: Encoder | None) -> "OvSegmentorMethod":
+    def build(self, encoder: Encoder | None) -> "OvSegmentor":
         """The method with random weights, but for towers that are copies of the run's encoder."""
-        if self.stands_on_clip and encoder is None:
+        if self.uses_clip and encoder is None:
             raise InputError(f"{self.name}: a tower is the run's CLIP, and there is none")
         of_clip, of_vit = (
             partial(tower, heads=self.heads, tokens=self.tokens, groups=self.groups, drop_path=self.drop_path)
             for tower in (clip_tower, vit_tower)
         )
-        return OvSegmentorMethod(
+        return OvSegmentor(
             self,
             of_clip(encoder.clip.visual) if encoder and self.image_tower == CLIP else of_vit(self.image_tower),
             clip_text_tower(encoder) if encoder and self.text_tower == CLIP else bert_tower(self.text_tower),
         )
 
 
-class OvSegmentorMethod(nn.Module):
+class OvSegmentor(nn.Module):
     """Both towers, the heads that lead into the joint space, entity completion, and the momentum copy of the image tower."""
 
     background_threshold: float | None = None
@@ -159,7 +159,7 @@ class OvSegmentorMethod(nn.Module):
     regions_across_windows = False
     """Each window has groups of its own."""
 
-    def __init__(self, config: OvSegmentor, image_tower: GroupingEncoder, text_tower: TextTower) -> None:
+    def __init__(self, config: OvSegmentorConfig, image_tower: GroupingEncoder, text_tower: TextTower) -> None:
         super().__init__()
         self.config = config
         self.quirks = config.quirks
@@ -222,7 +222,7 @@ class OvSegmentorMethod(nn.Module):
         learns = any(parameter.requires_grad for parameter in self.text.parameters())
         self.text.train(self.training and (learns or self.official))  # the official frozen tower still drops out
         joined = torch.cat([*tokens.values()])
-        texts = self.text(joined) if self.official else self.text.by_length(joined)
+        texts = self.text(joined) if self.official else self.text.forward_bucketed(joined)
         parts = zip(*(part.chunk(len(tokens)) for part in texts), strict=True)
         return {name: Texts(*part) for name, part in zip(tokens, parts, strict=True)}
 

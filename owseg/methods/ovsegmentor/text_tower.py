@@ -24,9 +24,9 @@ BERT_CONTEXT = 77
 """Tokens of a text that BERT reads, and to which it is padded (official OVSegmentor)."""
 TOKENIZERS = {"bert-base-uncased": "distilbert-base-uncased"}
 """Models that official OVSegmentor reads with another model's tokenizer: the same vocabulary, without token types."""
-LOTS = 8
+LENGTH_BUCKETS = 8
 """Lots of like length that a batch of texts is split into at most: more save padding, and make more and smaller products."""
-MIN_LOT = 32
+MIN_BUCKET = 32
 """Texts of a lot at least: below that, what a lot costs on its own outweighs the padding that it saves."""
 CLIP_MASK_WORD = "m"
 """CLIP has no mask token; the official variant with a CLIP text tower writes the token "m</w>" (332) for one."""
@@ -70,12 +70,12 @@ class TextTower(nn.Module):
         """Tokens [B, L] without the trailing columns that are padding in every row."""
         return tokens[:, : int(self.real(tokens).sum(dim=1).max())]
 
-    def by_length(self, tokens: Tensor) -> Texts:
+    def forward_bucketed(self, tokens: Tensor) -> Texts:
         """`forward`, in a few lots of texts that are about equally long: none is padded to the longest of them all.
 
         What lies beyond the end of a lot's longest text is 0 in `features`.
         """
-        count = min(LOTS, max(1, len(tokens) // MIN_LOT))
+        count = min(LENGTH_BUCKETS, max(1, len(tokens) // MIN_BUCKET))
         lengths, order = self.real(tokens).sum(dim=1).sort()
         ends = [int(length) for length in torch.stack([lot[-1] for lot in lengths.chunk(count)]).tolist()]  # one wait for a GPU
         lots = [self(tokens[some, :end]) for some, end in zip(order.chunk(count), ends, strict=True)]

@@ -13,7 +13,7 @@ from owseg.methods.tcl import winograd
 T = TypeVar("T")
 
 
-def recomputed(function: Callable[..., T], *inputs: Any) -> T:
+def checkpointed(function: Callable[..., T], *inputs: Any) -> T:
     """function(*inputs), of which only the inputs are kept: backward computes the rest again, to the same numbers.
 
     That ends where the last tensor that backward needs is known, so a function whose last operation is a convolution or a
@@ -53,8 +53,8 @@ class GatedConv(nn.Module):
             scheme = winograd.UPSAMPLED if self.upsample else winograd.SAME
             return winograd.convolve(F.gelu(self.norm(x)), *self._gated(), scheme)
         if not self.upsample:
-            return recomputed(self._same_size, x)
-        return interleave([[recomputed(self._parity, x, row, column) for column in (0, 1)] for row in (0, 1)])
+            return checkpointed(self._same_size, x)
+        return interleave([[checkpointed(self._parity, x, row, column) for column in (0, 1)] for row in (0, 1)])
 
     def _same_size(self, x: Tensor) -> Tensor:
         weight, bias = self._gated()
@@ -115,7 +115,7 @@ class Projection(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] → [B, E, H, W]."""
-        return recomputed(self._project, x.movedim(1, -1)).movedim(-1, 1)
+        return checkpointed(self._project, x.movedim(1, -1)).movedim(-1, 1)
 
     def _project(self, x: Tensor) -> Tensor:
         projected: Tensor = self.ln(x) @ self.proj

@@ -28,7 +28,6 @@ from owseg.encoders import (
     token_grid,
     value_only,
 )
-from owseg.engine import Phase
 from owseg.losses import (
     at_least_float32,
     gather,
@@ -40,19 +39,20 @@ from owseg.losses import (
     pairwise_nce,
     total_variation,
 )
-from owseg.methods.tcl.decoder import GroundingDecoder, Projection, recomputed
+from owseg.methods.tcl.decoder import GroundingDecoder, Projection, checkpointed
 from owseg.optim import OptimConfig, Quirks
 from owseg.pamr import pamr
+from owseg.phases import Phase
 from owseg.text import check_templates, embed_prompts, prompt_templates
 
 GROUNDER = ("decoder.", "projection.", "mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tcl:
+class TclConfig:
     """The paper's recipe (official configuration of the released model)."""
 
-    stands_on_clip: ClassVar[bool] = True
+    uses_clip: ClassVar[bool] = True
     """Whether it is built around the run's CLIP."""
     name: Literal["tcl"] = "tcl"
     """Method name."""
@@ -131,9 +131,9 @@ class Tcl:
         """What its masks are learned from, in the words of the comparison table."""
         return encoder.supervision
 
-    def build(self, encoder: Encoder) -> "TclMethod":
+    def build(self, encoder: Encoder) -> "Tcl":
         """The method around a frozen encoder."""
-        return TclMethod(self, encoder)
+        return Tcl(self, encoder)
 
 
 class MaskStatistics(NamedTuple):
@@ -147,10 +147,10 @@ class MaskStatistics(NamedTuple):
     """[B, N]: cosine of each text with the image pooled under that text's own mask."""
 
 
-class TclMethod(nn.Module):
+class Tcl(nn.Module):
     """Frozen CLIP, the grounder (copied last block, decoder, projection) and the learned mask threshold."""
 
-    def __init__(self, config: Tcl, encoder: Encoder) -> None:
+    def __init__(self, config: TclConfig, encoder: Encoder) -> None:
         super().__init__()
         self.config = config
         self.quirks = config.quirks
@@ -186,7 +186,7 @@ class TclMethod(nn.Module):
 
     def run(self, reading: Callable[[nn.Module, Tensor], Tensor], block: nn.Module, tokens: Tensor) -> Tensor:
         """A block's tokens, read as `reading` says; backward runs the block again where `checkpoint_blocks` is set."""
-        return recomputed(reading, block, tokens) if self.config.checkpoint_blocks else reading(block, tokens)
+        return checkpointed(reading, block, tokens) if self.config.checkpoint_blocks else reading(block, tokens)
 
     def features(self, image: Tensor) -> Tensor:
         """Dense joint-space features [B, E, 4h, 4w] of images [B, 3, H, W] with an h x w token grid."""
@@ -262,7 +262,7 @@ class TclMethod(nn.Module):
         if not self.config.text_chunk:
             return self.read_masks(features, slope, texts)
         chunks = torch.split(texts, self.config.text_chunk)
-        parts = [recomputed(self.read_masks, features, slope, chunk) for chunk in chunks]
+        parts = [checkpointed(self.read_masks, features, slope, chunk) for chunk in chunks]
         mean, variation, similarity = zip(*parts, strict=True)
         shares = slope.new_tensor([len(chunk) / len(texts) for chunk in chunks])
         return MaskStatistics(

@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig, pad_to_multiple
-from owseg.engine import Phase, augmentations, spans
 from owseg.losses import at_least_float32, info_nce, temperature
 from owseg.methods.vilseg.clustering import (
     Form,
@@ -42,6 +41,7 @@ from owseg.methods.vilseg.towers import KEY, ImageTower, TextSize, TextTower, To
 from owseg.methods.vilseg.views import Crops, Views, jitter
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig
+from owseg.phases import Phase, augmentations, scheduled_phases
 from owseg.text import check_templates, prompt_templates
 
 COLLAPSED = 0.2
@@ -53,7 +53,7 @@ LEARNED = ("image.", "text.", "image_projection.", "text_projection.", "log_scal
 class VilSegConfig:
     """The paper's setting as far as it is known; the rest is guessed after its closest published kin (docs/fidelity.md)."""
 
-    stands_on_clip: ClassVar[bool] = False
+    uses_clip: ClassVar[bool] = False
     """Whether it is built around the run's CLIP: never, both towers are its own."""
     name: Literal["vilseg"] = "vilseg"
     """Method name."""
@@ -395,15 +395,15 @@ def check_sizes(config: VilSegConfig, tower: ImageTower) -> None:
     if config.local_crops and config.local_size % patch:
         raise InputError(f"{KEY}.local_size: {config.local_size} pixels are no whole patches of {patch}; give a multiple")
     for span, (key, augment) in zip(
-        spans(config.phases, config.optim), augmentations(config.phases, config.augment), strict=True
+        scheduled_phases(config.phases, config.optim), augmentations(config.phases, config.augment), strict=True
     ):
-        size, batch = augment.size, span.stretch.optim.batch_size
+        size, batch = augment.size, span.schedule.optim.batch_size
         if size % patch:
             raise InputError(f"{KEY}.{key}.size: {size} pixels are no whole patches of {patch}; give a multiple")
         patches, joint = (size // patch) ** 2, config.clusters**2
         if config.cluster_weight and batch * patches < joint:
             raise InputError(
-                f"{KEY}.{span.stretch.key}.batch_size: {batch} is too small for the clustering head: "
+                f"{KEY}.{span.schedule.key}.batch_size: {batch} is too small for the clustering head: "
                 f"{config.clusters} x {config.clusters} pairs of clusters need at least {math.ceil(joint / patches)} images of "
                 f"{patches} patches"
             )
