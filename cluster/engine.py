@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from cluster import InputError
 from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, Quirks, adam_state, adamw, with_adam_state
+from owseg.trainable import TrainableMethod
 
 TAG = "step"
 """One constant tag: every checkpoint folder holds one checkpoint, so folders of all ranks merge without renaming."""
@@ -23,12 +24,12 @@ _BASE_STATE = ("base_optimizer_state", "optimizer_state_dict")
 class _Losses(nn.Module):
     """DeepSpeed runs a module's forward; ours is the method's losses."""
 
-    def __init__(self, method: nn.Module) -> None:
+    def __init__(self, method: TrainableMethod) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.method.losses(batch)  # type: ignore[operator]
+        losses: dict[str, Tensor] = self.method.losses(batch)
         return losses
 
 
@@ -37,7 +38,7 @@ class DeepSpeedEngine:
 
     def __init__(
         self,
-        method: nn.Module,
+        method: TrainableMethod,
         groups: Sequence[ParameterGroup],
         optim: OptimConfig,
         *,
@@ -46,7 +47,7 @@ class DeepSpeedEngine:
         bf16: bool,
         device: torch.device,
     ) -> None:
-        refuse_quirks(getattr(method, "quirks", Quirks()), dist.get_world_size())
+        refuse_quirks(method.quirks, dist.get_world_size())
         deepspeed = _import_deepspeed()
         self.device = device
         self.engine, self.optimizer, _, _ = deepspeed.initialize(

@@ -14,14 +14,16 @@ from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.files import digest_of, digest_of_file, replacing
 from owseg import InputError
-from owseg.checkpoint import NORMALISATION, PATHS, files_at
+from owseg.checkpoint import NORMALISATION, files_at
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.inference import embed_queries
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.scoring import Score, best_median_worst, score_items
-from owseg.methods import TRAINING_ONLY, Segmenter, SegmenterConfig, load_segmenter
+from owseg.fields import path_settings, training_only_settings
+from owseg.method_config import MethodConfig
+from owseg.segmenter import Segmenter, load_segmenter
 
 ITEMS_PER_PART = 20
 FORMAT = 3
@@ -34,14 +36,13 @@ class Contender:
     """A row of the results table: a method, the encoder it stands on, and its trained weights where it has any."""
 
     name: str
-    method: SegmenterConfig
+    method: MethodConfig
     encoder: EncoderConfig
     weights: Path | None = None
 
     def for_dataset(self, dataset: str) -> "Contender":
         """The contender with its method as that wants to be on a benchmark; itself where the method makes no difference."""
-        on = getattr(self.method, "for_dataset", None)
-        return replace(self, method=on(dataset)) if on else self
+        return replace(self, method=self.method.for_dataset(dataset))
 
     def fingerprint(self) -> str:
         """Changes whenever the row's numbers could."""
@@ -50,8 +51,9 @@ class Contender:
         files = [self.weights, pretrained]
         if not self.method.uses_clip:
             encoder, files = {key: encoder[key] for key in NORMALISATION}, [self.weights]
-        settings = {key: value for key, value in asdict(self.method).items() if key not in TRAINING_ONLY} | {"encoder": encoder}
-        for key in [key for key in PATHS if key in settings]:  # such as a text tower's folder: its tokenizer always has a say
+        left_out = training_only_settings(self.method)
+        settings = {key: value for key, value in asdict(self.method).items() if key not in left_out} | {"encoder": encoder}
+        for key in sorted(path_settings(self.method) - left_out):  # a text tower's folder: its tokenizer has a say
             files += files_at(settings[key])
             settings[key] = Path(settings[key]).name
         return digest_of([settings, [digest_of_file(path) for path in files if path and path.is_file()]])

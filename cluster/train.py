@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from cluster import InputError
 from cluster.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
@@ -22,14 +22,15 @@ from cluster.engine import DeepSpeedEngine
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.files import replacing
-from owseg.data import Batch, CaptionBatches, Prepare, ShardReader, batches_from, check_batch_size
+from owseg.data import Batch, CaptionBatches, ShardReader, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import WEIGHTS, fit
-from owseg.methods import TrainedConfig, build_trained, initialise
+from owseg.method_config import TrainableConfig
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase, scheduled_phases
-from owseg.text import Tokenizer
+from owseg.segmenter import build_trained
+from owseg.trainable import TrainableMethod
 
 POLL_SECONDS = 0.5
 PAIRS_PER_WORKER = 16
@@ -83,7 +84,7 @@ class TrainConfig:
 class TrainJob:
     """All that a training process needs to know. Paths are absolute: Ray gives workers another working directory."""
 
-    method: TrainedConfig
+    method: TrainableConfig
     encoder: EncoderConfig
     shards: tuple[Path, ...]
     out: Path
@@ -157,8 +158,8 @@ def train_worker(config: dict[str, Any]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if job.train.use_gpu else torch.device("cpu")
     spent = _Spent(device)
 
-    method, tokenize = _build(job)
-    batches = loader(job, method, tokenize, rank, world_size)
+    method = _build(job)
+    batches = loader(job, method, rank, world_size)
 
     def make_engine(groups: Sequence[ParameterGroup], optim: OptimConfig) -> Engine:
         if job.train.engine == "torch":
@@ -197,21 +198,18 @@ def train_worker(config: dict[str, Any]) -> None:
         )
 
 
-def _build(job: TrainJob) -> tuple[nn.Module, Tokenizer]:
-    """The method as its training begins, and its tokenizer."""
+def _build(job: TrainJob) -> TrainableMethod:
+    """The method as its training begins."""
     torch.manual_seed(job.seed)  # fresh layers start out alike on every rank
     make_encoder = cache(lambda: (build_encoder if job.encoder.pretrained == PRETRAIN else load_encoder)(job.encoder))
     method = build_trained(job.method, make_encoder)
-    initialise(method)  # also where training goes on: checkpoints hold no weights that stay frozen throughout
-    return method, getattr(method, "tokenize", None) or make_encoder().tokenize
+    method.initialise()  # also where training goes on: checkpoints hold no weights that stay frozen throughout
+    return method
 
 
-def loader(
-    job: TrainJob, method: nn.Module, tokenize: Tokenizer, rank: int, workers: int
-) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
+def loader(job: TrainJob, method: TrainableMethod, rank: int, workers: int) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
     """A rank's batches as `fit` asks for them. Raises InputError where any phase's cannot be had, before the first begins."""
-    prepare: Prepare | None = getattr(method, "prepare", None)
-    reader = ShardReader(job.shards, entities=prepare is not None or any(phase.partners for phase in job.method.phases))
+    reader = ShardReader(job.shards, entities=method.prepare is not None or any(phase.partners for phase in job.method.phases))
     for span in job.scheduled_phases:
         key = f"models.{job.method.name}.{span.schedule.key}.batch_size"
         check_batch_size(span.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
@@ -219,7 +217,7 @@ def loader(
     def batches(span: ScheduledPhase, step: int) -> Iterator[Batch]:
         drawn = CaptionBatches(
             reader,
-            tokenize,
+            method.tokenize,
             span.phase.augment or job.method.augment,
             mean=job.encoder.mean,
             std=job.encoder.std,
@@ -229,9 +227,9 @@ def loader(
             world_size=workers,
             start=span.schedule.start,
             schedule=span.schedule.number,
-            prepare=prepare,
+            prepare=method.prepare,
             partners=span.phase.partners,
-            views=getattr(method, "views", None),
+            views=method.views,
         )
         return batches_from(drawn, step, span.stop, workers=job.train.loader_workers)
 

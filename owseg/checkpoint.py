@@ -7,7 +7,7 @@ the view that the run evaluates with, and the SHA-256 of all weights. It holds n
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
@@ -15,8 +15,10 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from owseg import InputError
 from owseg.encoders import EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import EvaluateConfig, View, view_of
+from owseg.fields import path_settings
 from owseg.fit import WEIGHTS
-from owseg.methods import Methods, SegmenterConfig, TrainedConfig
+from owseg.method_config import MethodConfig
+from owseg.methods import METHODS, TRAINABLE
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import CLIP
 from owseg.methods.tcl import TclConfig
@@ -25,9 +27,7 @@ from owseg.published import read_official, recognise
 
 MODEL = "model.json"
 TRAINING_FREE = "naclip"
-PATHS = ("image_weights", "text_tower")
-"""Settings of methods that may name a file or a folder."""
-Method = TypeVar("Method", bound=TrainedConfig | SegmenterConfig)
+Method = TypeVar("Method", bound=MethodConfig)
 NORMALISATION = ("mean", "std")
 """All that a method asks of the encoder's settings where it stands on no CLIP."""
 
@@ -39,7 +39,7 @@ class Checkpoint:
     Of the encoder, only the normalisation of images is meant where the method stands on no CLIP.
     """
 
-    method: TrainedConfig | SegmenterConfig
+    method: MethodConfig
     encoder: EncoderConfig = EncoderConfig()
     view: View = view_of(EvaluateConfig(), "voc21")
     weights: Path | None = None
@@ -59,7 +59,7 @@ class Checkpoint:
     def describe(self) -> dict[str, Any]:
         """All that decides its masks, without a path of this machine."""
         method = asdict(self.method)
-        given = {name: Path(method[name]) for name in PATHS if name in method}
+        given = {name: Path(method[name]) for name in path_settings(self.method)}
         method |= {name: self._relative(path) for name, path in given.items() if path.is_absolute()}
         return {"method": method, "encoder": self._encoder(), "view": asdict(self.view), "sha256": self.files()}
 
@@ -99,8 +99,8 @@ def read_model(folder: Path, encoder_weights: str = "") -> Checkpoint:
     file = folder / MODEL
     try:
         model = json.loads(file.read_text(encoding="utf-8"))
-        trained = {cls().name: cls for cls in get_args(TrainedConfig)}
-        method = located(_rebuild(trained[model["method"]["name"]], model["method"]), folder)
+        trained = type(TRAINABLE[model["method"]["name"]])
+        method = located(_rebuild(trained, model["method"]), folder)
         encoder = _rebuild(EncoderConfig, {key: value for key, value in model["encoder"].items() if key != "architecture"})
         view = _rebuild(View, model["view"])
         digests = {str(name): str(digest) for name, digest in model["sha256"].items()}
@@ -156,17 +156,17 @@ def find_checkpoint(
     return found
 
 
-def _official_method(path: Path) -> SegmenterConfig:
+def _official_method(path: Path) -> MethodConfig:
     """The method whose official checkpoint a file is, with the settings that can be told from it."""
     name, settings = recognise(read_official(path), path)
-    method: SegmenterConfig = getattr(Methods(), name)
+    method = METHODS[name]
     changes: dict[str, Any] = dict(settings)
     return replace(method, **changes)
 
 
 def located(method: Method, folder: Path) -> Method:
     """A method whose files and folders, named from `folder`, have absolute paths; what is no path there stays as it is."""
-    named = {name: value for name in PATHS if (value := getattr(method, name, "")) and value != CLIP}
+    named = {name: value for name in path_settings(method) if (value := getattr(method, name)) and value != CLIP}
     paths = {name: folder / Path(value).expanduser() for name, value in named.items()}
     found: dict[str, Any] = {name: str(path.resolve()) for name, path in paths.items() if path.exists()}
     return replace(method, **found)
@@ -186,10 +186,9 @@ def _named_encoder(model: str, weights: str) -> EncoderConfig:
     return replace(default, model=model or default.model, pretrained=weights or default.pretrained, quick_gelu=openai)
 
 
-def training_free() -> dict[str, SegmenterConfig]:
+def training_free() -> dict[str, MethodConfig]:
     """The methods that need no weights of their own, by name."""
-    configs = {field.name: getattr(Methods(), field.name) for field in fields(Methods)}
-    return {name: config for name, config in configs.items() if not isinstance(config, TrainedConfig)}
+    return {name: config for name, config in METHODS.items() if name not in TRAINABLE}
 
 
 def sha256(path: Path) -> str:

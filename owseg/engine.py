@@ -7,10 +7,11 @@ from typing import Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import Tensor
 
 from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
+from owseg.trainable import TrainableMethod
 
 
 class Engine(Protocol):
@@ -49,7 +50,7 @@ class TorchEngine:
 
     def __init__(
         self,
-        method: nn.Module,
+        method: TrainableMethod,
         groups: Sequence[ParameterGroup],
         optim: OptimConfig,
         device: torch.device | None = None,
@@ -69,7 +70,7 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses: dict[str, Tensor] = self.method.losses(batch.to(self.device))  # type: ignore[operator]
+            losses: dict[str, Tensor] = self.method.losses(batch.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         if self.ranks > 1:

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import Batch, seed_step
 from owseg.engine import Engine
-from owseg.optim import AdamState, OptimConfig, ParameterGroup, Quirks, parameter_groups
+from owseg.optim import AdamState, OptimConfig, ParameterGroup, parameter_groups
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
+from owseg.trainable import TrainableMethod
 from owseg.weights import differences
 
 WEIGHTS = "method.safetensors"
@@ -33,13 +34,13 @@ class OnCheckpoint(Protocol):
     def __call__(self, step: int, save: Callable[[Path], None]) -> None: ...
 
 
-def learned_state(method: nn.Module, phases: Sequence[Phase]) -> dict[str, Tensor]:
+def learned_state(method: TrainableMethod, phases: Sequence[Phase]) -> dict[str, Tensor]:
     """What a checkpoint of the method holds: the tensors that any phase trains, buffers beside them, and those `kept`."""
-    prefixes = (*(prefix for phase in phases for prefix in phase.train), *getattr(method, "kept", ()))
+    prefixes = (*(prefix for phase in phases for prefix in phase.train), *method.extra_state_prefixes)
     return {name: tensor.contiguous() for name, tensor in method.state_dict().items() if name.startswith(prefixes)}
 
 
-def load_learned(method: nn.Module, phases: Sequence[Phase], path: Path) -> None:
+def load_learned(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> None:
     """Load `learned_state` from a safetensors file. Raises InputError where names or shapes do not fit."""
     try:
         state = load_file(path)
@@ -51,7 +52,7 @@ def load_learned(method: nn.Module, phases: Sequence[Phase], path: Path) -> None
     method.load_state_dict(state, strict=False)
 
 
-def named_parameters(method: nn.Module, phase: Phase) -> list[tuple[str, nn.Parameter]]:
+def named_parameters(method: TrainableMethod, phase: Phase) -> list[tuple[str, nn.Parameter]]:
     """The parameters that a phase trains. Raises InputError where a prefix names none."""
     named = list(method.named_parameters())
     for prefix in phase.train:
@@ -60,10 +61,10 @@ def named_parameters(method: nn.Module, phase: Phase) -> list[tuple[str, nn.Para
     return [(name, parameter) for name, parameter in named if name.startswith(phase.train)]
 
 
-def phase_groups(method: nn.Module, phases: Sequence[Phase], optim: OptimConfig) -> list[list[ParameterGroup]]:
+def phase_groups(method: TrainableMethod, phases: Sequence[Phase], optim: OptimConfig) -> list[list[ParameterGroup]]:
     """What each phase trains, grouped for its engine. Raises InputError where a prefix names no parameter."""
     prefixes = [phase.train for phase in phases]
-    quirks = getattr(method, "quirks", Quirks())
+    quirks = method.quirks
     return [
         parameter_groups(named_parameters(method, span.phase), prefixes, span.schedule.optim.weight_decay, quirks)
         for span in scheduled_phases(phases, optim)
@@ -71,7 +72,7 @@ def phase_groups(method: nn.Module, phases: Sequence[Phase], optim: OptimConfig)
 
 
 def fit(
-    method: nn.Module,
+    method: TrainableMethod,
     phases: Sequence[Phase],
     optim: OptimConfig,
     make_engine: MakeEngine,
@@ -92,10 +93,6 @@ def fit(
     Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
     trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
     `optim` of its own begins a new training: weights alone go on.
-
-    A method may have, besides `losses`: `begin_phase(phase)`, called before a phase's first step; `after_step()`, called after
-    each step; `kept`, name prefixes of the tensors that these two change. In both calls all tensors are whole, gradients off.
-    `diagnostics`, scalars by name that its last `losses` left there, are logged beside the losses (the same ones on all ranks).
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     total = sum(phase.steps for phase in phases)
@@ -124,7 +121,7 @@ def fit(
             finished = step + 1
             if finished % log_every == 0 or finished == total:
                 means = _mean_over_ranks(losses)  # a collective: every rank takes part, whether or not it logs
-                watched = _mean_over_ranks(getattr(method, "diagnostics", {}))
+                watched = _mean_over_ranks(method.diagnostics)
                 if on_log is not None:
                     on_log(finished, means, lr, watched)
             if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
@@ -132,22 +129,21 @@ def fit(
         carried = engine.release_optimizer_state()
 
 
-def _call(method: nn.Module, engine: Engine, name: str, *arguments: object) -> None:
-    """Call a method's hook where it has one, with all its tensors whole and gradients off."""
-    hook = getattr(method, name, None)
-    if hook is not None:
+def _call(method: TrainableMethod, engine: Engine, name: str, *arguments: object) -> None:
+    """Call a method's own hook with all its tensors whole and gradients off."""
+    if method.overrides(name):
         with engine.full_parameters(), torch.no_grad():
-            hook(*arguments)
+            getattr(method, name)(*arguments)
 
 
-def _freeze_all_but(method: nn.Module, groups: Sequence[ParameterGroup]) -> None:
+def _freeze_all_but(method: TrainableMethod, groups: Sequence[ParameterGroup]) -> None:
     method.requires_grad_(False)
     for group in groups:
         for parameter in group.parameters:
             parameter.requires_grad_()
 
 
-def _saver(method: nn.Module, phases: Sequence[Phase], engine: Engine, step: int) -> Callable[[Path], None]:
+def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, step: int) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         engine.save(folder)
         with engine.full_parameters():

@@ -23,9 +23,9 @@ from owseg.checkpoint import TRAINING_FREE, Checkpoint, find_checkpoint
 from owseg.evaluation.inference import WINDOW_BATCH, predict_scores, upsample_argmax
 from owseg.evaluation.pictures import legend_below, overlay, palette
 from owseg.evaluation.protocols import View
-from owseg.methods import load_segmenter
 from owseg.methods.clip import ClipConfig
 from owseg.photos import Photo, read_photo
+from owseg.segmenter import load_segmenter
 
 NOTHING = -1
 MOST_LABELS = 2**15 - 1

@@ -1,29 +1,28 @@
 """Checkpoints of the official TCL and OVSegmentor repositories: read by their names into a method, and written from one.
 
-    python -m owseg.published import tcl.pth FOLDER       a trained folder as this project writes them
-    python -m owseg.published export FOLDER tcl.pth       and back
-
 Such a file is accepted wherever trained weights of the method are, too. Its state dict lies under the key "model". TCL's holds
 what learns, frozen CLIP may be in it or not; OVSegmentor's holds everything, after its first stage no momentum encoder.
 """
 
-import argparse
 import logging
-import sys
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.fit import WEIGHTS, learned_state, load_learned
+from owseg.fit import load_learned
+from owseg.methods import TRAINABLE
 from owseg.phases import Phase
-from owseg.published_names import EMBEDDINGS, LAYOUTS, TEXT, Layout
+from owseg.published_layout import Layout
+from owseg.trainable import TrainableMethod
 
+LAYOUTS: dict[str, Layout] = {
+    name: layout for name, config in TRAINABLE.items() if (layout := config.official_layout) is not None
+}
+"""Layouts of the published checkpoints, by method."""
 SUFFIXES = (".pth", ".pt")
 """What tells an official checkpoint from one of this project's."""
 log = logging.getLogger(__name__)
@@ -122,9 +121,8 @@ def _what_it_is(layout: Layout, state: dict[str, Any], needed: list[str], left_o
     for other in LAYOUTS.values():
         if other is not layout and any(name.startswith(other.mark) for name in state):
             return f"an official checkpoint of {other.title}, not of {layout.title} ({needed[0]} is missing)"
-    textless = not any(name.endswith(EMBEDDINGS) for name in state)
-    if textless and all(name.startswith(TEXT) for name in needed):
-        return f"has no text tower, by which classes are named (no name in it ends with {' or '.join(EMBEDDINGS)})"
+    if words := layout.explain(state.keys(), needed):
+        return words
     there = f"; it has {left_over[0]}" if left_over else ""
     return f"no official {layout.title} checkpoint of this architecture ({needed[0]} is missing{there})"
 
@@ -164,7 +162,7 @@ def read_official(path: Path) -> dict[str, Any]:
     return state
 
 
-def load_trained(method: nn.Module, phases: Sequence[Phase], path: Path) -> None:
+def load_trained(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> None:
     """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged."""
     if path.suffix not in SUFFIXES:
         load_learned(method, phases, path)
@@ -172,62 +170,3 @@ def load_trained(method: nn.Module, phases: Sequence[Phase], path: Path) -> None
     differences = import_official(method, read_official(path), path)
     for kind, names in zip(("missing", "left over"), differences, strict=True):
         log.log(logging.WARNING if names else logging.INFO, "%s: %s: %s", path, kind, ", ".join(names) or "nothing")
-
-
-def main() -> None:
-    """The command line at the top of this file."""
-    from owseg.checkpoint import find_checkpoint, write_model
-    from owseg.encoders import build_encoder
-    from owseg.methods import TrainedSegmenterConfig, build_trained
-    from owseg.methods.ovsegmentor import OvSegmentorConfig
-
-    parser = argparse.ArgumentParser(prog="python -m owseg.published", description="Official checkpoints in and out.")
-    parser.add_argument("verb", choices=("import", "export"))
-    parser.add_argument("source", help="the official file to import, or the trained folder to export")
-    parser.add_argument("target", type=Path, help="the folder or the file to write")
-    parser.add_argument(
-        "--method", choices=LAYOUTS, default="", help="import: whose checkpoint it is (default: as its names say)"
-    )
-    parser.add_argument("--encoder-model", default="", help="import: the CLIP under it, as encoder.model (default: ViT-B-16)")
-    parser.add_argument("--encoder-weights", default="", help="the CLIP's weights, as encoder.pretrained (default: openai)")
-    parser.add_argument(
-        "--image-tower", default="", help="import of an OVSegmentor: its timm ViT (default: the released ViT-B/16)"
-    )
-    parser.add_argument(
-        "--text-tower", default="", help="import of an OVSegmentor: transformers id or folder (default: BERT-base)"
-    )
-    given = parser.parse_args()
-
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
-    found = find_checkpoint(given.source, given.method, **encoder)
-    config = found.method
-    if found.weights is None or not isinstance(config, TrainedSegmenterConfig):
-        raise InputError(f"{given.source}: no trained {' or '.join(layout.title for layout in LAYOUTS.values())}")
-    if given.verb == "import" and isinstance(config, OvSegmentorConfig):
-        _, settings = recognise(read_official(found.weights), given.source)
-        towers = {"image_tower": given.image_tower, "text_tower": absolute(given.text_tower)}
-        config = replace(config, **settings, **{key: value for key, value in towers.items() if value})
-    method = build_trained(config, lambda: build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
-    load_trained(method, config.phases, found.weights)
-    if given.verb == "export":
-        given.target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(export_official(method), given.target)
-        return
-    given.target.mkdir(parents=True, exist_ok=True)
-    weights = given.target / WEIGHTS
-    save_file(learned_state(method, config.phases), weights)
-    write_model(replace(found, method=config, weights=weights))
-
-
-def absolute(name: str) -> str:
-    """A folder's absolute path; any other name as it is."""
-    return str(Path(name).resolve()) if name and Path(name).is_dir() else name
-
-
-if __name__ == "__main__":
-    try:
-        main()
-    except (InputError, OSError) as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
-        sys.exit(2)

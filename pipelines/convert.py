@@ -1,7 +1,5 @@
 """Label maps for evaluation from a data set's official source, in the layout that the evaluator reads.
 
-usage: python pipelines/convert.py SET SOURCE ROOT
-
   coco            COCO-Stuff and COCO-Object maps of val2017 from COCO-Stuff's pixel maps; SOURCE holds val2017/*.png, the
                   unpacked stuffthingmaps_trainval2017.zip
   coco_panoptic   COCO-Object maps of val2017 from COCO's panoptic annotations, for want of the pixel maps: not the same
@@ -15,6 +13,7 @@ ROOT is the folder of all benchmarks (evaluate.root). A file that is there alrea
 stopped goes on when started again. Photos are not copied: where they are missing, the last lines say where they belong.
 """
 
+import argparse
 import os
 import signal
 import sys
@@ -33,8 +32,8 @@ from owseg.evaluation.convert_cityscapes import plan_cityscapes
 from owseg.evaluation.convert_coco import plan_panoptic, plan_stuff
 from owseg.evaluation.convert_context import plan_context
 from owseg.evaluation.datasets import BENCHMARKS
+from pipelines.app.arguments import Parser, run_parsed
 from pipelines.app.config import ConfigError
-from pipelines.app.outcome import exit_code, print_text
 from pipelines.report import print_reports
 
 Planner = Callable[[Path, Path], Plan]
@@ -84,19 +83,16 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 def main(argv: Sequence[str]) -> int:
     """The verb, with the exit codes of all verbs."""
-    if {"-h", "--help"} & set(argv):
-        print_text((__doc__ or "").strip())
-        return 0
-    return exit_code(lambda: convert(*_parse(argv)))
+    parser = Parser(usage="python pipelines/convert.py SET SOURCE ROOT", description=__doc__)
+    for name, meaning in (("set", " or ".join(SETS)), ("source", "the official annotations"), ("root", "as evaluate.root")):
+        parser.add_argument(name, metavar=name.upper(), help=meaning)
+    return run_parsed(parser, argv, _run)
 
 
-def _parse(argv: Sequence[str]) -> tuple[str, Path, Path]:
-    if len(argv) != 3:
-        raise ConfigError(f"give SET SOURCE ROOT, not {len(argv)} arguments; SET is one of {', '.join(SETS)}")
-    name, source, root = argv
-    if name not in SETS:
-        raise ConfigError(f"{name!r} is no set{near_miss(name, SETS)}; choose from {', '.join(SETS)}")
-    return name, Path(source), Path(root)
+def _run(given: argparse.Namespace) -> None:
+    if given.set not in SETS:
+        raise ConfigError(f"unknown set '{given.set}'{near_miss(given.set, SETS)}; choose from {', '.join(SETS)}")
+    convert(given.set, Path(given.source), Path(given.root))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from owseg.evaluation.intervals import (
 )
 from owseg.evaluation.protocols import OVERRIDES, EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.scoring import Score, report
-from owseg.methods import TrainedConfig
+from owseg.fields import shown_settings
+from owseg.method_config import TrainableConfig
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights, located_model
 from pipelines.app.cli import main
 from pipelines.app.config import to_dict
@@ -35,8 +36,6 @@ from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
 from pipelines.train import ensure_trained, trained_encoder, weights_of
 
-SETTINGS = ("mode", "templates", "unit_prompts", "pamr", "kp_weight", "top_classes")
-"""Settings of a method that decide on its numbers at inference, told beside its row (the background threshold apart)."""
 MAX_LISTED = 5
 """Unreadable images that are named below the table; the JSON files name all."""
 METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "peak_memory_mb")
@@ -55,7 +54,7 @@ def run_evaluate(context: Context) -> Result:
             name=name,
             method=(model := located_model(context.config, name)),
             encoder=encoder,
-            weights=weights_of(context, name) if isinstance(model, TrainedConfig) else None,
+            weights=weights_of(context, name) if isinstance(model, TrainableConfig) else None,
         )
         for name in context.config.methods
     ]
@@ -105,7 +104,7 @@ def run_evaluate(context: Context) -> Result:
 
 def settings_of(contender: Contender, config: EvaluateConfig, scores: dict[str, Score]) -> str:
     """What decides on a row's numbers beside weights and protocol: "templates tcl, pamr off, background 0.5"."""
-    given = {key.replace("_", " "): getattr(contender.method, key) for key in SETTINGS if hasattr(contender.method, key)}
+    given = {key.replace("_", " "): getattr(contender.method, key) for key in shown_settings(contender.method)}
     told = [f"{key} {('off', 'on')[value] if isinstance(value, bool) else value}" for key, value in given.items()]
     if thresholds := _thresholds(contender, config, scores):
         kind = "background probability" if config.preset == "sclip" else "background"

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from owseg import InputError
+from pipelines.app.arguments import Parser, run_parsed
 from pipelines.app.config import ConfigError, override
-from pipelines.app.outcome import DONE, USER_MISTAKE, exit_code, print_text
+from pipelines.app.outcome import DONE, USER_MISTAKE
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from owseg.checkpoint import Checkpoint
@@ -41,12 +42,8 @@ MAX_LISTED = 5
 
 def main(argv: Sequence[str]) -> int:
     """The verb, with the exit codes of all verbs: 2 also where some of the images could not be read."""
-    parser = _parser()
-    if {"-h", "--help"} & set(argv):
-        print_text(parser.format_help())
-        return DONE
     unreadable: list[Path] = []
-    code = exit_code(lambda: unreadable.extend(segment(parser.parse_intermixed_args(argv))))
+    code = run_parsed(_parser(), argv, lambda arguments: unreadable.extend(segment(arguments)))
     return code or (USER_MISTAKE if unreadable else DONE)
 
 
@@ -186,10 +183,11 @@ def _load(checkpoint: "Checkpoint", device: str) -> "Model":
 
 def _settings(checkpoint: "Checkpoint") -> dict[str, Any]:
     """What decides the masks, with the SHA-256 of the weights, and without a path of this machine."""
-    from owseg.methods import TRAINING_ONLY
+    from owseg.fields import training_only_settings
 
     settings = checkpoint.describe()
-    settings["method"] = {key: value for key, value in settings["method"].items() if key not in TRAINING_ONLY}
+    left_out = training_only_settings(checkpoint.method)
+    settings["method"] = {key: value for key, value in settings["method"].items() if key not in left_out}
     settings["encoder"].pop("architecture", None)
     return settings
 
@@ -202,19 +200,9 @@ def _name(checkpoint: "Checkpoint") -> str:
     return f"{name} {source}, short side {view.short_side}, window {view.window}, stride {view.stride}"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-
-def _parser() -> _Parser:
-    parser = _Parser(
-        usage="python pipelines/segment.py IMAGE... --labels LABELS [--checkpoint PATH] [--out FOLDER] [option ...]",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-        add_help=False,
-    )
+def _parser() -> Parser:
+    usage = "python pipelines/segment.py IMAGE... --labels LABELS [--checkpoint PATH] [--out FOLDER] [option ...]"
+    parser = Parser(usage=usage, description=__doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="a photo, or a folder of photos")
     add("--labels", required=True, help='what to look for, any words: "cat, wooden table, sky"; or @FILE with one a line')
@@ -256,7 +244,6 @@ def _parser() -> _Parser:
         help="its weights (default: openai; so is a file without --encoder-model); or where those of a checkpoint lie by now",
     )
     add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    add("-h", "--help", action="store_true", help="this text")
     return parser
 
 

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 
+from cluster.open_tracker import open_tracker
 from cluster.session import SessionConfig
 from cluster.tasks import TaskPool
-from cluster.tracking import Tracker, open_tracker
+from cluster.tracking import Tracker
 from filtering.files import digest_of
 from owseg.evaluation.protocols import EvaluateConfig
 from pipelines.app.checks import (

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from cluster.tracking import Run
 from cluster.train import TrainJob, costs_of, shards_of, train
 from filtering.files import digest_of, digest_of_file
-from owseg.checkpoint import NORMALISATION, PATHS, Checkpoint, files_at, located, write_model
+from owseg.checkpoint import NORMALISATION, Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of
+from owseg.fields import path_settings
 from owseg.fit import WEIGHTS
-from owseg.methods import TrainedConfig
+from owseg.method_config import TrainableConfig
 from pipelines.app.checks import (
     check_encoder,
     check_methods,
@@ -79,7 +80,7 @@ def weights_of(context: Context, name: str) -> Path:
     return given_weights(context.config).get(name, context.run_dir / "train" / name / WEIGHTS)
 
 
-def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
+def _settings(context: Context, method: TrainableConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
     config = context.config
     train = spread_training(config, method)
@@ -92,7 +93,7 @@ def _settings(context: Context, method: TrainedConfig) -> dict[str, Any]:
     return {"method": to_dict(method), "encoder": encoder, "seed": config.seed, **spread}
 
 
-def _train_method(context: Context, method: TrainedConfig, shards: Result) -> Result:
+def _train_method(context: Context, method: TrainableConfig, shards: Result) -> Result:
     """Train one method in a tracked run of its own; returns the digest of its weights, its steps and what they cost."""
     folder = context.run_dir / "train" / method.name
     encoder = trained_encoder(context)
@@ -136,7 +137,7 @@ def clear_other(folder: Path, fingerprint: str) -> None:
 def _begun_from(job: TrainJob) -> list[str]:
     """Digests of the weights that a method stands on or begins with, as far as they lie in files."""
     named = [job.encoder.pretrained] if job.method.uses_clip and job.method.name != "clip" else []
-    named += [getattr(job.method, name) for name in PATHS if hasattr(job.method, name)]
+    named += [getattr(job.method, name) for name in sorted(path_settings(job.method))]
     return [digest_of_file(file) for name in named for file in files_at(name)]
 
 

@@ -15,7 +15,7 @@ from owseg.evaluation.metrics import confusion, mean_iou, pixel_accuracy
 from owseg.evaluation.oracle import draw_regions, oracle_confusion, slide_regions
 from owseg.evaluation.protocols import View, protocol_of
 from owseg.evaluation.scoring import report, score_items
-from owseg.methods import DrawsRegions
+from owseg.segmenter import DrawsRegions
 
 CLASSES = 3
 

@@ -15,9 +15,9 @@ from owseg import InputError
 from owseg.data import Batch
 from owseg.fit import learned_state, phase_groups
 from owseg.losses import info_nce, multi_label_nce
-from owseg.methods import DrawsRegions
 from owseg.methods.ovsegmentor import VISION, OvSegmentor, OvSegmentorConfig
 from owseg.phases import Phase
+from owseg.segmenter import DrawsRegions
 
 CAPTIONS = ["a red wall", "two green things", "blue", "yellow and red"]
 ENTITIES = [["red"], ["green"], ["blue"], ["yellow", "red"]]

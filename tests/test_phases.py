@@ -218,11 +218,11 @@ def test_a_batch_size_that_cannot_be_is_told_before_training(tmp_path: Path, siz
     )
     method = config.build(encoder)
     if key is None:
-        batches = loader(job, method, encoder.tokenize, 0, 2)
+        batches = loader(job, method, 0, 2)
         assert [len(batch.keys) for span in job.scheduled_phases for batch in batches(span, span.start)] == [4] * 6
     else:
         with pytest.raises(InputError, match=key):
-            loader(job, method, encoder.tokenize, 0, 2)
+            loader(job, method, 0, 2)
 
 
 def test_a_rate_counts_each_step_with_its_own_batch_size() -> None:

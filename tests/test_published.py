@@ -2,7 +2,6 @@
 
 import logging
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,12 +18,13 @@ from owseg import InputError
 from owseg.checkpoint import read_model
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.fit import WEIGHTS, learned_state
-from owseg.methods import load_segmenter
 from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
 from owseg.methods.ovsegmentor.grouping import GroupingEncoder
 from owseg.methods.ovsegmentor.text_tower import bert_tower
 from owseg.methods.tcl import Tcl, TclConfig
-from owseg.published import export_official, import_official, load_trained, main, official_names, read_official, recognise
+from owseg.published import export_official, import_official, load_trained, official_names, read_official, recognise
+from owseg.segmenter import load_segmenter
+from pipelines.official import main
 
 
 class Settings:
@@ -178,15 +178,13 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         import_official(method, state, "tcl.pth")
 
 
-def test_the_command_line_leads_to_a_trained_folder_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_line_leads_to_a_trained_folder_and_back(tmp_path: Path) -> None:
     method, encoder = trained(tmp_path), with_encoder(tmp_path)
     torch.save(export_official(method), tmp_path / "tcl.pth")
     given = ["--encoder-model", encoder.model, "--encoder-weights", encoder.pretrained]
 
-    monkeypatch.setattr(sys, "argv", ["published", "import", str(tmp_path / "tcl.pth"), str(tmp_path / "folder"), *given])
-    main()
-    monkeypatch.setattr(sys, "argv", ["published", "export", str(tmp_path / "folder"), str(tmp_path / "again.pth")])
-    main()
+    assert main(["import", str(tmp_path / "tcl.pth"), str(tmp_path / "folder"), *given]) == 0
+    assert main(["export", str(tmp_path / "folder"), str(tmp_path / "again.pth")]) == 0
 
     for name, tensor in load_file(tmp_path / "folder" / WEIGHTS).items():
         assert torch.equal(tensor, learned(method)[name]), name
@@ -322,9 +320,7 @@ def test_one_methods_file_is_not_taken_for_the_others(tmp_path: Path) -> None:
         recognise({"img_encoder.norm.bias": torch.zeros(3)}, "part.pth")
 
 
-def test_an_ovsegmentor_of_clip_towers_serves_and_goes_through_the_command_line(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_ovsegmentor_of_clip_towers_serves_and_goes_through_the_command_line(tmp_path: Path) -> None:
     encoder = with_encoder(tmp_path)
     method = tiny.ovsegmentor_config().build(tiny.encoder(tmp_path, seed=5)).eval()
     file, again = tmp_path / "best.pth", tmp_path / "again.pth"
@@ -336,10 +332,8 @@ def test_an_ovsegmentor_of_clip_towers_serves_and_goes_through_the_command_line(
 
     given = ["--encoder-model", encoder.model, "--encoder-weights", encoder.pretrained]
     given += ["--method", "ovsegmentor", "--image-tower", "clip", "--text-tower", "clip"]
-    monkeypatch.setattr(sys, "argv", ["published", "import", str(file), str(tmp_path / "folder"), *given])
-    main()
-    monkeypatch.setattr(sys, "argv", ["published", "export", str(tmp_path / "folder"), str(again)])
-    main()
+    assert main(["import", str(file), str(tmp_path / "folder"), *given]) == 0
+    assert main(["export", str(tmp_path / "folder"), str(again)]) == 0
 
     config = read_model(tmp_path / "folder").method
     assert isinstance(config, OvSegmentorConfig)

@@ -19,7 +19,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
 
 from cluster import InputError, mlflow_runs
-from cluster.tracking import NullTracker, Run, TrackingConfig, open_tracker
+from cluster.open_tracker import open_tracker
+from cluster.tracking import NullTracker, Run, TrackingConfig
 
 SETTINGS = {"seed": 3, "filter": {"top_k": 20}}
 
@@ -168,7 +169,7 @@ def test_an_unreachable_server_is_told_before_any_work(run_dir: Path) -> None:
 
 
 def test_a_server_that_never_answers_is_told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.tracking.REACHABILITY_SECONDS", 0.5)
+    monkeypatch.setattr("cluster.open_tracker.REACHABILITY_SECONDS", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         assert "no MLflow server answers" in refuse(run_dir, f"http://127.0.0.1:{silent.getsockname()[1]}")
 

@@ -14,13 +14,14 @@ from owseg import InputError
 from owseg.data import AugmentConfig, Batch, CaptionBatches, ShardReader
 from owseg.engine import TorchEngine
 from owseg.fit import fit
-from owseg.methods import Methods, load_segmenter
+from owseg.methods import Methods
 from owseg.methods.vilseg import VilSeg, VilSegConfig
 from owseg.methods.vilseg.regions import connected_components, paint, pool_regions
 from owseg.methods.vilseg.self_distillation import distillation_loss, teacher_temperature
 from owseg.methods.vilseg.towers import TextSize, VitSize
 from owseg.methods.vilseg.views import Crops
 from owseg.optim import OptimConfig, ParameterGroup
+from owseg.segmenter import load_segmenter
 
 
 def config(**settings: Any) -> VilSegConfig:

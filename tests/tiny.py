@@ -18,7 +18,6 @@ from owseg.data import AugmentConfig
 from owseg.encoders import Encoder, EncoderConfig, build_encoder
 from owseg.evaluation.protocols import View
 from owseg.fit import WEIGHTS, learned_state
-from owseg.methods import Segmenter
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
@@ -29,6 +28,7 @@ from owseg.methods.vilseg.towers import TextSize, VitSize
 from owseg.methods.zero_shot import ZeroShotConfig
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
+from owseg.segmenter import Segmenter
 
 MODEL = {
     "embed_dim": 32,

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import Protocol, SoftmaxRule, View
-from owseg.methods import Segmenter
 from owseg.pamr import pamr
+from owseg.segmenter import Segmenter
 
 WINDOW_BATCH = 4
 PLANE_VALUES = 2**22

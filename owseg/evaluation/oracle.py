@@ -12,7 +12,7 @@ from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE
 from owseg.evaluation.inference import WINDOW_BATCH, enlarged, normalise, resize, windows_at_once, windows_of
 from owseg.evaluation.protocols import Protocol, View
-from owseg.methods import DrawsRegions
+from owseg.segmenter import DrawsRegions
 
 
 def draw_regions(

@@ -14,7 +14,7 @@ from owseg.evaluation.datasets import IGNORE, Item, read_image, read_label
 from owseg.evaluation.inference import predict
 from owseg.evaluation.protocols import Protocol
 from owseg.evaluation.scoring import Score, threshold_sweep
-from owseg.methods import Segmenter
+from owseg.segmenter import Segmenter
 
 PANEL = 320
 """Height of each of the three panels in pixels ..."""

@@ -27,7 +27,7 @@ from owseg.evaluation.metrics import (
 )
 from owseg.evaluation.oracle import draw_regions, oracle_confusion
 from owseg.evaluation.protocols import EvaluateConfig, Protocol, summary_of
-from owseg.methods import DrawsRegions, Segmenter
+from owseg.segmenter import DrawsRegions, Segmenter
 
 
 @dataclass(frozen=True, kw_only=True)

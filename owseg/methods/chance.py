@@ -2,20 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from owseg.encoders import Encoder, EncoderConfig
+from owseg.method_config import MethodConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChanceConfig:
+class ChanceConfig(MethodConfig):
     """Every pixel gets one of the classes, background among them, with equal probability."""
 
-    uses_clip: ClassVar[bool] = True
-    """Whether it is built around the run's CLIP."""
     name: Literal["chance"] = "chance"
     """Method name."""
 

@@ -5,31 +5,33 @@ trains it first.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig
+from owseg.fields import setting
 from owseg.losses import info_nce
+from owseg.method_config import TrainableConfig
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
+from owseg.trainable import TrainableMethod
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClipConfig:
+class ClipConfig(TrainableConfig):
     """Contrastive pretraining of the run's CLIP."""
 
-    uses_clip: ClassVar[bool] = True
-    """Whether it is built around the run's CLIP."""
     name: Literal["clip"] = "clip"
     """Method name."""
-    phases: tuple[Phase, ...] = (Phase(steps=50000, train=("clip.",)),)
+    phases: tuple[Phase, ...] = setting((Phase(steps=50000, train=("clip.",)),), training_only=True)
     """Training phases."""
-    optim: OptimConfig = OptimConfig(lr=5e-4, min_lr=0.0, lr_batch=0, warmup=2000, weight_decay=0.2, betas=(0.9, 0.98))
+    optim: OptimConfig = setting(
+        OptimConfig(lr=5e-4, min_lr=0.0, lr_batch=0, warmup=2000, weight_decay=0.2, betas=(0.9, 0.98)), training_only=True
+    )
     """Optimiser and schedule."""
-    augment: AugmentConfig = AugmentConfig(min_area=0.5, rand_augment="", erase=0.0)
+    augment: AugmentConfig = setting(AugmentConfig(min_area=0.5, rand_augment="", erase=0.0), training_only=True)
     """Training augmentation."""
 
     def supervision(self, encoder: EncoderConfig) -> str:
@@ -42,20 +44,15 @@ class ClipConfig:
         return Clip(encoder)
 
 
-class Clip(nn.Module):
+class Clip(TrainableMethod):
     """Both towers of CLIP, trained to match images with their captions."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
-        self.clip = encoder.clip
+        self.clip, self.tokenize = encoder.clip, encoder.tokenize
 
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """{"contrastive": symmetric InfoNCE over the global batch, with CLIP's learned temperature}."""
         image = self.clip.encode_image(batch.image)
         text = self.clip.encode_text(batch.tokens)
         return {"contrastive": info_nce(image, text, self.clip.logit_scale)}
-
-    def export(self) -> dict[str, Tensor]:
-        """State dict in open_clip's names, loadable as `encoder.pretrained`."""
-        with torch.no_grad():
-            return {name: tensor.detach().cpu().contiguous() for name, tensor in self.clip.state_dict().items()}

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.encoders import Encoder, EncoderConfig, Reading, dense_features, pad_to_multiple
+from owseg.fields import setting
+from owseg.method_config import MethodConfig
 from owseg.text import check_templates, embed_prompts, prompt_templates
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZeroShotConfig:
+class ZeroShotConfig(MethodConfig):
     """Patches of frozen CLIP against class names; the modes differ in how they read the last block (`encoders.last_block`)."""
 
-    uses_clip: ClassVar[bool] = True
-    """Whether it is built around the run's CLIP."""
     name: Literal["zero_shot"] = "zero_shot"
     """Method name."""
-    mode: Reading = "maskclip"
+    mode: Reading = setting("maskclip", shown=True)
     """Reading of the last block: clip (as trained), maskclip, sclip, clearclip or naclip."""
-    templates: str = "tcl"
+    templates: str = setting("tcl", shown=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    unit_prompts: bool = False
+    unit_prompts: bool = setting(False, shown=True)
     """Normalise each prompt's embedding before their mean (CLIP, SCLIP, ClearCLIP, NACLIP); false: the mean alone (TCL)."""
     background_threshold: float = 0.25
     """Cosine similarity below which a pixel is background, on sets that have a background class, -1..1."""

@@ -16,9 +16,10 @@ from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder,
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
-from owseg.methods import SegmenterConfig, TrainedConfig, TrainedSegmenterConfig, build_trained, initialise
+from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.phases import augmentations, scheduled_phases
 from owseg.published import load_trained
+from owseg.segmenter import build_trained
 from pipelines.app.settings import Config
 
 
@@ -36,9 +37,9 @@ def resolve_encoder_paths(config: Config) -> EncoderConfig:
     return encoder
 
 
-def located_model(config: Config, name: str) -> SegmenterConfig:
+def located_model(config: Config, name: str) -> MethodConfig:
     """The settings of a row of the table, with absolute paths for the same reason."""
-    model: SegmenterConfig = getattr(config.models, name)
+    model: MethodConfig = getattr(config.models, name)
     return located(model, Path())
 
 
@@ -65,15 +66,15 @@ def check_encoder(config: Config) -> None:
         build_encoder(encoder)
 
 
-def methods_to_train(config: Config) -> list[TrainedConfig]:
+def methods_to_train(config: Config) -> list[TrainableConfig]:
     """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
     models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
     pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
-    first: list[TrainedConfig] = [config.models.clip] if pretrains else []
-    return [*first, *(model for model in models if isinstance(model, TrainedConfig))]
+    first: list[TrainableConfig] = [config.models.clip] if pretrains else []
+    return [*first, *(model for model in models if isinstance(model, TrainableConfig))]
 
 
-def check_crops(config: Config, method: TrainedConfig) -> None:
+def check_crops(config: Config, method: TrainableConfig) -> None:
     """Raise InputError where training crops are larger than the images that the run downloads can be."""
     image = config.download.image
     for key, augment in augmentations(method.phases, method.augment):
@@ -103,10 +104,10 @@ def check_methods(config: Config) -> None:
             phase_groups(method, model.phases, model.optim)
         except InputError as error:
             raise InputError(f"models.{model.name}.{error}") from error
-        initialise(method)
+        method.initialise()
 
 
-def spread_training(config: Config, method: TrainedConfig) -> TrainConfig:
+def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
     """How a method's training is spread on this machine, in numbers."""
     cores = config.session.num_cpus or len(os.sched_getaffinity(0))
     return config.train.spread(
@@ -127,7 +128,7 @@ def check_weights(config: Config) -> None:
         if not path.is_file():
             raise InputError(f"weights.{name}: {path} does not exist")
         model = located_model(config, name)
-        assert isinstance(model, TrainedSegmenterConfig)
+        assert isinstance(model, TrainableConfig)
         load_trained(build_trained(model, lambda: build_encoder(encoder)), model.phases, path)
         if path.with_name(MODEL).is_file() and Path(encoder.pretrained).is_file():
             read_model(path.parent, encoder_weights=encoder.pretrained)

@@ -15,7 +15,7 @@ from pipelines.app.outcome import exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[1] / "configs" / "demo.yaml"
+DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
 
 Action = Callable[[Config], None]
 """What is done instead of the verb, without holding the run's folder. Its docstring is its help."""

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cluster.tracking import Tracker, open_tracker
+from cluster.open_tracker import open_tracker
+from cluster.tracking import Tracker
 from filtering.files import write_json
 from pipelines.app.config import to_dict
 from pipelines.app.run_dir import digest_of_run

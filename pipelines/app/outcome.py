@@ -20,7 +20,7 @@ MISTAKES = (ConfigError, FilteringInputError, SegmentationInputError, ClusterInp
 def exit_code(work: Callable[[], None]) -> int:
     """Do the work of a command and tell what became of it."""
     # A script's own folder comes first on the path, where `filter` or `evaluate` would hide a library of that name.
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parent]
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parents[1]]
     try:
         work()
     except KeyboardInterrupt:

@@ -12,12 +12,12 @@ from miniature.world import WorldConfig
 from owseg import near_miss
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import EvaluateConfig
-from owseg.methods import Methods, TrainedConfig
+from owseg.methods import TRAINABLE, Methods
 from owseg.optim import Quirks
 from pipelines.app.config import ConfigError
 
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
-TRAINED = tuple(name for name in EVALUATED_METHODS if isinstance(getattr(Methods(), name), TrainedConfig))
+TRAINED = tuple(name for name in EVALUATED_METHODS if name in TRAINABLE)
 
 
 @dataclass(frozen=True, kw_only=True)

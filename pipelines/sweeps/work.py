@@ -22,7 +22,8 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.tracking import TrackingConfig
-from owseg.methods import Methods, TrainedConfig
+from owseg.method_config import TrainableConfig
+from owseg.methods import Methods
 from pipelines import download, full, train
 from pipelines.app.checks import methods_to_train
 from pipelines.app.config import ConfigError
@@ -106,7 +107,7 @@ def data_config(config: Config) -> Config:
     )
 
 
-def training_config(config: Config, method: TrainedConfig) -> Config:
+def training_config(config: Config, method: TrainableConfig) -> Config:
     """The settings that decide a method's training, and no others."""
     models = {method.name: method, **({"clip": config.models.clip} if method.uses_clip else {})}
     return replace(

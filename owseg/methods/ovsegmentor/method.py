@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -18,18 +18,23 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig
+from owseg.fields import setting
 from owseg.losses import info_nce, multi_label_nce, temperature
+from owseg.method_config import TrainableConfig
 from owseg.methods.ovsegmentor.completion import EntityCompletion
 from owseg.methods.ovsegmentor.consistency import mask_consistency
 from owseg.methods.ovsegmentor.entity_texts import EntityTexts
 from owseg.methods.ovsegmentor.grouping import Binding, GroupingEncoder, Groups
 from owseg.methods.ovsegmentor.heads import ProjectionHead
 from owseg.methods.ovsegmentor.image_tower import clip_tower, load_vit, vit_tower
+from owseg.methods.ovsegmentor.official import LAYOUT
 from owseg.methods.ovsegmentor.text_tower import Texts, TextTower, bert_tower, clip_text_tower
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig, Quirks
 from owseg.phases import Phase, scheduled_phases
+from owseg.published_layout import Layout
 from owseg.text import check_templates, prompt_templates
+from owseg.trainable import TrainableMethod
 
 CLIP = "clip"
 """As the name of a tower: the run's CLIP."""
@@ -43,33 +48,36 @@ STAGE_2 = replace(STAGE_1, batch_size=1024, lr=1e-5, min_lr=1e-6, warmup_lr=4e-6
 
 
 @dataclass(frozen=True, kw_only=True)
-class OvSegmentorConfig:
+class OvSegmentorConfig(TrainableConfig):
     """The paper's recipe (official configuration of the released ViT-B model); epochs are of 4 million pairs."""
 
     name: Literal["ovsegmentor"] = "ovsegmentor"
     """Method name."""
-    phases: tuple[Phase, ...] = (
-        Phase(steps=29297, train=(*VISION, "text.")),
-        Phase(
-            steps=39062,
-            train=VISION,
-            partners=True,
-            optim=STAGE_2,
-            augment=AugmentConfig(min_area=0.4, rand_augment="", erase=0.0),
+    phases: tuple[Phase, ...] = setting(
+        (
+            Phase(steps=29297, train=(*VISION, "text.")),
+            Phase(
+                steps=39062,
+                train=VISION,
+                partners=True,
+                optim=STAGE_2,
+                augment=AugmentConfig(min_area=0.4, rand_augment="", erase=0.0),
+            ),
         ),
+        training_only=True,
     )
     """Both towers on captions and entities (30 epochs); then the image side, with mask consistency between partners (10)."""
-    optim: OptimConfig = STAGE_1
+    optim: OptimConfig = setting(STAGE_1, training_only=True)
     """Optimiser and schedule."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = setting(AugmentConfig(), training_only=True)
     """Training augmentation."""
-    fidelity: Literal["exact", "official"] = "exact"
+    fidelity: Literal["exact", "official"] = setting("exact", training_only=True)
     """What losses do where the official code has quirks (docs/fidelity.md): exact or official."""
     image_tower: str = "vit_base_patch16_224.dino"
     """What the image tower begins as: a timm ViT by name and tag, or "clip": the run's encoder."""
-    image_weights: str = ""
+    image_weights: str = setting("", training_only=True, local_path=True)
     """Local file of that ViT's weights; empty = timm downloads them."""
-    text_tower: str = "bert-base-uncased"
+    text_tower: str = setting("bert-base-uncased", local_path=True)
     """Text tower: a transformers model by id or local folder, or "clip": that of the run's encoder."""
     heads: int = 8
     """Attention heads of the image tower and the blocks on top of it; 0 = as many as the ViT was trained with (DINO's 12)."""
@@ -77,23 +85,23 @@ class OvSegmentorConfig:
     """Learnable tokens beside the patches."""
     groups: int = 8
     """Groups that they bind patches into."""
-    drop_path: float = 0.1
+    drop_path: float = setting(0.1, training_only=True)
     """Stochastic depth of the image tower's last block, 0..1; it grows linearly from 0."""
     hidden: int = 4096
     """Width of the projection heads' hidden layer."""
     joint: int = 256
     """Width of the joint space."""
-    entity_weight: float = 1.0
+    entity_weight: float = setting(1.0, training_only=True)
     """Weight of masked entity completion; 0 leaves it out."""
-    label_weight: float = 0.0
+    label_weight: float = setting(0.0, training_only=True)
     """Weight of GroupViT's multi-label loss, image against prompts of its caption's entities; 0 (the paper's) leaves it out."""
-    mask_weight: float = 0.1
+    mask_weight: float = setting(0.1, training_only=True)
     """Weight of cross-image mask consistency, in phases with partners; 0 leaves it out."""
-    momentum: float = 0.99
+    momentum: float = setting(0.99, training_only=True)
     """How much of the momentum encoder stays at each step, 0..1."""
-    templates: str = "simple"
+    templates: str = setting("simple", shown=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    top_classes: int = 5
+    top_classes: int = setting(5, shown=True)
     """Classes that a window may show: the best by its image-level feature."""
     background_threshold: float = 0.9
     """Probability below which a group is background, 0..1, on sets that have that class."""
@@ -125,13 +133,18 @@ class OvSegmentorConfig:
         """What engines must reproduce of the official code."""
         return Quirks(decay_scalars=self.fidelity == "official")
 
+    @property
+    def official_layout(self) -> Layout:
+        """The names in the official files."""
+        return LAYOUT
+
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
         learned = encoder.supervision if self.uses_clip else "text"
         begun = ("" if self.image_tower == CLIP else "self-supervised image tower", "" if self.text_tower == CLIP else "BERT")
         return "; ".join([learned, *filter(None, begun)])
 
-    def for_dataset(self, dataset: str) -> "OvSegmentorConfig":
+    def for_dataset(self, dataset: str) -> Self:
         """The settings for a benchmark: with its own background threshold where the official ones are asked for."""
         own = OFFICIAL_THRESHOLDS.get(dataset) if self.thresholds == "official" else None
         return self if own is None else replace(self, background_threshold=own)
@@ -151,7 +164,7 @@ class OvSegmentorConfig:
         )
 
 
-class OvSegmentor(nn.Module):
+class OvSegmentor(TrainableMethod):
     """Both towers, the heads that lead into the joint space, entity completion, and the momentum copy of the image tower."""
 
     background_threshold: float | None = None
@@ -173,7 +186,7 @@ class OvSegmentor(nn.Module):
         self.answer_head = ProjectionHead(image_tower.width, config.hidden, config.joint, synced=not self.official)
         self.log_scale = nn.Parameter(torch.tensor(log(1 / 0.07)))
         self.momentum = frozen_copy(image_tower) if any(phase.partners for phase in config.phases) else None
-        self.kept = ("momentum.",) if self.momentum is not None else ()
+        self.extra_state_prefixes = ("momentum.",) if self.momentum is not None else ()
         shares_entities = config.mask_weight and self.momentum is not None
         self.prepare = (
             EntityTexts(text_tower.tokenize, text_tower.mask_word, official=self.official, labels=config.label_weight > 0)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from math import log
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +28,7 @@ from owseg.encoders import (
     token_grid,
     value_only,
 )
+from owseg.fields import setting
 from owseg.losses import (
     at_least_float32,
     gather,
@@ -39,60 +40,64 @@ from owseg.losses import (
     pairwise_nce,
     total_variation,
 )
+from owseg.method_config import TrainableConfig
 from owseg.methods.tcl.decoder import GroundingDecoder, Projection, checkpointed
+from owseg.methods.tcl.official import LAYOUT
 from owseg.optim import OptimConfig, Quirks
 from owseg.pamr import pamr
 from owseg.phases import Phase
+from owseg.published_layout import Layout
 from owseg.text import check_templates, embed_prompts, prompt_templates
+from owseg.trainable import TrainableMethod
 
 GROUNDER = ("decoder.", "projection.", "mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TclConfig:
+class TclConfig(TrainableConfig):
     """The paper's recipe (official configuration of the released model)."""
 
-    uses_clip: ClassVar[bool] = True
-    """Whether it is built around the run's CLIP."""
     name: Literal["tcl"] = "tcl"
     """Method name."""
-    phases: tuple[Phase, ...] = (Phase(steps=30000, train=GROUNDER), Phase(steps=20000, train=(*GROUNDER, "block.")))
+    phases: tuple[Phase, ...] = setting(
+        (Phase(steps=30000, train=GROUNDER), Phase(steps=20000, train=(*GROUNDER, "block."))), training_only=True
+    )
     """Decoder alone first, then the copy of CLIP's last block too."""
-    optim: OptimConfig = OptimConfig()
+    optim: OptimConfig = setting(OptimConfig(), training_only=True)
     """Optimiser and schedule."""
-    augment: AugmentConfig = AugmentConfig()
+    augment: AugmentConfig = setting(AugmentConfig(), training_only=True)
     """Training augmentation."""
-    fidelity: Literal["exact", "official"] = "exact"
+    fidelity: Literal["exact", "official"] = setting("exact", training_only=True)
     """What losses and engines do where the official code has quirks over ranks and with scalars: exact or official."""
-    tcl_weight: float = 0.1
+    tcl_weight: float = setting(0.1, training_only=True)
     """Weight of both text-grounded contrastive losses."""
-    tcl_v_weight: float | None = None
+    tcl_v_weight: float | None = setting(None, training_only=True)
     """Weight of the one on images alone; null = tcl_weight. A loss of weight 0 is left out, here and below."""
-    tcl_f_weight: float | None = None
+    tcl_f_weight: float | None = setting(None, training_only=True)
     """Weight of the one on features alone; null = tcl_weight."""
-    whole_image_weight: float = 0.0
+    whole_image_weight: float = setting(0.0, training_only=True)
     """Weight of the contrast of images without a mask: where the loss ablation begins; the method itself is without."""
-    area_weight: float = 0.4
+    area_weight: float = setting(0.4, training_only=True)
     """Weight of both area losses."""
-    tv_weight: float = 1.0
+    tv_weight: float = setting(1.0, training_only=True)
     """Weight of both total-variation losses."""
-    area_prior: float = 0.4
+    area_prior: float = setting(0.4, training_only=True)
     """Share of an image that its caption's concepts are expected to cover, 0..1."""
-    mask_scale: float = 10.0
+    mask_scale: float = setting(10.0, training_only=True)
     """Where the learned slope of masks over cosine similarity starts."""
-    mask_shift: float = -2.5
+    mask_shift: float = setting(-2.5, training_only=True)
     """Where the learned offset of masks starts; a mask is one half where similarity is -mask_shift / mask_scale."""
-    templates: str = "tcl"
+    templates: str = setting("tcl", shown=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    kp_weight: float = 0.3
+    kp_weight: float = setting(0.3, shown=True)
     """Share of frozen CLIP's own masks mixed in at inference, 0..1."""
     kp_shift: float = 0.25
     """Cosine similarity at which frozen CLIP's own mask is one half."""
-    text_chunk: int = 64
+    text_chunk: int = setting(64, training_only=True)
     """Texts whose masks are held at once in training; 0 = all. Results are the same, memory grows with it."""
-    checkpoint_blocks: bool = True
+    checkpoint_blocks: bool = setting(True, training_only=True)
     """Keep only the inputs of transformer blocks that gradients cross in training, and run the blocks again in backward."""
-    pamr: bool = False
+    pamr: bool = setting(False, shown=True)
     """Draw masks to the image's edges at inference (PAMR): 3.3 points of average mIoU in the paper."""
     background_threshold: float | None = None
     """Mask value below which a pixel is background, 0..1, on sets that have that class; null = 0.4 with PAMR, 0.5 without."""
@@ -127,6 +132,11 @@ class TclConfig:
         official = self.fidelity == "official"
         return Quirks(decay_scalars=official, late_unreduced=official)
 
+    @property
+    def official_layout(self) -> Layout:
+        """The names in `tcl.pth`."""
+        return LAYOUT
+
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
         return encoder.supervision
@@ -147,7 +157,7 @@ class MaskStatistics(NamedTuple):
     """[B, N]: cosine of each text with the image pooled under that text's own mask."""
 
 
-class Tcl(nn.Module):
+class Tcl(TrainableMethod):
     """Frozen CLIP, the grounder (copied last block, decoder, projection) and the learned mask threshold."""
 
     def __init__(self, config: TclConfig, encoder: Encoder) -> None:

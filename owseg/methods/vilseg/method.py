@@ -11,7 +11,7 @@ A reconstruction: the authors published no code and few details. What is guessed
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig, pad_to_multiple
+from owseg.fields import setting
 from owseg.losses import at_least_float32, info_nce, temperature
+from owseg.method_config import TrainableConfig
 from owseg.methods.vilseg.clustering import (
     Form,
     agreement,
@@ -43,6 +45,7 @@ from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig
 from owseg.phases import Phase, augmentations, scheduled_phases
 from owseg.text import check_templates, prompt_templates
+from owseg.trainable import TrainableMethod
 
 COLLAPSED = 0.2
 """The alarm: fewer clusters than this share of them are in use, effectively (5 of 25)."""
@@ -50,26 +53,27 @@ LEARNED = ("image.", "text.", "image_projection.", "text_projection.", "log_scal
 
 
 @dataclass(frozen=True, kw_only=True)
-class VilSegConfig:
+class VilSegConfig(TrainableConfig):
     """The paper's setting as far as it is known; the rest is guessed after its closest published kin (docs/fidelity.md)."""
 
-    uses_clip: ClassVar[bool] = False
-    """Whether it is built around the run's CLIP: never, both towers are its own."""
     name: Literal["vilseg"] = "vilseg"
     """Method name."""
-    phases: tuple[Phase, ...] = (Phase(steps=87891, train=LEARNED),)
+    phases: tuple[Phase, ...] = setting((Phase(steps=87891, train=LEARNED),), training_only=True)
     """Training phases (30 epochs of 12 million pairs)."""
-    optim: OptimConfig = OptimConfig(
-        batch_size=4096, lr=1.6e-3, min_lr=4e-5, lr_batch=4096, warmup=5859, weight_decay=0.05, eps=1e-8, clip_norm=5.0
+    optim: OptimConfig = setting(
+        OptimConfig(
+            batch_size=4096, lr=1.6e-3, min_lr=4e-5, lr_batch=4096, warmup=5859, weight_decay=0.05, eps=1e-8, clip_norm=5.0
+        ),
+        training_only=True,
     )
     """Optimiser and schedule (GroupViT's)."""
-    augment: AugmentConfig = AugmentConfig(min_area=0.4, rand_augment="", erase=0.0)
+    augment: AugmentConfig = setting(AugmentConfig(min_area=0.4, rand_augment="", erase=0.0), training_only=True)
     """The global views: size and smallest area."""
-    init: Literal["scratch", "dino"] = "scratch"
+    init: Literal["scratch", "dino"] = setting("scratch", training_only=True)
     """What the image tower begins as: random weights, or DINO's. Never CLIP's: that would be another class of method."""
     image_tower: str = "vit_base_patch16_224"
     """Image tower: a timm ViT by name; with init=dino its weights are those of the tag "dino", or of a tag given here."""
-    image_weights: str = ""
+    image_weights: str = setting("", training_only=True, local_path=True)
     """Local file of the weights that init=dino asks for, in timm's or DINO's names; empty = timm downloads them."""
     image_size: VitSize = VitSize()
     """Sizes of the image tower where they are not the named model's."""
@@ -77,19 +81,19 @@ class VilSegConfig:
     """Text tower, trained from scratch."""
     joint: int = 256
     """Width of the space that image and text share."""
-    pool: Literal["mean", "cls"] = "mean"
+    pool: Literal["mean", "cls"] = setting("mean", training_only=True)
     """What of an image meets its caption: the mean of its patches, so that they lie in the text space, or the class token."""
-    local_crops: int = 8
+    local_crops: int = setting(8, training_only=True)
     """Small crops beside the two global views, which the student alone sees; 0 = none."""
-    local_size: int = 96
+    local_size: int = setting(96, training_only=True)
     """Side of a small crop in pixels."""
-    local_area: tuple[float, ...] = (0.05, 0.4)
+    local_area: tuple[float, ...] = setting((0.05, 0.4), training_only=True)
     """Smallest and largest share of the image that a small crop covers, 0..1."""
-    colour_jitter: float = 0.4
+    colour_jitter: float = setting(0.4, training_only=True)
     """Largest change of brightness, contrast and saturation of views, crops and twins, each drawn by image, 0..1."""
     vision_weight: float = 1.0
     """Weight of the vision-based contrast; 0 leaves it out, the teacher and the small crops with it."""
-    vision_token: Literal["cls", "mean"] = "cls"
+    vision_token: Literal["cls", "mean"] = setting("cls", training_only=True)
     """What of a crop the vision-based contrast compares: the class token, or the mean of the patches."""
     head_hidden: int = 2048
     """Hidden width of the contrast's head."""
@@ -97,41 +101,41 @@ class VilSegConfig:
     """Width before its last layer."""
     head_out: int = 65536
     """Its outputs; 16384 is cheaper."""
-    norm_last_layer: bool = True
+    norm_last_layer: bool = setting(True, training_only=True)
     """Keep the rows of its last layer at norm 1."""
-    student_temperature: float = 0.1
+    student_temperature: float = setting(0.1, training_only=True)
     """Temperature of the student's softmax."""
-    teacher_temperature: float = 0.04
+    teacher_temperature: float = setting(0.04, training_only=True)
     """Temperature of the teacher's; above 0.07 it is unstable."""
-    warmup_teacher_temperature: float = 0.04
+    warmup_teacher_temperature: float = setting(0.04, training_only=True)
     """Where the teacher's temperature starts ..."""
-    warmup_teacher_steps: int = 0
+    warmup_teacher_steps: int = setting(0, training_only=True)
     """... and the steps in which it reaches its final value."""
-    momentum: float = 0.996
+    momentum: float = setting(0.996, training_only=True)
     """How much of the teacher stays at each step, 0..1; fixed, as one that ends at 1 would stop following the texts."""
-    centre_momentum: float = 0.9
+    centre_momentum: float = setting(0.9, training_only=True)
     """How much of the centre of the teacher's outputs stays at each step, 0..1."""
     clusters: int = 25
     """Outputs of the clustering head: the most regions of an image, unless components are asked for."""
-    cluster_weight: float = 1.0
+    cluster_weight: float = setting(1.0, training_only=True)
     """Weight of the clustering loss; 0 leaves it out."""
-    cluster_gradient: bool = False
+    cluster_gradient: bool = setting(False, training_only=True)
     """Whether the clustering loss also trains the image tower, as IIC's does, or its own head alone."""
-    cluster_pool: Literal["batch", "image"] = "batch"
+    cluster_pool: Literal["batch", "image"] = setting("batch", training_only=True)
     """Joint distribution of the clustering loss: over the batch of all workers, or of each image (which over-segments)."""
-    cluster_form: Form = "uncollapsed"
+    cluster_form: Form = setting("uncollapsed", training_only=True)
     """Shifts of the two views: a joint for each (uncollapsed, IIC's released commands), or one over all (collapsed)."""
-    cluster_shifts: int = 0
+    cluster_shifts: int = setting(0, training_only=True)
     """Patches by which the two views are also shifted against each other."""
-    cluster_lambda: float = 1.0
+    cluster_lambda: float = setting(1.0, training_only=True)
     """Weight of the marginals' entropies in the mutual information; 1.5 uses clusters more evenly where they collapse."""
-    twin_degrees: float = 15.0
+    twin_degrees: float = setting(15.0, training_only=True)
     """Largest rotation of the transformed twin."""
-    twin_scale: float = 0.25
+    twin_scale: float = setting(0.25, training_only=True)
     """Largest relative change of its size, either way."""
-    twin_flip: float = 0.5
+    twin_flip: float = setting(0.5, training_only=True)
     """Probability that it is mirrored, 0..1."""
-    templates: str = "simple"
+    templates: str = setting("simple", shown=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
     components: bool = False
     """Name each connected component of a cluster by itself."""
@@ -173,6 +177,11 @@ class VilSegConfig:
                     f"local_size: crops of {self.local_size} pixels are larger than the images ({key}.size is {augment.size})"
                 )
 
+    @property
+    def uses_clip(self) -> bool:
+        """Never: both towers are its own."""
+        return False
+
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
         del encoder
@@ -184,7 +193,7 @@ class VilSegConfig:
         return VilSeg(self)
 
 
-class VilSeg(nn.Module):
+class VilSeg(TrainableMethod):
     """Both towers, their projections into the joint space, the contrast's head with its teacher, and the clustering head."""
 
     centre: Tensor
@@ -217,9 +226,7 @@ class VilSeg(nn.Module):
         self.teacher_head = frozen_copy(self.vision_head) if config.vision_weight else None
         self.register_buffer("centre", torch.zeros(1, config.head_out))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
-        self.kept = ("teacher.", "teacher_head.", "centre", "taken")
-        self.diagnostics: dict[str, Tensor] = {}
-        """Of the last step: what to watch besides losses."""
+        self.extra_state_prefixes = ("teacher.", "teacher_head.", "centre", "taken")
 
     # ------------------------------------------------------------------------------------------------------------ training
 

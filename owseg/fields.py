@@ -1,0 +1,36 @@
+"""What else there is to know of a method's settings, said on the field itself."""
+
+from dataclasses import Field, field, fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+def setting(default: T, *, training_only: bool = False, local_path: bool = False, shown: bool = False) -> T:
+    """A dataclass field with this default.
+
+    training_only: it has no say in what trained weights predict. local_path: it may name a file or folder of this machine.
+    shown: it decides on the masks of given weights, and is told beside the row's scores.
+    """
+    found: Any = field(default=default, metadata={"training_only": training_only, "local_path": local_path, "shown": shown})
+    return found  # type: ignore[no-any-return]  # type checkers take a field for its default
+
+
+def training_only_settings(config: Any) -> frozenset[str]:
+    """Names of a method's settings that have no say in what trained weights predict."""
+    return _names(config, "training_only")
+
+
+def path_settings(config: Any) -> frozenset[str]:
+    """Names of a method's settings that may name a file or a folder."""
+    return _names(config, "local_path")
+
+
+def shown_settings(config: Any) -> tuple[str, ...]:
+    """Names of a method's settings that are told beside its scores, in the order of its fields."""
+    return tuple(one.name for one in fields(config) if one.metadata.get("shown"))
+
+
+def _names(config: Any, fact: str) -> frozenset[str]:
+    every: tuple[Field[Any], ...] = fields(config)
+    return frozenset(one.name for one in every if one.metadata.get(fact))

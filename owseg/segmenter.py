@@ -1,0 +1,74 @@
+"""What the evaluator asks of a method, and methods made ready for it."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from owseg import InputError
+from owseg.encoders import Encoder, EncoderConfig, load_encoder
+from owseg.fit import learned_state
+from owseg.method_config import MethodConfig, TrainableConfig
+from owseg.published import load_trained
+from owseg.trainable import TrainableMethod
+
+
+class Segmenter(Protocol):
+    """What the evaluator asks of a method."""
+
+    @property
+    def background_threshold(self) -> float | None:
+        """Value of the constant plane that `segment` puts in front; None where background is decided in another way."""
+        ...
+
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Class embeddings [n, E]; background is never among the names."""
+        ...
+
+    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
+        """Scores [B, n, H, W] of normalised windows [B, 3, H, W]; with `background` a plane for it comes first."""
+        ...
+
+    def to(self, device: torch.device) -> "Segmenter":
+        """Itself, moved to a device."""
+        ...
+
+
+@runtime_checkable
+class DrawsRegions(Protocol):
+    """What a segmenter may have besides if it groups pixels before it names them: its groups, for oracle mIoU.
+
+    A method without this is judged by the masks that it predicts.
+    """
+
+    @property
+    def regions_across_windows(self) -> bool:
+        """Whether an id means the same region in all windows of an image."""
+        ...
+
+    def regions(self, image: Tensor, classes: Tensor) -> Tensor:
+        """Region ids [B, H, W] int64 of normalised windows [B, 3, H, W], -1 = none; classes: their embeddings [n, E]."""
+        ...
+
+
+def build_trained(config: TrainableConfig, make_encoder: Callable[[], Encoder]) -> TrainableMethod:
+    """A method that trains; the encoder is made only where the method stands on one."""
+    method: TrainableMethod = config.build(make_encoder() if config.uses_clip else None)
+    return method
+
+
+def load_segmenter(config: MethodConfig, encoder: EncoderConfig, weights: Path | None) -> Segmenter:
+    """A method ready to segment. Raises InputError where a file is missing or belongs to another architecture."""
+    if not isinstance(config, TrainableConfig):
+        free: Segmenter = config.build(load_encoder(encoder)).eval()
+        return free
+    if weights is None:
+        raise InputError(f"{config.name} needs trained weights; run the train stage first")
+    method = build_trained(config, lambda: load_encoder(encoder))
+    if method.state_dict().keys() - learned_state(method, config.phases).keys():
+        method.initialise()  # a tower that no phase trains is as it was pretrained, and not among the trained weights
+    load_trained(method, config.phases, weights)
+    trained: Any = method.eval()
+    return trained  # type: ignore[no-any-return]  # all that train but CLIP segment, too

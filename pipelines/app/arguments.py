@@ -1,0 +1,28 @@
+"""argparse as all verbs use it: a wrong command line is the user's mistake, told in one line; help goes through one place."""
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+from pipelines.app.config import ConfigError
+from pipelines.app.outcome import DONE, exit_code, print_text
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser without abbreviations whose errors are ConfigErrors."""
+
+    def __init__(self, *, usage: str, description: str | None) -> None:
+        formatter = argparse.RawDescriptionHelpFormatter
+        super().__init__(usage=usage, description=description, formatter_class=formatter, allow_abbrev=False, add_help=False)
+        self.add_argument("-h", "--help", action="store_true", help="this text")
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+
+def run_parsed(parser: Parser, argv: Sequence[str], work: Callable[[argparse.Namespace], None]) -> int:
+    """Do the work of a command line, or print its help; returns the exit code."""
+    if {"-h", "--help"} & set(argv):
+        print_text(parser.format_help())
+        return DONE
+    return exit_code(lambda: work(parser.parse_intermixed_args(argv)))

@@ -1,0 +1,99 @@
+"""Published checkpoints in and out.
+
+    python pipelines/official.py import tcl.pth FOLDER      a trained folder as this project writes them
+    python pipelines/official.py export FOLDER tcl.pth      and back
+
+Such a file is accepted wherever trained weights of its method are, too.
+"""
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pipelines.app.arguments import Parser, run_parsed
+from pipelines.app.config import ConfigError
+
+if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
+    from owseg.checkpoint import Checkpoint
+
+VERBS = ("import", "export")
+TOWERS = ("image_tower", "text_tower")
+"""Settings that no published file tells, and that decide what it fits."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb, with the exit codes of all verbs."""
+    return run_parsed(_parser(), argv, run)
+
+
+def run(given: argparse.Namespace) -> None:
+    """Read the source, and write it in the other form."""
+    import torch
+    from safetensors.torch import save_file
+
+    from owseg.checkpoint import write_model
+    from owseg.encoders import build_encoder
+    from owseg.fit import WEIGHTS, learned_state
+    from owseg.method_config import TrainableConfig
+    from owseg.published import export_official, load_trained
+    from owseg.segmenter import build_trained
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    found = _read(given)
+    config, target = found.method, Path(given.target)
+    assert found.weights is not None
+    assert isinstance(config, TrainableConfig)
+    method = build_trained(config, lambda: build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
+    load_trained(method, config.phases, found.weights)
+    if given.verb == "export":
+        target.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(export_official(method), target)
+        return
+    target.mkdir(parents=True, exist_ok=True)
+    weights = target / WEIGHTS
+    save_file(learned_state(method, config.phases), weights)
+    write_model(replace(found, weights=weights))
+
+
+def _read(given: argparse.Namespace) -> "Checkpoint":
+    """The checkpoint that is meant. Raises an InputError or ConfigError for one that has no published form."""
+    from owseg.checkpoint import find_checkpoint
+    from owseg.published import LAYOUTS
+
+    if given.method and given.method not in LAYOUTS:
+        raise ConfigError(f"--method: '{given.method}' has no published checkpoints; choose from {', '.join(LAYOUTS)}")
+    encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
+    found = find_checkpoint(given.source, given.method, **encoder)
+    if found.weights is None or found.method.name not in LAYOUTS:
+        raise ConfigError(f"{given.source}: no trained {' or '.join(layout.title for layout in LAYOUTS.values())}")
+    towers = {name: _absolute(getattr(given, name)) for name in TOWERS if getattr(given, name)}
+    if unknown := towers.keys() - {field.name for field in fields(found.method)}:
+        raise ConfigError(f"--{unknown.pop().replace('_', '-')}: {found.method.name} has no such setting; leave it out")
+    return replace(found, method=replace(found.method, **towers)) if given.verb == "import" else found
+
+
+def _absolute(name: str) -> str:
+    """A folder's absolute path; any other name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
+
+
+def _parser() -> Parser:
+    parser = Parser(usage="python pipelines/official.py import|export SOURCE TARGET [option ...]", description=__doc__)
+    add = parser.add_argument
+    add("verb", choices=VERBS, help="import an official file, or export a trained folder")
+    add("source", help="the official file to import, or the trained folder to export")
+    add("target", help="the folder or the file to write")
+    add("--method", default="", help="import: whose checkpoint it is (default: as its names say)")
+    add("--encoder-model", default="", help="import: the CLIP under it, as encoder.model (default: ViT-B-16)")
+    add("--encoder-weights", default="", help="the CLIP's weights, as encoder.pretrained (default: openai)")
+    add("--image-tower", default="", help="import of an OVSegmentor: its timm ViT (default: the released ViT-B/16)")
+    add("--text-tower", default="", help="import of an OVSegmentor: transformers id or folder (default: BERT-base)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
