@@ -160,7 +160,7 @@ def test_the_momentum_encoder_starts_as_a_copy_and_follows(method: OvSegmentor) 
 def test_no_momentum_encoder_where_no_phase_has_partners(tmp_path: Path) -> None:
     method = build(tmp_path, phases=(Phase(steps=1, train=VISION),))
     assert method.momentum is None
-    assert method.kept == ()
+    assert method.extra_state_prefixes == ()
     method.after_step()
     assert not any(name.startswith("momentum.") for name in method.state_dict())
 

@@ -16,16 +16,17 @@ from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned
 from owseg.optim import OptimConfig, lr_at
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
+from owseg.trainable import TrainableMethod
 
 FIRST = OptimConfig(batch_size=8, lr=1e-2, min_lr=1e-3, lr_batch=0, warmup=2)
 SECOND = OptimConfig(batch_size=4, lr=3e-2, min_lr=0.0, lr_batch=0, warmup=1, weight_decay=0.5, clip_norm=0.1)
 PHASES = (Phase(steps=4, train=("layer.", "head.")), Phase(steps=5, train=("layer.",), partners=True, optim=SECOND))
 
 
-class Follower(nn.Module):
+class Follower(TrainableMethod):
     """A regression whose layer has a momentum copy, which the second phase's loss asks for."""
 
-    kept = ("momentum",)
+    extra_state_prefixes = ("momentum",)
 
     def __init__(self) -> None:
         super().__init__()

@@ -374,7 +374,7 @@ def test_sizes_of_towers() -> None:
 
 def test_the_registry_has_it_and_no_clip_is_loaded() -> None:
     assert Methods().vilseg == VilSegConfig()
-    assert VilSegConfig.uses_clip is False
+    assert VilSegConfig().uses_clip is False
 
 
 def test_crops_are_cut_from_the_image_itself() -> None:
