@@ -22,7 +22,6 @@ from pipelines.app.world import download_config
 from pipelines.filter import run_filter
 
 REPORT = ("report.html", "report.json", "report.png")
-RETRY = "which failed links of an earlier run to ask for again: none, those of a passing reason, or permanent ones too"
 
 
 def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Result:
@@ -50,7 +49,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
         return result
 
     def again(result: Result) -> bool:
-        failures = {"none": 0, "passing": result["retryable"], "permanent": result["links"] - result["success"]}
+        failures = {"none": 0, "transient": result["retryable"], "permanent": result["links"] - result["success"]}
         return failures[retry] > 0 and not in_tars(folder)
 
     fingerprint = digest_of([content_digest(settings), settings.target, corpus["digest"]])
@@ -59,6 +58,12 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
     if result["retryable"]:
         print(f"shards: {result['retryable']} may work another day: run pipelines/download.py again to ask for these alone")
     return result
+
+
+def retry_flag(default: Retry) -> Choice:
+    """The option `--retry` of a verb that downloads."""
+    meaning = "which failed links of an earlier run to ask for again: none, those that may work by now, or permanent ones too"
+    return Choice(RETRIES, f"{meaning} (without it: {default})", renamed={"passing": "transient"})
 
 
 def _record(run: Run, result: Result, report: download_report.Content) -> None:
@@ -74,7 +79,7 @@ def check_target(config: Config) -> None:
         Target(config.download.target).check()
 
 
-def run(config: Config, retry: Retry = "passing") -> None:
+def run(config: Config, retry: Retry = "transient") -> None:
     """The verb; a corpus that is not there yet is filtered first."""
     check_target(config)
     with open_context(config) as context:
@@ -82,4 +87,4 @@ def run(config: Config, retry: Retry = "passing") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (without it: passing)")}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("transient")}))

@@ -2,12 +2,12 @@
 
 import sys
 
-from filtering.images.results import RETRIES, Retry
+from filtering.images.results import Retry
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
-from pipelines.app.cli import Choice, main
+from pipelines.app.cli import main
 from pipelines.app.context import SUMMARY, Result, open_context
 from pipelines.app.settings import Config
-from pipelines.download import RETRY, check_target, run_download
+from pipelines.download import check_target, retry_flag, run_download
 from pipelines.evaluate import run_evaluate
 from pipelines.filter import run_filter
 from pipelines.train import run_train
@@ -39,4 +39,4 @@ def print_funnel(corpus: Result, shards: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": Choice(RETRIES, f"{RETRY} (without it: none)")}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none")}))

@@ -198,7 +198,7 @@ def test_a_flag_of_a_verb_runs_instead_of_it_and_holds_no_folder(folder: Path, c
     assert "unknown option '--check'" in error_line(capsys)
 
 
-RETRY = {"--retry": cli.Choice(("none", "passing", "permanent"), "what to ask for again")}
+RETRY = {"--retry": cli.Choice(("none", "transient", "permanent"), "what to ask for again")}
 
 
 @pytest.mark.parametrize(
@@ -207,8 +207,8 @@ RETRY = {"--retry": cli.Choice(("none", "passing", "permanent"), "what to ask fo
         ([], "the default"),
         (["--retry", "permanent"], "permanent"),
         (["--retry=none"], "none"),
-        (["seed=5", "--retry", "passing", "--config=tiny.yaml"], "passing"),
-        (["--retry", "none", "--retry", "passing"], "passing"),
+        (["seed=5", "--retry", "transient", "--config=tiny.yaml"], "transient"),
+        (["--retry", "none", "--retry", "transient"], "transient"),
     ],
 )
 def test_a_choice_reaches_the_verb(folder: Path, argv: list[str], chosen: str) -> None:
@@ -225,14 +225,14 @@ def test_a_choice_reaches_the_verb(folder: Path, argv: list[str], chosen: str) -
     [
         (
             ["--retry", "permanant"],
-            "--retry: 'permanant' is no choice (did you mean 'permanent'?); choose from none, passing, permanent",
+            "--retry: unknown value 'permanant' (did you mean 'permanent'?); choose from none, transient, permanent",
         ),
-        (["--retry", "seed=5"], "--retry: 'seed=5' is no choice; choose from none, passing, permanent"),
-        (["--retry"], "--retry needs a value; choose from none, passing, permanent"),
-        (["--retry="], "--retry needs a value; choose from none, passing, permanent"),
+        (["--retry", "seed=5"], "--retry: unknown value 'seed=5'; choose from none, transient, permanent"),
+        (["--retry"], "--retry needs a value; choose from none, transient, permanent"),
+        (["--retry="], "--retry needs a value; choose from none, transient, permanent"),
         (
             ["--retr=none"],
-            "unknown option '--retr=none'; the options are --config FILE, --retry none|passing|permanent and --help",
+            "unknown option '--retr=none'; the options are --config FILE, --retry none|transient|permanent and --help",
         ),
     ],
 )
@@ -250,8 +250,8 @@ def test_a_wrong_choice_is_told_with_the_right_ones(
 def test_help_names_the_choices(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(lambda config: None, doc="Does a thing.", argv=["--help"], flags=RETRY) == 0
     help_text = capsys.readouterr().out
-    assert " [--retry none|passing|permanent] [--config FILE] [key=value ...]\n" in help_text
-    assert "\n  --retry none|passing|permanent  what to ask for again\n" in help_text
+    assert " [--retry none|transient|permanent] [--config FILE] [key=value ...]\n" in help_text
+    assert "\n  --retry none|transient|permanent  what to ask for again\n" in help_text
 
 
 def test_help_into_a_closed_pipe_is_no_error(folder: Path) -> None:

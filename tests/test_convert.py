@@ -77,8 +77,11 @@ def test_a_stopped_conversion_goes_on_and_the_bytes_do_not_depend_on_it(tmp_path
         ),
         (["cityscapes", "{empty}", "{root}"], "gtFine holds no {split}/{city}/*_gtFine_labelIds.png or *_gtFine_polygons.json"),
         (["coco", "{maps}", "/dev/null"], "cannot be written (Not a directory)"),
-        (["cocoa", "a", "b"], "'cocoa' is no set (did you mean 'coco'?); choose from coco, coco_panoptic, context, cityscapes"),
-        (["coco"], "give SET SOURCE ROOT, not 1 arguments"),
+        (
+            ["cocoa", "a", "b"],
+            "unknown set 'cocoa' (did you mean 'coco'?); choose from coco, coco_panoptic, context, cityscapes",
+        ),
+        (["coco"], "the following arguments are required: SOURCE, ROOT"),
     ],
 )
 def test_mistakes_are_told_in_one_line(

@@ -56,8 +56,8 @@ def test_every_link_gets_a_row_and_every_image_a_sample(web: Web, tmp_path: Path
         "retryable": 2,
         "shards": 4,
     }
-    assert report["by_failure"] == {"permanent": 4, "passing": 2, "ours": 5}
-    assert {row["failure"] for row in rows} == {None, "permanent", "passing", "ours"}
+    assert report["by_failure"] == {"permanent": 4, "transient": 2, "policy": 5}
+    assert {row["failure"] for row in rows} == {None, "permanent", "transient", "policy"}
     assert report["by_status"] == {"success": 13, **dict.fromkeys(FAULTS.values(), 1)}
     assert report["bytes"] == sum(row["bytes"] for row in rows)  # type: ignore[misc]
     sizes = json.loads((out / "sizes.json").read_text())

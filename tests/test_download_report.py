@@ -64,7 +64,7 @@ def link(url: str | None, status: str | None = "success", **columns: object) -> 
         "entities": ["cat"],
         "status": status,
         "failure": failure_of(status or ""),
-        "retryable": failure_of(status or "") == "passing",
+        "retryable": failure_of(status or "") == "transient",
         "attempts": 1,
         "bytes": 0,
         **(image if obtained else {}),
@@ -109,7 +109,7 @@ def test_no_link_is_lost(tmp_path: Path) -> None:
     assert {row["failure"] for row in content["by_reason"]} == set(FAILURES)
     assert sum(row["share"] for row in content["by_reason"]) + content["obtained_share"] == pytest.approx(1)
     for row in [*content["hosts"]["most"]["hosts"], *content["hosts"]["worst"]["hosts"]]:
-        assert row["links"] == row["obtained"] + row["permanent"] + row["passing"] + row["ours"]
+        assert row["links"] == row["obtained"] + row["permanent"] + row["transient"] + row["policy"]
     assert json.loads((tmp_path / "report.json").read_text()) == content
 
 
@@ -161,7 +161,7 @@ def test_hosts_as_counted_by_hand(tmp_path: Path) -> None:
         statuses = by_host[row["host"]]
         obtained = statuses.pop("success", 0)
         assert (row["links"], row["obtained"], row["lost"]) == (obtained + statuses.total(), obtained, statuses.total())
-        assert row["passing"] == statuses["timeout"] + statuses["http_503"] + statuses["http_599"]
+        assert row["transient"] == statuses["timeout"] + statuses["http_503"] + statuses["http_599"]
         assert row["reason"] is None or statuses[row["reason"]] == max(statuses.values())
 
 
@@ -249,7 +249,7 @@ def test_images_as_counted_by_hand(tmp_path: Path) -> None:
     assert sizes["kept"] == [4, 0, 0, 0, 0, 1]
     found = numbers(content)
     assert found["near_duplicate_images"] == 3.0
-    assert found["failure/ours"] == found["failure/permanent"] == 1.0
+    assert found["failure/policy"] == found["failure/permanent"] == 1.0
     assert found["success_share"] == pytest.approx(5 / 7)
     assert all(isinstance(value, float) for value in found.values())
 

@@ -78,20 +78,20 @@ def test_what_is_asked_again_when(web: Web, tmp_path: Path, capsys: pytest.Captu
     assert (first["status"], first["links"], first["success"], first["retryable"]) == ("done", 14, 10, 1)
     assert asked == dict.fromkeys([*GOOD, *GONE, ILL, REFUSED], 1)
     assert capsys.readouterr().out.splitlines()[-2:] == [
-        "shards: 10 of 14 images obtained (71.4%); failed: permanent 2 (http_404 1, http_410 1), passing 1 (http_500 1), "
-        f"ours 1 (opt_out 1); report: {tmp_path / 'shards' / 'report.html'}",
+        "shards: 10 of 14 images obtained (71.4%); failed: permanent 2 (http_404 1, http_410 1), transient 1 (http_500 1), "
+        f"policy 1 (opt_out 1); report: {tmp_path / 'shards' / 'report.html'}",
         "shards: 1 may work another day: run pipelines/download.py again to ask for these alone",
     ]
 
     result, asked = again("none")
     assert (result["status"], result["digest"], asked) == ("skipped", first["digest"], {})
 
-    healed, asked = again("passing", replace(config, download=replace(config.download, fetch=patient(config))))
+    healed, asked = again("transient", replace(config, download=replace(config.download, fetch=patient(config))))
     assert (healed["status"], healed["success"], healed["retryable"], asked) == ("done", 11, 0, {ILL: 1})
     assert healed["digest"] != first["digest"]
     assert json.loads((tmp_path / "shards" / "report.json").read_text())["obtained"] == 11
 
-    result, asked = again("passing")
+    result, asked = again("transient")
     assert (result["status"], result["digest"], asked) == ("skipped", healed["digest"], {})
 
     result, asked = again("permanent")
@@ -120,7 +120,7 @@ def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> Non
     write_corpus(tmp_path, [*GOOD, *GONE, ILL, REFUSED])
     config = config_for(web, tmp_path, tracked=True)
     first = download(config, "none")
-    second = download(config, "passing")
+    second = download(config, "transient")
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     (experiment,) = client.search_experiments(filter_string="name = 'open-world-segmentation'")
     (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'download'")
@@ -132,8 +132,8 @@ def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> Non
         "bytes": second["bytes"],
         "status/http_404": 1,
         "failure/permanent": 2,
-        "failure/passing": 0,
-        "failure/ours": 1,
+        "failure/transient": 0,
+        "failure/policy": 1,
     }.items() <= run.data.metrics.items()
     assert {*REPORT, "hosts.json"} <= {item.path for item in client.list_artifacts(run.info.run_id)}
     datasets = {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs}
@@ -161,5 +161,5 @@ def test_a_download_in_a_few_words() -> None:
     several = {"success": 90, "http_404": 4, "http_403": 1, "not_an_image": 1, "bad_url": 2, "tls": 1, "too_small": 1}
     assert conclude(several) == (
         "90 of 100 images obtained (90.0%); "
-        "failed: permanent 8 (http_404 4, bad_url 2, http_403 1, ...), passing 1 (tls 1), ours 1 (too_small 1)"
+        "failed: permanent 8 (http_404 4, bad_url 2, http_403 1, ...), transient 1 (tls 1), policy 1 (too_small 1)"
     )

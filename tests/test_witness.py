@@ -105,7 +105,7 @@ def test_a_rerun_of_nothing_but_dead_hosts_ends(web: Web, tmp_path: Path, capfd:
         second = download_corpus(config, corpus, out)
     assert second == {**first, "asked": 40}
     assert second["by_status"]["success"] == 5
-    assert second["by_failure"]["passing"] == 40
-    assert {row["failure"] for row in statuses(out)} == {None, "passing"}
+    assert second["by_failure"]["transient"] == 40
+    assert {row["failure"] for row in statuses(out)} == {None, "transient"}
     assert web.requests.total() == requests == 5  # the witness is not asked for anything
     assert "no server can be reached" not in capfd.readouterr().err

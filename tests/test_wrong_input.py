@@ -36,7 +36,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
         ("tracking.enabled=true", "tracking.uri=http://127.0.0.1:1"),
         "tracking.uri: no MLflow server answers at http://127.0.0.1:1",
     ),
-    "unknown choice": ("full", ("--retry=often",), "--retry: 'often' is no choice; choose from none, passing, permanent"),
+    "unknown choice": ("full", ("--retry=often",), "--retry: unknown value 'often'; choose from none, transient, permanent"),
     "no Ray cluster": ("filter", ("session.address=127.0.0.1:1",), "session.address: no Ray cluster answers at '127.0.0.1:1'"),
     "run_dir below a file": ("full", ("run_dir={there}/empty.tsv/run",), "run_dir: {there}/empty.tsv/run cannot be written"),
     "run_dir in /proc": ("full", ("run_dir=/proc/run",), "run_dir: /proc/run cannot be written"),
@@ -118,5 +118,5 @@ def test_help_names_every_section(tmp_path: Path, verb: str) -> None:
     assert result.returncode == 0, result.stderr
     for key in ("--config FILE", "run_dir", "filter.source.path", "models.tcl.area_prior", "evaluate.stride", "tracking.uri"):
         assert key in result.stdout
-    assert ("[--retry none|passing|permanent]" in result.stdout) == (verb in ("download", "full"))
+    assert ("[--retry none|transient|permanent]" in result.stdout) == (verb in ("download", "full"))
     assert not (tmp_path / "run").exists()

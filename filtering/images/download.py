@@ -1,7 +1,7 @@
 """Links to image shards: fetch, check, resize, and write WebDataset tars as img2dataset lays them out.
 
 A link is in the shard that its key, a hash, falls into. The next run asks only for links that are new, and for those that
-failed for a passing reason; everything else it takes from the shards that are there.
+failed for a transient reason; everything else it takes from the shards that are there.
 """
 
 import asyncio
@@ -85,7 +85,7 @@ def content_digest(config: DownloadConfig) -> str:
 
 
 def download_corpus(
-    config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local, retry: Retry = "passing"
+    config: DownloadConfig, corpus: Path, out: Path, *, run: Runner = run_local, retry: Retry = "transient"
 ) -> dict[str, Any]:
     """Download the links of `corpus/kept/*.parquet` into shards in `out`, and write `sizes.json` when all are complete.
 
@@ -123,7 +123,7 @@ class DownloadShard:
     work at the same time, from as many threads; they share one fetcher.
     """
 
-    def __init__(self, config: DownloadConfig, out: Path, retry: Retry = "passing") -> None:
+    def __init__(self, config: DownloadConfig, out: Path, retry: Retry = "transient") -> None:
         self._out, self._retry = out, retry
         self._shards = _layout(out) or 1
         self._validity = validity_of(config)

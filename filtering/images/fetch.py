@@ -42,7 +42,7 @@ class Outcome:
     @property
     def retryable(self) -> bool:
         """Whether asking again on another day may help."""
-        return failure_of(self.status) == "passing"
+        return failure_of(self.status) == "transient"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

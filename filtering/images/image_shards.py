@@ -59,7 +59,7 @@ def finish(outcome: Outcome, resize: Resize) -> tuple[Record, bytes]:
     record = {
         "status": resized.status,
         "failure": failure,
-        "retryable": failure == "passing",
+        "retryable": failure == "transient",
         "error_message": resized.message,
         "http_status": outcome.http_status,
         "attempts": outcome.attempts,
@@ -122,7 +122,7 @@ def write_shards(
     return {
         "links": counts["links"],
         "success": by_status["success"],
-        "retryable": by_failure["passing"],
+        "retryable": by_failure["transient"],
         "asked": sum(marker.counts["asked"] for marker in markers if marker.shard in again or marker.shard not in complete),
         "bytes": counts["bytes"],
         "shards": len(markers),

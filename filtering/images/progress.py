@@ -25,7 +25,7 @@ def describe(counts: Mapping[str, int]) -> str:
 
 
 def conclude(by_status: Mapping[str, int]) -> str:
-    """What came of it, as "56 of 61 images obtained (91.8%); failed: permanent 3 (http_404 3), passing 2 (timeout 2)"."""
+    """What came of it, as "56 of 61 images obtained (91.8%); failed: permanent 3 (http_404 3), transient 2 (timeout 2)"."""
     links, obtained = sum(by_status.values()), by_status.get("success", 0)
     parts = []
     for failure in FAILURES:

@@ -2,17 +2,17 @@
 
 from typing import Literal, get_args
 
-Failure = Literal["permanent", "passing", "ours"]
-"""permanent: gone, or never was an image; passing: may work on another day; ours: our own rules and limits refuse it."""
+Failure = Literal["permanent", "transient", "policy"]
+"""permanent: gone, or never was an image; transient: may work on another day; policy: our own rules and limits refuse it."""
 FAILURES: tuple[Failure, ...] = get_args(Failure)
 
-_PASSING = frozenset(
+_TRANSIENT = frozenset(
     {
         *("dns", "connect", "tls", "timeout", "incomplete", "host_down"),
         *("http_408", "http_421", "http_423", "http_425", "http_429"),
     }
 )
-_OURS = frozenset(
+_POLICY = frozenset(
     {
         *("bad_scheme", "forbidden_address", "opt_out", "too_large", "too_many_redirects", "client_error"),
         *("too_small", "too_elongated", "too_many_pixels"),
@@ -24,6 +24,6 @@ def failure_of(status: str) -> Failure | None:
     """The class of a status; None for "success"."""
     if status == "success":
         return None
-    if status in _PASSING or status.startswith("http_5"):
-        return "passing"
-    return "ours" if status in _OURS else "permanent"
+    if status in _TRANSIENT or status.startswith("http_5"):
+        return "transient"
+    return "policy" if status in _POLICY else "permanent"

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 """A kept row: a value per column."""
 Record = dict[str, Any]
 """What became of a link: the columns that STATUS adds to CORPUS."""
-Retry = Literal["none", "passing", "permanent"]
+Retry = Literal["none", "transient", "permanent"]
 """Which failures are asked for again: none, those that may pass, or all, permanent ones too."""
 RETRIES: tuple[Retry, ...] = get_args(Retry)
 
@@ -33,7 +33,7 @@ _SECONDS_BETWEEN_COUNTS = 1.0
 
 def asked_again(failure: Failure | None, retry: Retry) -> bool:
     """Whether a link that failed so is asked for again."""
-    return failure is not None and (retry == "permanent" or (retry == "passing" and failure == "passing"))
+    return failure is not None and (retry == "permanent" or (retry == "transient" and failure == "transient"))
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Known:
             key, failure = row.pop("key"), failure_of(row["status"])
             if failure is None and key in bodies:
                 self._bodies[key] = (tar, *bodies[key])
-            if key in bodies if failure is None else failure != "ours" or rules:
+            if key in bodies if failure is None else failure != "policy" or rules:
                 self.records[key] = row
 
     def add_journal(self, path: Path) -> None:

@@ -17,8 +17,8 @@ CLASSES: dict[Failure, Meaning] = {
     "permanent": Meaning(
         "gone, or never was an image", "remembered and never asked again, unless the next run is told --retry permanent"
     ),
-    "passing": Meaning("may work on another day", "asked again by the next run"),
-    "ours": Meaning("refused by our own rules and limits", "loosen the rule if you want them, then run again"),
+    "transient": Meaning("may work on another day", "asked again by the next run"),
+    "policy": Meaning("refused by our own rules and limits", "loosen the rule if you want them, then run again"),
 }
 
 _SHRINK = "the file is broken at its source"

@@ -22,15 +22,15 @@ from filtering.reports.parts import (
 
 _UNITS = {1: "", 10: "tens of ", 100: "hundreds of "}
 
-COLORS = {"obtained": "kept", "permanent": "rejected", "passing": "lost", "ours": "leak"}
+COLORS = {"obtained": "kept", "permanent": "rejected", "transient": "lost", "policy": "leak"}
 """The style sheet's colours of what can become of a link."""
 
 _HOW_TO_READ = """<dl class=terms>
 <dt>link<dd>A row of the corpus: an address and a caption. It is either obtained, or lost for exactly one reason.
 <dt>permanent<dd>Lost for good: the file or its site is gone, or what came is no image. It is not asked for again.
-<dt>passing<dd>Lost today: the next run of <code>pipelines/download.py</code> asks for these links, and for no others.
-<code>pipelines/full.py</code> does so with <code>--retry passing</code>.
-<dt>ours<dd>Refused by a rule of ours, such as the smallest size. Change the rule, and the next run asks again.
+<dt>transient<dd>Lost today: the next run of <code>pipelines/download.py</code> asks for these links, and for no others.
+<code>pipelines/full.py</code> does so with <code>--retry transient</code>.
+<dt>policy<dd>Refused by a rule of ours, such as the smallest size. Change the rule, and the next run asks again.
 <dt>requests<dd>Asked of servers for the links as they stand now, repeats included, redirects not.
 <dt>look alike<dd>The perceptual hashes (64 bits, of the kept image) differ in at most {distance} bits. The first of several
 that look alike is not counted; a group is what looks alike from one image to the next. Plain images (of one colour, or that
@@ -58,11 +58,11 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def _head(content: Mapping[str, Any]) -> str:
-    links, passing = content["links"], content["by_failure"]["passing"]["links"]
+    links, transient = content["links"], content["by_failure"]["transient"]["links"]
     near = content["duplicates"]["near"]
     tiles = [
         ("links obtained", percent(content["obtained_share"]), f"{content['obtained']:,} of {links:,} links"),
-        ("asked again by the next run", f"{passing:,}", f"{share(passing, links)} of links, lost for a passing reason"),
+        ("asked again by the next run", f"{transient:,}", f"{share(transient, links)} of links, lost for a transient reason"),
         ("fetched", size(content["bytes"]["fetched"]), f"the median image {size(content['bytes']['median_image'])}"),
         ("look like an earlier image", share(near["near_duplicates"], near["images"]), f"{near['near_duplicates']:,} images"),
     ]

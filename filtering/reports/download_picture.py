@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 REASONS, HOSTS = 14, 25
-COLORS = {"obtained": KEPT, "permanent": "#c8d1d9", "passing": "#d9a441", "ours": "#b8553f"}
+COLORS = {"obtained": KEPT, "permanent": "#c8d1d9", "transient": "#d9a441", "policy": "#b8553f"}
 
 
 def draw(path: Path, content: dict[str, Any]) -> None:

@@ -11,7 +11,7 @@ from pipelines.app.outcome import DONE, exit_code, print_text
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations whose errors are ConfigErrors."""
 
-    def __init__(self, *, usage: str, description: str | None) -> None:
+    def __init__(self, *, usage: str | None, description: str | None) -> None:
         formatter = argparse.RawDescriptionHelpFormatter
         super().__init__(usage=usage, description=description, formatter_class=formatter, allow_abbrev=False, add_help=False)
         self.add_argument("-h", "--help", action="store_true", help="this text")

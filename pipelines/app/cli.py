@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from owseg import near_miss
+from pipelines.app.arguments import Parser
 from pipelines.app.config import ConfigError, load
 from pipelines.app.describe import Entry, describe
 from pipelines.app.outcome import exit_code, print_text
@@ -23,10 +24,14 @@ Action = Callable[[Config], None]
 
 @dataclass(frozen=True)
 class Choice:
-    """One of `values`, which the verb gets as a keyword named like the option. `meaning` is its help."""
+    """One of `values`, which the verb gets as a keyword named like the option. `meaning` is its help.
+
+    `renamed` maps values of older versions to what they are called now, for the message that refuses them.
+    """
 
     values: tuple[str, ...]
     meaning: str
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,42 +89,42 @@ class _Given:
 
 
 def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
-    given = _Given()
-    arguments = iter(argv)
-    for argument in arguments:
-        name, equals, value = argument.partition("=")
-        flag = flags.get(name)
-        if argument in ("-h", "--help"):
-            return _Given(help=True)
+    parser = Parser(usage=None, description=None)
+    parser.add_argument("settings", nargs="*")
+    parser.add_argument("--config", nargs="?", const="", default=str(DEFAULT_CONFIG))
+    for name, flag in flags.items():
         if isinstance(flag, (Choice, Option)):
-            key, value = name.removeprefix("--"), _checked(name, value if equals else next(arguments, ""), flag)
-            if isinstance(flag, Option) and flag.several:
-                given.chosen[key] = (*given.chosen.get(key, ()), value)
-            else:
-                given.chosen[key] = value
-        elif flag and not equals:
-            given.instead = flag
-        elif name == "--config":
-            value = value if equals else next(arguments, "")
-            if not value:
-                raise ConfigError("--config needs a file: --config FILE")
-            given.file = Path(value)
-        elif argument.startswith("-"):
-            known = ", ".join(["--config FILE", *_usage(flags)])
-            raise ConfigError(f"unknown option '{argument}'; the options are {known} and --help, settings are key=value")
+            several = isinstance(flag, Option) and flag.several
+            parser.add_argument(name, nargs="?", const="", action="append" if several else "store")  # "" = the value is missing
         else:
-            given.overrides.append(argument)
+            parser.add_argument(name, action="store_true")
+    parsed, unknown = parser.parse_known_intermixed_args(argv)
+    if parsed.help:
+        return _Given(help=True)
+    if unknown:
+        known = ", ".join(["--config FILE", *_usage(flags)])
+        raise ConfigError(f"unknown option '{unknown[0]}'; the options are {known} and --help, settings are key=value")
+    if not parsed.config:
+        raise ConfigError("--config needs a file: --config FILE")
+    given = _Given(Path(parsed.config), parsed.settings)
+    for name, flag in flags.items():
+        value = getattr(parsed, name.removeprefix("--"))
+        if isinstance(value, list):
+            given.chosen[name.removeprefix("--")] = tuple(_checked(name, one, flag) for one in value)
+        elif isinstance(value, str):
+            given.chosen[name.removeprefix("--")] = _checked(name, value, flag)
+        elif value and not isinstance(flag, (Choice, Option)):
+            given.instead = flag
     return given
 
 
-def _checked(name: str, value: str, flag: Choice | Option) -> str:
-    if isinstance(flag, Option):
-        if not value:
-            raise ConfigError(f"{name} needs a value: {name} {flag.value}")
+def _checked(name: str, value: str, flag: Flag) -> str:
+    if isinstance(flag, Option) and not value:
+        raise ConfigError(f"{name} needs a value: {name} {flag.value}")
+    if not isinstance(flag, Choice) or value in flag.values:
         return value
-    if value in flag.values:
-        return value
-    wrong = f"{name}: '{value}' is no choice{near_miss(value, flag.values)}" if value else f"{name} needs a value"
+    hint = f" (now called '{flag.renamed[value]}')" if value in flag.renamed else near_miss(value, flag.values)
+    wrong = f"{name}: unknown value '{value}'{hint}" if value else f"{name} needs a value"
     raise ConfigError(f"{wrong}; choose from {', '.join(flag.values)}")
 
 
