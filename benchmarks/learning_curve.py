@@ -49,14 +49,14 @@ def scaled(config: Config, times: int) -> Iterator[str]:
     yield f"miniature.links={config.miniature.links * times}"
     yield f"filter.min_count={config.filter.min_count * times}"
     for name in (ENCODER, *SYSTEMS):
-        method = getattr(config.models, name)
+        method = getattr(config.method_settings, name)
         warmups: dict[str, OptimConfig] = {"optim": method.optim}
         for number, phase in enumerate(method.phases):
-            yield f"models.{name}.phases.{number}.steps={phase.steps * times}"
+            yield f"method_settings.{name}.phases.{number}.steps={phase.steps * times}"
             if phase.optim is not None:
                 warmups[f"phases.{number}.optim"] = phase.optim
         for key, optim in warmups.items():
-            yield f"models.{name}.{key}.warmup={optim.warmup * times}"
+            yield f"method_settings.{name}.{key}.warmup={optim.warmup * times}"
 
 
 def sweep(out: Path, times: int, seeds: int, settings: Sequence[str]) -> None:

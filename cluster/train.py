@@ -211,7 +211,7 @@ def loader(job: TrainJob, method: TrainableMethod, rank: int, workers: int) -> C
     """A rank's batches as `fit` asks for them. Raises InputError where any phase's cannot be had, before the first begins."""
     reader = ShardReader(job.shards, entities=method.prepare is not None or any(phase.partners for phase in job.method.phases))
     for span in job.scheduled_phases:
-        key = f"models.{job.method.name}.{span.schedule.key}.batch_size"
+        key = f"method_settings.{job.method.name}.{span.schedule.key}.batch_size"
         check_batch_size(span.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
 
     def batches(span: ScheduledPhase, step: int) -> Iterator[Batch]:

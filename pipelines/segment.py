@@ -32,8 +32,8 @@ OPTION_OF = {
     "encoder.pretrained": "--encoder-weights",
     "encoder.model": "--encoder-model",
     "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
-    "models.ovsegmentor.": "--set ",
-    "models.vilseg.": "--set ",
+    "method_settings.ovsegmentor.": "--set ",
+    "method_settings.vilseg.": "--set ",
 }
 """Settings that errors speak of, by the options of this verb."""
 MAX_LISTED = 5

@@ -22,7 +22,7 @@ def session() -> Iterator[None]:
 @pytest.mark.parametrize("workers", [2, *(pytest.param(workers, marks=pytest.mark.slow) for workers in (1, 8))])
 def test_the_number_of_workers_and_the_order_of_files_change_nothing(tmp_path: Path, workers: int) -> None:
     lines = write_links(tmp_path / "links.tsv", rows=2000)
-    config = replace(config_for(tmp_path / "links.tsv"), shards=8, sample=700)
+    config = replace(config_for(tmp_path / "links.tsv"), shards=8, tagged_sample=700)
     straight = build_corpus(config, tmp_path / "straight")
     folder = tmp_path / "links"
     folder.mkdir()

@@ -218,9 +218,12 @@ def test_a_real_crowd_lies_in_the_box_that_coco_states() -> None:
 @pytest.mark.slow
 @needs_photos
 def test_the_chain_runs_to_the_end_and_then_has_nothing_left_to_do(tmp_path: Path) -> None:
-    settings = ["models.clip.phases=[{steps: 4, train: [clip.]}]", "session.num_cpus=2"]
+    settings = ["method_settings.clip.phases=[{steps: 4, train: [clip.]}]", "session.num_cpus=2"]
     settings += ["evaluate.limit=8", "evaluate.short_side=64", "evaluate.window=64", "evaluate.stride=32"]
-    settings += ["models.tcl.phases=[{steps: 3, train: [decoder., projection.]}]", "models.tcl.optim.batch_size=16"]
+    settings += [
+        "method_settings.tcl.phases=[{steps: 3, train: [decoder., projection.]}]",
+        "method_settings.tcl.optim.batch_size=16",
+    ]
     first = run(tmp_path, settings)
     assert first["filter"]["links"] == 400
     assert first["filter"]["kept"] > 300

@@ -260,7 +260,7 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
         f"run_dir={tmp_path / 'run'}",
         "tracking.enabled=false",
         "methods=[chance,maskclip]",
-        "models.maskclip={templates: simple, background_threshold: 0.1}",
+        "method_settings.maskclip={templates: simple, background_threshold: 0.1}",
         f"encoder={{model: {encoder_settings.model}, pretrained: {encoder_settings.pretrained}}}",
         f"evaluate={{root: {voc.root}, datasets: [voc21, voc20, voc_unseen], short_side: 32, window: 32, stride: 16}}",
     ]

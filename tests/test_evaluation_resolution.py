@@ -169,7 +169,7 @@ def test_a_scale_out_of_range_is_refused(grid_scale: float) -> None:
 
 
 def test_masks_are_not_refined_twice() -> None:
-    twice = ["models.tcl.pamr=true", "evaluate.refine=pamr"]
-    with pytest.raises(ConfigError, match=r"models\.tcl\.pamr: TCL refines .* evaluate\.refine=pamr would again"):
+    twice = ["method_settings.tcl.pamr=true", "evaluate.refine=pamr"]
+    with pytest.raises(ConfigError, match=r"method_settings\.tcl\.pamr: TCL refines .* evaluate\.refine=pamr would again"):
         load(Config, None, [*twice, "methods=[maskclip,tcl]"])
     assert load(Config, None, [*twice, "methods=[maskclip]"]).evaluate.refine == "pamr"  # without a row of TCL it has no say

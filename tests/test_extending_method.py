@@ -62,8 +62,8 @@ def command() -> list[str]:
 
 def test_help_tells_of_the_method(copy: Path) -> None:
     text = " ".join(run(copy, "pipelines/evaluate.py", "--help").split())
-    assert "models.colours colours Pixels by their colour." in text
-    assert "models.colours.background_threshold 0.2 Cosine similarity below which a pixel is background" in text
+    assert "method_settings.colours colours Pixels by their colour." in text
+    assert "method_settings.colours.background_threshold 0.2 Cosine similarity below which a pixel is background" in text
 
 
 def test_it_trains_and_is_a_row_of_the_table(copy: Path, chain: Chain, tmp_path: Path) -> None:

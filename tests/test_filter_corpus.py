@@ -176,7 +176,7 @@ def test_a_changed_config_does_again_what_depends_on_it(tmp_path: Path) -> None:
 
     done: list[list[str]] = []
     assert passes(replace(config, top_k=2)) == {"split"}
-    assert passes(replace(config, stop=("dog",))) == {"mark", "split"}
+    assert passes(replace(config, stop_words=("dog",))) == {"mark", "split"}
     assert passes(replace(config, balance=Balance(per_entity=50))) == {"mark", "split"}
     assert passes(replace(config, near_duplicates=NearDuplicates())) == {"sign", "confirm", "split"}
     assert passes(replace(config, shards=2)) == {"read", "mark", "split"}
@@ -223,7 +223,9 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv")
     (tmp_path / "mine.txt").write_text("dog\n")
     shutil.copytree(SHIPPED, tmp_path / "tagger")
-    config = config_for(tmp_path / "links.tsv", list=FileList(path=str(tmp_path / "mine.txt")), tagger=str(tmp_path / "tagger"))
+    config = config_for(
+        tmp_path / "links.tsv", vocabulary=FileList(path=str(tmp_path / "mine.txt")), tagger=str(tmp_path / "tagger")
+    )
     first = corpus_fingerprint(config, {})
     (tmp_path / "elsewhere").mkdir()
     shutil.copy(tmp_path / "links.tsv", tmp_path / "elsewhere")
@@ -323,7 +325,7 @@ def test_the_users_own_list(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv")
     (tmp_path / "mine.txt").write_text("hound, dog\nwalrus\n")
     summary = build_corpus(
-        config_for(tmp_path / "links.tsv", list=FileList(path=str(tmp_path / "mine.txt"))), tmp_path / "corpus"
+        config_for(tmp_path / "links.tsv", vocabulary=FileList(path=str(tmp_path / "mine.txt"))), tmp_path / "corpus"
     )
     kept = rows_in(tmp_path / "corpus" / "kept")
     assert {name for row in kept for name in row["entities"]} == {"hound", "walrus"}
@@ -339,7 +341,7 @@ def test_the_papers_script_takes_captions_as_they_come(tmp_path: Path) -> None:
         "http://a.example/3\ttwo dogs",
     ]
     (tmp_path / "links.tsv").write_text("\n".join(lines))
-    summary = build_corpus(config_for(tmp_path / "links.tsv", list=PaperList()), tmp_path / "corpus")
+    summary = build_corpus(config_for(tmp_path / "links.tsv", vocabulary=PaperList()), tmp_path / "corpus")
     assert {row["caption"] for row in rows_in(tmp_path / "corpus" / "kept")} == {"a dog", "dog dog dog dog dog dog"}
     assert summary["dropped"] == {"no_entity": 2}
 
@@ -389,7 +391,7 @@ def test_leakage_and_leaving_benchmark_classes_out(tmp_path: Path) -> None:
 def test_a_sample_instead_of_all_gives_nearly_the_same(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv", rows=3000)
     whole = build_corpus(config_for(tmp_path / "links.tsv"), tmp_path / "whole")
-    sampled = build_corpus(config_for(tmp_path / "links.tsv", sample=500), tmp_path / "sampled")
+    sampled = build_corpus(config_for(tmp_path / "links.tsv", tagged_sample=500), tmp_path / "sampled")
     assert abs(whole["kept"] - sampled["kept"]) <= 0.01 * whole["kept"]
     matching = json.loads((tmp_path / "sampled" / BUILD / FINDINGS).read_text())["details"]["matching"]
     assert 0 < matching["sampled"] < 700
@@ -423,7 +425,7 @@ def test_work_is_what_a_cluster_can_send() -> None:
         assert pickle.loads(pickle.dumps(make)).args == make.args or pickle.loads(pickle.dumps(make)).func is make.func
 
 
-@pytest.mark.parametrize("key", ["top_k", "min_count", "sample", "shards", "certain"])
+@pytest.mark.parametrize("key", ["top_k", "min_count", "tagged_sample", "shards", "confidence"])
 def test_values_out_of_range(key: str) -> None:
     with pytest.raises(InputError, match=rf"^{key}: "):
         FilterConfig(**{key: 0})

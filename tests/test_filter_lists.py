@@ -140,7 +140,7 @@ def test_plurals_of_the_list_are_things_of_their_own(write: Write, nlp: Language
 def test_faults_name_file_and_line(write: Write, text: str, message: str) -> None:
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         write(text).names()
-    assert str(caught.value).startswith("filter.list.path: ")
+    assert str(caught.value).startswith("filter.vocabulary.path: ")
     assert "mine.txt" in str(caught.value)
     assert "\n" not in str(caught.value)
 

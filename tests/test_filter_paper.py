@@ -86,7 +86,7 @@ def both(tmp_path: Path, captions: Sequence[str]) -> tuple[Rows, Rows]:
 
     pq.write_table(table, tmp_path / "captions.parquet")
     source = SourceConfig(path=str(tmp_path / "captions.parquet"))
-    config = FilterConfig(source=source, list=PaperList(merge=False), shards=2, sample=1000)
+    config = FilterConfig(source=source, vocabulary=PaperList(merge=False), shards=2, tagged_sample=1000)
     summary = build_corpus(config, tmp_path / "corpus")
     kept = pq.read_table(tmp_path / "corpus" / "kept").to_pylist()
     assert summary["links"] == len(captions)

@@ -72,7 +72,7 @@ def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
             "config": {
                 "rules": [{"name": "too_short", "min_words": 3}, {"name": "markup"}],
                 "tagger": "/home/me/models/mine",
-                "stop": ["<u>"],
+                "stop_words": ["<u>"],
                 "exclude_benchmark_classes": False,
                 "balance": None,
             },

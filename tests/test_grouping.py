@@ -233,7 +233,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path: Path, vit: nn.Module, chang
     torch.save({name: value for name, value in state.items() if value is not None}, path)
     with pytest.raises(InputError) as error:
         load_vit(vit_tower(VIT, **BINDING), VIT, str(path))
-    assert str(error.value) == f"models.ovsegmentor.image_weights: {path} does not fit {VIT}: {told}"
+    assert str(error.value) == f"method_settings.ovsegmentor.image_weights: {path} does not fit {VIT}: {told}"
 
 
 def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -242,10 +242,10 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     with pytest.raises(InputError) as error:
         load_vit(small_tower(), VIT, "")
     told = str(error.value)
-    assert told.startswith(f"models.ovsegmentor.image_tower: the weights of {VIT} cannot be downloaded (")
-    assert told.endswith("give a file with them as models.ovsegmentor.image_weights")
+    assert told.startswith(f"method_settings.ovsegmentor.image_tower: the weights of {VIT} cannot be downloaded (")
+    assert told.endswith("give a file with them as method_settings.ovsegmentor.image_weights")
     assert "\n" not in told
-    with pytest.raises(InputError, match=r"models.ovsegmentor.image_weights: none.pth does not exist"):
+    with pytest.raises(InputError, match=r"method_settings.ovsegmentor.image_weights: none.pth does not exist"):
         load_vit(small_tower(), VIT, "none.pth")
 
 
@@ -263,11 +263,13 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_only_plain_vits_serve(model: str, told: str) -> None:
     with pytest.raises(InputError) as error:
         vit_tower(model, **BINDING)
-    assert str(error.value).startswith(f"models.ovsegmentor.image_tower: {told}")
+    assert str(error.value).startswith(f"method_settings.ovsegmentor.image_tower: {told}")
 
 
 def test_heads_must_divide_the_width() -> None:
-    with pytest.raises(InputError, match=r"^models.ovsegmentor.heads: 7 heads do not divide the width 192 of vit_tiny"):
+    with pytest.raises(
+        InputError, match=r"^method_settings.ovsegmentor.heads: 7 heads do not divide the width 192 of vit_tiny"
+    ):
         vit_tower(VIT, **BINDING | {"heads": 7})
 
 

@@ -148,7 +148,7 @@ def refusal(folder: Path) -> str:
     with pytest.raises(InputError) as told:
         bert_tower(str(folder)).load()
     assert "\n" not in str(told.value)
-    assert str(told.value).startswith("models.ovsegmentor.text_tower: ")
+    assert str(told.value).startswith("method_settings.ovsegmentor.text_tower: ")
     return str(told.value)
 
 

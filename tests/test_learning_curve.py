@@ -16,7 +16,7 @@ def test_data_and_schedules_grow_alike(times: int) -> None:
     assert larger.miniature.links == demo.miniature.links * times
     assert larger.filter.min_count == demo.filter.min_count * times
     for name in (ENCODER, *SYSTEMS):
-        before, after = getattr(demo.models, name), getattr(larger.models, name)
+        before, after = getattr(demo.method_settings, name), getattr(larger.method_settings, name)
         assert [phase.steps for phase in after.phases] == [phase.steps * times for phase in before.phases]
         assert after.optim.warmup == before.optim.warmup * times
         assert after.optim.lr == before.optim.lr

@@ -122,32 +122,44 @@ def settings(*overrides: str) -> Config:
 
 
 def test_what_it_begins_with_is_checked_before_any_work(own: Path, tmp_path: Path) -> None:
-    towers = ("models.ovsegmentor.image_tower=vit_tiny_patch16_224", "models.ovsegmentor.heads=3")
-    given = (*towers, f"models.ovsegmentor.text_tower={own}/bert", "encoder.pretrained=/nowhere/clip.pt")
+    towers = ("method_settings.ovsegmentor.image_tower=vit_tiny_patch16_224", "method_settings.ovsegmentor.heads=3")
+    given = (*towers, f"method_settings.ovsegmentor.text_tower={own}/bert", "encoder.pretrained=/nowhere/clip.pt")
     check_encoder(settings(*given))
     with pytest.raises(InputError, match=r"/nowhere/clip\.pt does not exist"):
-        check_encoder(settings(*given, "models.ovsegmentor.image_tower=clip"))
+        check_encoder(settings(*given, "method_settings.ovsegmentor.image_tower=clip"))
     with pytest.raises(InputError, match=r"image_weights: .*dino\.pth does not exist"):
-        check_methods(settings(*given, f"run_dir={tmp_path}", f"models.ovsegmentor.image_weights={tmp_path}/dino.pth"))
-    with pytest.raises(InputError, match=r"^models\.ovsegmentor\.phases\.train: no parameter name begins with 'encodr\.'"):
-        check_methods(settings(*given, f"run_dir={tmp_path}", "models.ovsegmentor.phases=[{steps: 1, train: [encodr.]}]"))
-    with pytest.raises(InputError, match=r"^models\.ovsegmentor\.phases\.1\.optim\.batch_size: 1024 does not divide over 3"):
-        check_methods(settings(*given, f"run_dir={tmp_path}", "train.workers=3", "models.ovsegmentor.optim.batch_size=6"))
+        check_methods(settings(*given, f"run_dir={tmp_path}", f"method_settings.ovsegmentor.image_weights={tmp_path}/dino.pth"))
+    with pytest.raises(
+        InputError, match=r"^method_settings\.ovsegmentor\.phases\.train: no parameter name begins with 'encodr\.'"
+    ):
+        check_methods(
+            settings(*given, f"run_dir={tmp_path}", "method_settings.ovsegmentor.phases=[{steps: 1, train: [encodr.]}]")
+        )
+    with pytest.raises(
+        InputError, match=r"^method_settings\.ovsegmentor\.phases\.1\.optim\.batch_size: 1024 does not divide over 3"
+    ):
+        check_methods(
+            settings(*given, f"run_dir={tmp_path}", "train.workers=3", "method_settings.ovsegmentor.optim.batch_size=6")
+        )
     trained = own / "run" / "train" / "ovsegmentor"
-    check_methods(settings(*given, f"run_dir={own}/run", f"models.ovsegmentor.image_weights={tmp_path}/dino.pth"))
+    check_methods(settings(*given, f"run_dir={own}/run", f"method_settings.ovsegmentor.image_weights={tmp_path}/dino.pth"))
     check_methods(settings(*given, f"weights.ovsegmentor={trained}"))
     sizes = ("tokens=6", "groups=3", "hidden=24", "joint=16")
-    check_weights(settings(*given, *(f"models.ovsegmentor.{size}" for size in sizes), f"weights.ovsegmentor={trained}"))
+    check_weights(
+        settings(*given, *(f"method_settings.ovsegmentor.{size}" for size in sizes), f"weights.ovsegmentor={trained}")
+    )
 
 
 def test_paths_are_absolute_for_workers_and_names_stay(own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(own)
     (own / "clip").mkdir(exist_ok=True)
-    there = located_model(settings("models.ovsegmentor.text_tower=bert", "models.ovsegmentor.image_tower=clip"), "ovsegmentor")
+    there = located_model(
+        settings("method_settings.ovsegmentor.text_tower=bert", "method_settings.ovsegmentor.image_tower=clip"), "ovsegmentor"
+    )
     assert isinstance(there, OvSegmentorConfig)
     assert (there.text_tower, there.image_tower, there.image_weights) == (str(own / "bert"), "clip", "")
     for name in ("clip", "bert-base-uncased"):
-        kept = located_model(settings(f"models.ovsegmentor.text_tower={name}"), "ovsegmentor")
+        kept = located_model(settings(f"method_settings.ovsegmentor.text_tower={name}"), "ovsegmentor")
         assert isinstance(kept, OvSegmentorConfig)
         assert kept.text_tower == name
 

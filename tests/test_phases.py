@@ -200,7 +200,7 @@ def test_a_new_training_begins_with_an_epoch_of_its_own(tmp_path: Path) -> None:
     [
         ((8, 5), r"phases\.1\.optim\.batch_size: 5 does not divide over 2"),
         ((8, 44), r"phases\.1\.optim\.batch_size: 44 is more"),
-        ((7, 8), r"models\.tcl\.optim\.batch_size: 7"),
+        ((7, 8), r"method_settings\.tcl\.optim\.batch_size: 7"),
         ((8, 8), None),
     ],
 )

@@ -21,7 +21,7 @@ STEPS, EVERY = 24, 6
 TRAINING = (
     "tracking.enabled=false",
     "methods=[maskclip]",
-    f"models.clip.phases.0.steps={STEPS}",
+    f"method_settings.clip.phases.0.steps={STEPS}",
     f"train.checkpoint_every={EVERY}",
     "evaluate.datasets=[voc21]",
 )

@@ -29,7 +29,7 @@ from pipelines.sweeps.report import Finished, compare, rows_of
 from pipelines.sweeps.tables import tables_of
 from pipelines.sweeps.work import Outcome, Work, plan
 
-ABLATION = "models.tcl={contrast: {area_weight: 0, tv_weight: 0}, whole: {}}"
+ABLATION = "method_settings.tcl={contrast: {area_weight: 0, tv_weight: 0}, whole: {}}"
 
 
 def cells_of(folder: Path, *vary: str, seeds: int = 1, settings: tuple[str, ...] = ()) -> list[Cell]:
@@ -57,9 +57,11 @@ def test_a_grid_is_every_combination_times_seeds(tmp_path: Path) -> None:
     last = cells[-1]
     assert (last.setting, last.column, last.seed) == ("whole", "short_side=80", 6)
     assert last.config.run_dir == str(tmp_path / "cells" / last.name)
-    assert (last.config.seed, last.config.evaluate.short_side, last.config.models.tcl.tv_weight) == (6, 80, 1.0)
-    assert cells[0].config.models.tcl.tv_weight == 0
-    assert cells[0].config.models.tcl.phases == last.config.models.tcl.phases, "a mapping is laid over the section"
+    assert (last.config.seed, last.config.evaluate.short_side, last.config.method_settings.tcl.tv_weight) == (6, 80, 1.0)
+    assert cells[0].config.method_settings.tcl.tv_weight == 0
+    assert cells[0].config.method_settings.tcl.phases == last.config.method_settings.tcl.phases, (
+        "a mapping is laid over the section"
+    )
 
 
 def test_without_keys_there_is_a_cell_for_each_seed(tmp_path: Path) -> None:
@@ -67,11 +69,14 @@ def test_without_keys_there_is_a_cell_for_each_seed(tmp_path: Path) -> None:
 
 
 BAD: dict[str, tuple[tuple[str, ...], str]] = {
-    "unknown key": (("--vary", "models.tlc=[1, 2]"), "--vary: unknown key 'models.tlc'; did you mean 'models.tcl'?"),
+    "unknown key": (
+        ("--vary", "method_settings.tlc=[1, 2]"),
+        "--vary: unknown key 'method_settings.tlc'; did you mean 'method_settings.tcl'?",
+    ),
     "value that does not fit": (("--vary", "train.workers=[1, many]"), "--vary: 'train.workers' must be a whole number"),
     "value that is refused": (
-        ("--vary", "models.tcl.area_prior=[0.4, 2]"),
-        "--vary: models.tcl.area_prior: 2.0 is outside 0..1",
+        ("--vary", "method_settings.tcl.area_prior=[0.4, 2]"),
+        "--vary: method_settings.tcl.area_prior: 2.0 is outside 0..1",
     ),
     "seeds < 1": (("--seeds", "0"), "--seeds: '0' is no number of seeds"),
     "seeds in words": (("--seeds=three",), "--seeds: 'three' is no number of seeds"),
@@ -82,12 +87,15 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     "broken YAML": (("--vary", "seed=[1, 2"), "--vary: 'seed=[1, 2': line 1"),
     "twice": (("--vary", "train.threads=[1]", "--vary", "train.threads=[2]"), "--vary: 'train.threads' is varied twice"),
     "seed twice": (("--vary", "seed=[1, 2]", "--seeds", "2"), "--vary: 'seed' is what --seeds varies"),
-    "same label": (("--vary", "models.tcl.templates=[tcl, tcl]"), "--vary: 2 values of 'models.tcl.templates' have the label"),
-    "no label": (("--vary", "models.tcl={'': {}, b: {}}"), "--vary: a value of 'models.tcl' has no label"),
+    "same label": (
+        ("--vary", "method_settings.tcl.templates=[tcl, tcl]"),
+        "--vary: 2 values of 'method_settings.tcl.templates' have the label",
+    ),
+    "no label": (("--vary", "method_settings.tcl={'': {}, b: {}}"), "--vary: a value of 'method_settings.tcl' has no label"),
     "where, not what": (("--vary", "session.num_cpus=[1, 2]"), "--vary: 'session.num_cpus' says where or how"),
     "a check of a cell": (
-        ("--vary", "models.clip.optim.batch_size=[8, 9]", "train.workers=2"),
-        "--vary batch_size=9: models.clip.optim.batch_size",
+        ("--vary", "method_settings.clip.optim.batch_size=[8, 9]", "train.workers=2"),
+        "--vary batch_size=9: method_settings.clip.optim.batch_size",
     ),
     "unknown option": (
         ("--wary", "seed=[1]"),
@@ -119,7 +127,7 @@ def test_a_cell_of_another_grid_is_refused_and_a_single_run_too(tmp_path: Path) 
     (cell,) = cells_of(tmp_path)
     folder = Path(cell.config.run_dir)
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text("models: {tcl: {tv_weight: 0.5}}\n")
+    (folder / "config.yaml").write_text("method_settings: {tcl: {tv_weight: 0.5}}\n")
     (folder / "train.done.json").write_text("{}")
     with pytest.raises(ValueError, match=r"seed0 holds a run of another config: '[\w.]+' was"):
         sweep.check([cell])
@@ -136,7 +144,7 @@ def test_the_command_in_an_ablations_head_is_a_grid(name: str, rows: int, tmp_pa
     cells = make_grid(load(Config, file, [f"run_dir={tmp_path}"]), [vary], "1").cells
     assert len(cells) == rows
     (method,) = cells[0].config.methods
-    assert getattr(cells[-1].config.models, method) == getattr(load(Config, file, []).models, method), (
+    assert getattr(cells[-1].config.method_settings, method) == getattr(load(Config, file, []).method_settings, method), (
         "the last row is all of it"
     )
     sweep.check(cells)
@@ -168,7 +176,7 @@ def test_a_larger_grid_finds_what_is_there(tmp_path: Path) -> None:
     assert small.keys() <= works_of(more, tmp_path).keys()
     for setting in ("miniature.links=400", "filter.min_count=4"):
         assert shared(small).isdisjoint(shared(works_of(cells_of(tmp_path, ABLATION, settings=(setting,)), tmp_path)))
-    other = shared(works_of(cells_of(tmp_path, ABLATION, settings=("models.clip.optim.lr=0.1",)), tmp_path))
+    other = shared(works_of(cells_of(tmp_path, ABLATION, settings=("method_settings.clip.optim.lr=0.1",)), tmp_path))
     assert {name.partition("-")[0] for name in shared(small) & other} == {"data"}
     faster = works_of(cells_of(tmp_path, ABLATION, settings=("session.num_cpus=1", "tracking.enabled=false")), tmp_path)
     assert faster == small

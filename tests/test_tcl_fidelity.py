@@ -307,7 +307,7 @@ def test_deepspeed_refuses_gradients_that_stay_on_their_rank() -> None:
         refuse_quirks(TclConfig(fidelity="official").quirks, 2)
     refuse_quirks(TclConfig(fidelity="official").quirks, 1)
     refuse_quirks(TclConfig().quirks, 2)
-    models, two = Methods(tcl=TclConfig(fidelity="official")), TrainConfig(workers=2)
+    settings, two = Methods(tcl=TclConfig(fidelity="official")), TrainConfig(workers=2)
     with pytest.raises(InputError, match=r"train\.engine=torch"):  # before any work is done
-        Config(models=models, train=two)
-    Config(models=models, train=replace(two, engine="torch"))
+        Config(method_settings=settings, train=two)
+    Config(method_settings=settings, train=replace(two, engine="torch"))

@@ -321,7 +321,7 @@ def test_clip_is_never_taken_for_dino(tmp_path: Path) -> None:
 
 def test_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match=r"models\.vilseg\.image_weights: nowhere\.pth does not exist"):
+    with pytest.raises(InputError, match=r"method_settings\.vilseg\.image_weights: nowhere\.pth does not exist"):
         config(init="dino", image_weights="nowhere.pth").build(None).initialise()
     with pytest.raises(InputError, match=r"weights of vit_base_patch16_224\.dino cannot be downloaded"):
         config(init="dino").build(None).initialise()
@@ -353,9 +353,12 @@ def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"clusters": 25}, r"models\.vilseg\.optim\.batch_size: 8 is too small for the clustering head: .* at least 40 images"),
-        ({"local_size": 12}, r"models\.vilseg\.local_size: 12 pixels are no whole patches of 8"),
-        ({"augment": AugmentConfig(size=36)}, r"models\.vilseg\.augment\.size: 36 pixels are no whole patches of 8"),
+        (
+            {"clusters": 25},
+            r"method_settings\.vilseg\.optim\.batch_size: 8 is too small for the clustering head: .* at least 40 images",
+        ),
+        ({"local_size": 12}, r"method_settings\.vilseg\.local_size: 12 pixels are no whole patches of 8"),
+        ({"augment": AugmentConfig(size=36)}, r"method_settings\.vilseg\.augment\.size: 36 pixels are no whole patches of 8"),
     ],
 )
 def test_sizes_that_do_not_fit(settings: dict[str, Any], told: str) -> None:

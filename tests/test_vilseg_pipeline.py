@@ -29,11 +29,11 @@ MISSING = EncoderConfig(pretrained="/nowhere/clip.pt")
 SMALL = (
     "methods=[vilseg]",
     "encoder.pretrained=/nowhere/clip.pt",
-    "models.vilseg.image_size={image_size: 64, patch_size: 8, width: 32, depth: 2, heads: 2}",
-    "models.vilseg.text={layers: 1, width: 32, heads: 2, context_length: 16, vocabulary: 1024}",
-    "models.vilseg.augment.size=64",
-    "models.vilseg.local_size=32",
-    "models.vilseg.optim.batch_size=64",
+    "method_settings.vilseg.image_size={image_size: 64, patch_size: 8, width: 32, depth: 2, heads: 2}",
+    "method_settings.vilseg.text={layers: 1, width: 32, heads: 2, context_length: 16, vocabulary: 1024}",
+    "method_settings.vilseg.augment.size=64",
+    "method_settings.vilseg.local_size=32",
+    "method_settings.vilseg.optim.batch_size=64",
 )
 
 
@@ -65,10 +65,22 @@ def test_no_clip_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("models.vilseg.optim.batch_size=8", r"^models\.vilseg\.optim\.batch_size: 8 is too small for the clustering head"),
-        ("models.vilseg.augment.size=1024", r"^models\.vilseg\.augment\.size: crops of 1024 pixels are larger than the images"),
-        ("models.vilseg.image_tower=resnet50", r"^models\.vilseg\.image_tower: timm cannot build 'resnet50'|is no plain ViT"),
-        ("models.vilseg.phases=[{steps: 1, train: [teacher.]}]", r"^models\.vilseg\.phases\.train: no parameter name begins"),
+        (
+            "method_settings.vilseg.optim.batch_size=8",
+            r"^method_settings\.vilseg\.optim\.batch_size: 8 is too small for the clustering head",
+        ),
+        (
+            "method_settings.vilseg.augment.size=1024",
+            r"^method_settings\.vilseg\.augment\.size: crops of 1024 pixels are larger than the images",
+        ),
+        (
+            "method_settings.vilseg.image_tower=resnet50",
+            r"^method_settings\.vilseg\.image_tower: timm cannot build 'resnet50'|is no plain ViT",
+        ),
+        (
+            "method_settings.vilseg.phases=[{steps: 1, train: [teacher.]}]",
+            r"^method_settings\.vilseg\.phases\.train: no parameter name begins",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_told_before_any_work(override: str, told: str) -> None:
@@ -79,9 +91,12 @@ def test_what_cannot_be_trained_is_told_before_any_work(override: str, told: str
 @pytest.mark.parametrize(
     ("override", "told"),
     [
-        ("models.vilseg.local_size=96", r"models\.vilseg\.local_size: crops of 96 pixels are larger than the images"),
-        ("models.vilseg.init=clip", r"'models\.vilseg\.init' must be scratch or dino, not 'clip'"),
-        ("models.vilseg.clusterz=9", r"did you mean 'models\.vilseg\.clusters'"),
+        (
+            "method_settings.vilseg.local_size=96",
+            r"method_settings\.vilseg\.local_size: crops of 96 pixels are larger than the images",
+        ),
+        ("method_settings.vilseg.init=clip", r"'method_settings\.vilseg\.init' must be scratch or dino, not 'clip'"),
+        ("method_settings.vilseg.clusterz=9", r"did you mean 'method_settings\.vilseg\.clusters'"),
     ],
 )
 def test_settings_that_cannot_be_are_told_with_their_key(override: str, told: str) -> None:

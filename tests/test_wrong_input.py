@@ -116,7 +116,14 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
 def test_help_names_every_section(tmp_path: Path, verb: str) -> None:
     result = run(verb, tmp_path / "run", "--help")
     assert result.returncode == 0, result.stderr
-    for key in ("--config FILE", "run_dir", "filter.source.path", "models.tcl.area_prior", "evaluate.stride", "tracking.uri"):
+    for key in (
+        "--config FILE",
+        "run_dir",
+        "filter.source.path",
+        "method_settings.tcl.area_prior",
+        "evaluate.stride",
+        "tracking.uri",
+    ):
         assert key in result.stdout
     assert ("[--retry none|transient|permanent]" in result.stdout) == (verb in ("download", "full"))
     assert not (tmp_path / "run").exists()

@@ -207,7 +207,7 @@ def test_the_registry_names_every_mode(tmp_path: Path) -> None:
     named = [methods.plain_clip, methods.maskclip, methods.sclip, methods.clearclip, methods.naclip]
     assert [method.mode for method in named] == list(MODES)
     file = tmp_path / "run.yaml"
-    file.write_text("models: {naclip: {background_threshold: 0.5}}\n")
-    config = load(Config, file, ["models.sclip.templates=maskclip"])
-    assert config.models.naclip == ZeroShotConfig(mode="naclip", background_threshold=0.5)
-    assert config.models.sclip == ZeroShotConfig(mode="sclip", templates="maskclip")
+    file.write_text("method_settings: {naclip: {background_threshold: 0.5}}\n")
+    config = load(Config, file, ["method_settings.sclip.templates=maskclip"])
+    assert config.method_settings.naclip == ZeroShotConfig(mode="naclip", background_threshold=0.5)
+    assert config.method_settings.sclip == ZeroShotConfig(mode="sclip", templates="maskclip")

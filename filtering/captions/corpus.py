@@ -56,21 +56,21 @@ class FilterConfig:
     """Where the links are and which columns hold them."""
     rules: tuple[RuleConfig, ...] = DEFAULT_RULES
     """Caption rules in their order; the first that refuses a row is its reason."""
-    list: ListConfig = FrequencyList()
+    vocabulary: ListConfig = field(default=FrequencyList(), metadata={"former": "list"})
     """Which entities are kept: the most frequent ones (frequency), OVSegmentor's (paper), or your own (file)."""
     top_k: int = 100
     """Number of entities that a frequency list keeps: the most frequent visual nouns of the corpus."""
     min_count: int = 2
     """Fewest captions that must mention an entity for a frequency list to keep it."""
-    stop: tuple[str, ...] = ()
+    stop_words: tuple[str, ...] = field(default=(), metadata={"former": "stop"})
     """Names that are never entities, beside the shipped stop list."""
     exclude_benchmark_classes: bool = False
     """Leave the classes of the eight benchmarks out of the list, so that the corpus is not selected for what is tested."""
     tagger: str = ""
     """spaCy model that tells nouns, for instance en_core_web_sm; "" is the small tagger that ships with this package."""
-    sample: int = 100_000
+    tagged_sample: int = field(default=100_000, metadata={"former": "sample"})
     """Captions that the tagger reads to learn how often each form is a noun; a corpus of fewer links is tagged whole."""
-    certain: float = 0.85
+    confidence: float = field(default=0.85, metadata={"former": "certain"})
     """Chance of mentioning a kept entity from which a caption is kept without the tagger; dropped at 1 minus it (0.5 to 1)."""
     near_duplicates: NearDuplicates | None = None
     """Drop captions that nearly repeat another kept one; null keeps them."""
@@ -80,16 +80,16 @@ class FilterConfig:
     """Number of corpus shards: units of work and of resuming (up to about 100,000 links each is comfortable)."""
 
     def __post_init__(self) -> None:
-        for key in ("top_k", "min_count", "sample", "shards"):
+        for key in ("top_k", "min_count", "tagged_sample", "shards"):
             if getattr(self, key) < 1:
                 raise InputError(f"{key}: must be at least 1, not {getattr(self, key)}")
-        if not 0.5 <= self.certain <= 1:
-            raise InputError(f"certain: is a share and must lie between 0.5 and 1, not {self.certain}")
+        if not 0.5 <= self.confidence <= 1:
+            raise InputError(f"confidence: is a share and must lie between 0.5 and 1, not {self.confidence}")
 
     @property
     def applied_rules(self) -> tuple[RuleConfig, ...]:
         """The caption rules, unless the list takes captions as they come: then they are not cleaned either."""
-        return self.rules if self.list.caption_rules else ()
+        return self.rules if self.vocabulary.caption_rules else ()
 
 
 def build_corpus(
@@ -109,13 +109,13 @@ def build_corpus(
         InputError: a source that cannot be read, no such tagger, a faulty list, or no entity that is frequent enough.
     """
     build = out / BUILD
-    make_words = partial(Words, config.list, config.stop, config.tagger)
+    make_words = partial(Words, config.vocabulary, config.stop_words, config.tagger)
     words = make_words()  # a wrong name should be told here, not by a worker
     leaks = leaked(benchmarks or {}, words.lexicon)
 
     shards, links = read(config, build, run)
 
-    limit = _sample_limit(config.sample, links)
+    limit = _sample_limit(config.tagged_sample, links)
     marking = digest_of([VERSION, [asdict(rule) for rule in config.applied_rules], words.fingerprint(), limit])
     work = partial(MarkWork, make_words, config.applied_rules, out, limit)
     marked = run(work, shards, build / "mark", fingerprint=marking, label="mark")
@@ -128,7 +128,7 @@ def build_corpus(
     write_table(out / "entities.parquet", entities)
 
     tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
-    chosen = digest_of([marking, tables, config.certain])
+    chosen = digest_of([marking, tables, config.confidence])
     rules: list[Rule] = []
     repeated = ""
     if config.near_duplicates:
@@ -140,7 +140,7 @@ def build_corpus(
     late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
     told = sorted((benchmark, sorted(found)) for benchmark, found in names.items())
     splitting = digest_of([chosen, late, repeated, told])
-    split = partial(SplitWork, make_words, config.certain, out, rules, names)
+    split = partial(SplitWork, make_words, config.confidence, out, rules, names)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
     _remove_leftovers(out, markers)
     merge_index(build / "index", out / "index.parquet")
@@ -161,13 +161,13 @@ def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
     """
     settings = asdict(config)
     del settings["source"]["path"]  # the same files elsewhere are the same links
-    words = Words(config.list, config.stop, config.tagger)
+    words = Words(config.vocabulary, config.stop_words, config.tagger)
     return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), benchmarks])
 
 
 def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
     """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
-    raw = not config.list.caption_rules
+    raw = not config.vocabulary.caption_rules
     parts = point_at_parts(build / "parts", [replace(part, raw=raw) for part in parts_of(config.source)])
     settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
     identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
@@ -190,7 +190,7 @@ def _sample_limit(sample: int, links: int) -> str:
 def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, Mapping[str, str]]) -> pa.Table:
     """The vocabulary (schema `ENTITIES`) that the list makes of the tally. InputError if it keeps nothing."""
     classes = frozenset(name for found in leaks.values() for name in found.values())
-    choose = partial(config.list.choose, entity_counts(forms), top_k=config.top_k, min_count=config.min_count)
+    choose = partial(config.vocabulary.choose, entity_counts(forms), top_k=config.top_k, min_count=config.min_count)
     entities = choose(excluded=classes if config.exclude_benchmark_classes else frozenset())
     if not pc.any(entities["kept"]).as_py():
         if pc.any(choose(excluded=frozenset())["kept"]).as_py():
@@ -214,7 +214,7 @@ def find_near_duplicates(
     """
     build = out / BUILD
     fingerprint = digest_of([chosen, asdict(near)])
-    sign = partial(SignWork, make_words, config.certain, out, near, config.shards)
+    sign = partial(SignWork, make_words, config.confidence, out, near, config.shards)
     signed = run(sign, shards, build / "sign", fingerprint=fingerprint, label="sign")
     buckets = point_at_shards(build / "buckets", build / "sign", signed, config.shards)
     confirm = partial(ConfirmWork, build / "sign", near)
@@ -257,7 +257,7 @@ def _details(
         key: value for key, value in asdict(config).items() if key != "source"
     }  # where a corpus came from is no part of it
     return {
-        "list": {**asdict(config.list), "top_k": config.top_k, "min_count": config.min_count},
+        "list": {**asdict(config.vocabulary), "top_k": config.top_k, "min_count": config.min_count},
         "leaks": leaks,
         "classes": {name: len(classes) for name, classes in benchmarks.items()},
         "matching": {

@@ -113,7 +113,9 @@ class FileList(_NounList):
         try:
             lines = file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, ValueError) as error:
-            raise InputError(f"filter.list.path: {self.path}: cannot be read ({error}); give a text file in UTF-8") from None
+            raise InputError(
+                f"filter.vocabulary.path: {self.path}: cannot be read ({error}); give a text file in UTF-8"
+            ) from None
         found: dict[str, str] = {}
         place: dict[str, int] = {}
         for number, line in enumerate(lines, start=1):
@@ -123,17 +125,17 @@ class FileList(_NounList):
             entity, *synonyms = (" ".join(name.lower().split()) for name in re.split(r"[,\t]", text))
             if not spelling(entity):
                 raise InputError(
-                    f"filter.list.path: {self.path}, line {number}: no name before the comma; write one, or drop the line"
+                    f"filter.vocabulary.path: {self.path}, line {number}: no name before the comma; write one, or drop the line"
                 )
             for name in filter(spelling, (entity, *synonyms)):
                 first = place.setdefault(spelling(name), number)
                 if spelling(name) in found:
                     raise InputError(
-                        f"filter.list.path: {self.path}, line {number}: {name!r} stands in line {first} too; keep one"
+                        f"filter.vocabulary.path: {self.path}, line {number}: {name!r} stands in line {first} too; keep one"
                     )
                 found[spelling(name)] = entity
         if not found:
-            raise InputError(f"filter.list.path: {self.path}: names no entity; write one a line")
+            raise InputError(f"filter.vocabulary.path: {self.path}: names no entity; write one a line")
         return found
 
     def lexicon(self, base: Lexicon) -> Lexicon:

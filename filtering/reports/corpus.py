@@ -75,7 +75,7 @@ def describe(
     return {
         **summary,
         "list": _without_folders(details["list"]),
-        "settings": _without_folders({key: value for key, value in details["config"].items() if key != "list"}),
+        "settings": _without_folders({key: value for key, value in details["config"].items() if key != "vocabulary"}),
         "funnel": funnel(summary),
         "matching": dict(details["matching"]),
         "top_entities": [

@@ -280,7 +280,7 @@ def _captions(rows: Iterable[Mapping[str, Any]], kind: str) -> str:
 
 
 def _settings(content: Mapping[str, Any]) -> str:
-    shown = {f"list.{key}": value for key, value in content["list"].items()}
+    shown = {f"vocabulary.{key}": value for key, value in content["list"].items()}
     for key, value in content["settings"].items():
         if isinstance(value, Mapping):
             shown |= {f"{key}.{inner}": setting for inner, setting in value.items()}

@@ -39,13 +39,13 @@ def resolve_encoder_paths(config: Config) -> EncoderConfig:
 
 def located_model(config: Config, name: str) -> MethodConfig:
     """The settings of a row of the table, with absolute paths for the same reason."""
-    model: MethodConfig = getattr(config.models, name)
+    model: MethodConfig = getattr(config.method_settings, name)
     return located(model, Path())
 
 
 def needs_clip(config: Config) -> bool:
     """Whether any method of the run stands on its CLIP."""
-    return any(getattr(config.models, name).uses_clip for name in config.methods)
+    return any(getattr(config.method_settings, name).uses_clip for name in config.methods)
 
 
 def check_encoder(config: Config) -> None:
@@ -68,10 +68,10 @@ def check_encoder(config: Config) -> None:
 
 def methods_to_train(config: Config) -> list[TrainableConfig]:
     """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
-    models = [getattr(config.models, name) for name in config.methods if name not in config.weights]
+    chosen = [getattr(config.method_settings, name) for name in config.methods if name not in config.weights]
     pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
-    first: list[TrainableConfig] = [config.models.clip] if pretrains else []
-    return [*first, *(model for model in models if isinstance(model, TrainableConfig))]
+    first: list[TrainableConfig] = [config.method_settings.clip] if pretrains else []
+    return [*first, *(model for model in chosen if isinstance(model, TrainableConfig))]
 
 
 def check_crops(config: Config, method: TrainableConfig) -> None:
@@ -80,7 +80,7 @@ def check_crops(config: Config, method: TrainableConfig) -> None:
     for key, augment in augmentations(method.phases, method.augment):
         if image.resize_mode != "no" and augment.size > image.image_size:
             raise InputError(
-                f"models.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the images of the shards "
+                f"method_settings.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the shards' images "
                 f"(download.image.image_size is {image.image_size})"
             )
 
@@ -97,13 +97,13 @@ def check_methods(config: Config) -> None:
             continue
         check_crops(config, model)
         for _, _, _, schedule in scheduled_phases(model.phases, model.optim):
-            size, key = schedule.optim.batch_size, f"models.{model.name}.{schedule.key}.batch_size"
+            size, key = schedule.optim.batch_size, f"method_settings.{model.name}.{schedule.key}.batch_size"
             check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
         method = build_trained(located(model, Path()), make_encoder)
         try:
             phase_groups(method, model.phases, model.optim)
         except InputError as error:
-            raise InputError(f"models.{model.name}.{error}") from error
+            raise InputError(f"method_settings.{model.name}.{error}") from error
         method.initialise()
 
 

@@ -18,6 +18,8 @@ from filtering.files import digest_of
 from pipelines.app.describe import describe, has_default, join, kinds_of, members_of, names_of, one_of, plain, type_name
 
 COMMAND_LINE = "command line"
+FORMER = "former"
+"""Under this key a field's metadata holds the name that it had in an older version."""
 T = TypeVar("T")
 Tree = dict[str, Any]
 
@@ -251,7 +253,7 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
     arguments = {}
     for name, item in value.items():
         if name not in kinds:
-            raise _Wrong(join(key, name), f"unknown key '{join(key, name)}'; {_where_instead(name, key, kinds, root)}")
+            raise _Wrong(join(key, name), f"unknown key '{join(key, name)}'; {_where_instead(name, key, cls, root)}")
         arguments[name] = _build(kinds[name], item, join(key, name), root)
     for field in fields(cls):
         if field.name not in value and not has_default(field):
@@ -264,7 +266,11 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
         raise _Wrong(join(key, message.split(" ", 1)[0].strip("':,")), join(key, message)) from None
 
 
-def _where_instead(name: str, key: str, siblings: Mapping[str, Any], root: type) -> str:
+def _where_instead(name: str, key: str, cls: type, root: type) -> str:
+    siblings = kinds_of(cls)
+    for field in fields(cls):
+        if field.metadata.get(FORMER) == name:
+            return f"it is called '{join(key, field.name)}' now"
     near = difflib.get_close_matches(name, siblings, n=1)
     if near:
         return f"did you mean '{join(key, near[0])}'?"

@@ -4,7 +4,7 @@ import fcntl
 import os
 import socket
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,8 +65,15 @@ def refuse_other_run(config: Config) -> None:
         there = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         there = None
-    with suppress(ConfigError, TypeError):
+    try:
         there = to_dict(from_dict(Config, there))  # a key that is newer than the folder had its default's effect
+    except ConfigError as error:
+        raise ConfigError(
+            f"run_dir: {config.run_dir} holds a run of another version ({error}); go on with that version or choose another "
+            "with run_dir=FOLDER"
+        ) from None
+    except TypeError:  # no mapping: a damaged file, different in all its keys
+        pass
     before, now = (dict(_without(tree, (*EXECUTION_KEYS, *CHANGEABLE_KEYS))) for tree in (there, to_dict(config)))
     for key in [*now, *(key for key in before if key not in now)]:
         if before.get(key, "absent") != now.get(key, "absent"):

@@ -14,7 +14,7 @@ from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods import TRAINABLE, Methods
 from owseg.optim import Quirks
-from pipelines.app.config import ConfigError
+from pipelines.app.config import FORMER, ConfigError
 
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
 TRAINED = tuple(name for name in EVALUATED_METHODS if name in TRAINABLE)
@@ -38,7 +38,7 @@ class Config:
     """The CLIP that the methods of the run stand on, and the normalisation of images for all."""
     methods: tuple[str, ...] = ("maskclip", "tcl")
     """Rows of the results table, in order; those that train are trained."""
-    models: Methods = Methods()
+    method_settings: Methods = field(default=Methods(), metadata={FORMER: "models"})
     """The settings of each method."""
     weights: dict[str, str] = field(default_factory=dict)
     """Trained weights by method, used in place of training: weights.tcl=tcl.pth, a checkpoint's folder, or its .safetensors."""
@@ -62,11 +62,13 @@ class Config:
             if name not in TRAINED:
                 known = f"{near_miss(name, TRAINED)}; those that do are {', '.join(TRAINED)}"
                 raise ConfigError(f"weights.{name}: no method of that name trains{known}")
-        if "tcl" in self.methods and self.models.tcl.pamr and self.evaluate.refine != "none":
+        if "tcl" in self.methods and self.method_settings.tcl.pamr and self.evaluate.refine != "none":
             refine = f"evaluate.refine={self.evaluate.refine}"
-            raise ConfigError(f"models.tcl.pamr: TCL refines its masks already, and {refine} would again; set one of the two")
+            raise ConfigError(
+                f"method_settings.tcl.pamr: TCL refines its masks already, and {refine} would again; set one of the two"
+            )
         for name in self.methods:
             if self.train.engine == "deepspeed" and name in TRAINED and name not in self.weights:
                 refuse_quirks(
-                    getattr(getattr(self.models, name), "quirks", Quirks()), self.train.workers or 2
+                    getattr(getattr(self.method_settings, name), "quirks", Quirks()), self.train.workers or 2
                 )  # 0 may be several

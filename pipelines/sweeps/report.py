@@ -81,7 +81,7 @@ class Row:
     def supervision(self) -> str:
         """What the method's masks are learned from."""
         config = self.runs[0].cell.config
-        words: str = getattr(config.models, self.method).supervision(config.encoder)
+        words: str = getattr(config.method_settings, self.method).supervision(config.encoder)
         return words
 
     def scores(self, dataset: str) -> list[float]:

@@ -109,13 +109,13 @@ def data_config(config: Config) -> Config:
 
 def training_config(config: Config, method: TrainableConfig) -> Config:
     """The settings that decide a method's training, and no others."""
-    models = {method.name: method, **({"clip": config.models.clip} if method.uses_clip else {})}
+    settings = {method.name: method, **({"clip": config.method_settings.clip} if method.uses_clip else {})}
     return replace(
         data_config(config),
         seed=config.seed,
         encoder=config.encoder,
         train=config.train,
-        models=Methods(**models),  # type: ignore[arg-type]  # each under its own name
+        method_settings=Methods(**settings),  # type: ignore[arg-type]  # each under its own name
         methods=("maskclip",) if method.name == "clip" else (method.name,),  # a row for which the encoder alone is trained
     )
 

@@ -16,7 +16,7 @@ from owseg.methods.ovsegmentor.grouping import GroupingEncoder
 from owseg.vit import timm_state, timm_vit
 from owseg.weights import differences
 
-TOWER, WEIGHTS, HEADS = (f"models.ovsegmentor.{key}" for key in ("image_tower", "image_weights", "heads"))
+TOWER, WEIGHTS, HEADS = (f"method_settings.ovsegmentor.{key}" for key in ("image_tower", "image_weights", "heads"))
 OUTSIDE_A_TOWER = {"cls_token", "head.weight", "head.bias"}
 """What a ViT has and a grouping encoder does not."""
 CLIP_NAMES = {

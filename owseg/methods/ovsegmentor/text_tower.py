@@ -19,7 +19,7 @@ from owseg import InputError
 from owseg.encoders import Encoder
 from owseg.text import Tokenizer
 
-KEY = "models.ovsegmentor.text_tower"
+KEY = "method_settings.ovsegmentor.text_tower"
 BERT_CONTEXT = 77
 """Tokens of a text that BERT reads, and to which it is padded (official OVSegmentor)."""
 TOKENIZERS = {"bert-base-uncased": "distilbert-base-uncased"}

@@ -12,7 +12,7 @@ from owseg.text import CLIP_VOCABULARY, Tokenizer, clip_tokenizer
 from owseg.vit import timm_state, timm_vit
 from owseg.weights import differences
 
-KEY = "models.vilseg"
+KEY = "method_settings.vilseg"
 WIDTH_OF_INIT = 768
 """The width for which timm's initial weights are spread."""
 
