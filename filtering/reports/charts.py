@@ -4,13 +4,17 @@ import math
 from collections.abc import Iterable, Sequence
 from html import escape
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 42
 
 Point = tuple[float, float]
+Chart = Markup
+"""SVG, which a page shows as it is."""
 
 
-def histogram(before: Sequence[int], after: Sequence[int], *, axis: str, label: str, first: int = 0) -> str:
+def histogram(before: Sequence[int], after: Sequence[int], *, axis: str, label: str, first: int = 0) -> Chart:
     """Two histograms, one in front of the other: entry i counts what has size i. `before` may be empty.
 
     Entries from the size on that 99.5 % do not exceed are added up in a last bar, with "+" behind its number.
@@ -39,7 +43,7 @@ def histogram(before: Sequence[int], after: Sequence[int], *, axis: str, label: 
     return _frame(bars, marks, [(_y(share), _short(top * share)) for share in (0, 0.25, 0.5, 0.75, 1)], axis, label)
 
 
-def ranks(curve: Sequence[Point], dots: Sequence[Point], limit: float | None, *, axis: str, label: str) -> str:
+def ranks(curve: Sequence[Point], dots: Sequence[Point], limit: float | None, *, axis: str, label: str) -> Chart:
     """Count by rank on logarithmic scales: a line, dots, and perhaps a dashed limit."""
     most = max([1.0, *(count for _, count in (*curve, *dots)), limit or 1.0])
     farthest = max([2.0, *(rank for rank, _ in (*curve, *dots))])
@@ -63,7 +67,7 @@ def ranks(curve: Sequence[Point], dots: Sequence[Point], limit: float | None, *,
 
 def _frame(
     shapes: Iterable[str], marks: Iterable[tuple[float, str]], levels: Iterable[tuple[float, str]], axis: str, label: str
-) -> str:
+) -> Chart:
     grid = [
         f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
         f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{name}</text>'
@@ -72,7 +76,7 @@ def _frame(
     ticks = [f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{name}</text>' for x, name in marks]
     title = f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 6}" text-anchor="middle">{escape(axis)}</text>'
     inside = "".join([*grid, *shapes, *ticks, title])
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inside}</svg>'
+    return Chart(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{escape(label)}">{inside}</svg>')
 
 
 def _y(share: float) -> float:

@@ -1,14 +1,18 @@
-"""The pieces that reports are made of: the page around them, foreign text made harmless, bars and numbers.
+"""The pages' environment: Jinja2 templates that escape everything, and the filters that they use.
 
-A page is one file: HTML with its style and charts inside, no script, nothing from the network. What strangers wrote goes
-through `text`, and a content policy forbids the rest.
+A page is one file: HTML with its style and charts inside, no script, nothing from the network. What strangers wrote also goes
+through `foreign`, and a content policy forbids the rest.
 """
 
 import re
-from collections.abc import Iterable, Mapping
-from html import escape
+from collections.abc import Mapping
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from filtering.files import write_text
 
@@ -17,45 +21,41 @@ SHOWN_TEXT = 240
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
-def write_page(path: Path, title: str, head: str, sections: Iterable[tuple[str, str]]) -> None:
-    """Write a page of `head` and (title, HTML) sections."""
-    write_text(path, page(title, head, sections))
+def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
+    """Write a page; `content` is what its template asks for."""
+    write_text(path, environment().get_template(template).render(content))
 
 
-def page(title: str, head: str, sections: Iterable[tuple[str, str]]) -> str:
-    """The HTML of a page; `head` and what is in the sections is HTML already."""
-    sections = list(sections)
-    anchors = "".join(f'<a href="#{anchor(name)}">{name}</a>' for name, _ in sections)
-    body = "".join(f'<section id="{anchor(name)}"><h2>{name}</h2>{inside}</section>' for name, inside in sections)
-    style = (files("filtering.reports") / "report.css").read_text(encoding="utf-8")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>{title}</title>\n"
-        f"<style>\n{style}</style></head>\n<body><main>{head}<nav>{anchors}</nav>{body}</main></body></html>\n"
+@cache
+def environment() -> Environment:
+    """The templates of this package. What is not `Markup` is escaped, and a name that is not given is an error."""
+    made = Environment(
+        loader=PackageLoader(__package__ or "filtering.reports"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
     )
+    made.globals["style"] = Markup((files(__package__ or "filtering.reports") / "report.css").read_text(encoding="utf-8"))
+    made.filters |= {
+        "anchor": anchor,
+        "count_of": count,
+        "foreign": foreign,
+        "percent": percent,
+        "setting": setting,
+        "share": share,
+        "spoken": spoken,
+        "thousands": "{:,}".format,
+    }
+    return made
 
 
-def page_head(kicker: str, title: str, tiles: Iterable[tuple[str, str, str]], digest: str) -> str:
-    """The top of a page: what it is, its result in one line, and tiles of (label, value, note)."""
-    shown = "".join(f"<div><dt>{label}<dd>{value}<small>{note}</small></div>" for label, value, note in tiles)
-    return (
-        f"<header><p class=kicker>{kicker}</p><h1>{title}</h1><dl class=tiles>{shown}</dl>"
-        f"<p class=digest>digest {text(digest)}</p></header>"
-    )
-
-
-def text(value: object, most: int = SHOWN_TEXT) -> str:
-    """Foreign text, harmless: cut, its control and direction characters replaced, and escaped."""
+def foreign(value: object, most: int = SHOWN_TEXT) -> str:
+    """Foreign text: cut, its control and direction characters replaced. Templates escape it."""
     shown = str(value)
     shown = shown if len(shown) <= most else shown[: most - 1] + "…"
-    return escape(_UNPRINTABLE.sub("\ufffd", shown))
-
-
-def settings_table(settings: Mapping[str, object]) -> str:
-    rows = "".join(f"<tr><th>{text(key)}<td><code>{text(setting(value))}</code>" for key, value in settings.items())
-    return f"<table class=settings><tbody>{rows}</table>"
+    return _UNPRINTABLE.sub("\ufffd", shown)
 
 
 def setting(value: object) -> str:
@@ -68,17 +68,9 @@ def setting(value: object) -> str:
     return str(value) if value != "" else "default"
 
 
-def bar(*parts: tuple[float, str]) -> str:
-    """A bar of parts, each a width in percent and a CSS class."""
-    return (
-        "<div class=bar>"
-        + "".join(f'<i class={kind} style="width:{width:.3g}%"></i>' for width, kind in parts if width)
-        + "</div>"
-    )
-
-
-def name_of(reason: str) -> str:
-    return text(reason.replace("_", " "))
+def spoken(name: str) -> str:
+    """A rule's or reason's name as words."""
+    return foreign(name.replace("_", " "))
 
 
 def anchor(title: str) -> str:
