@@ -22,7 +22,7 @@ from pipelines.cli import Option, main
 from pipelines.config import ConfigError, digest, to_dict
 from pipelines.download import check_target
 from pipelines.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
-from pipelines.run_dir import holds_run, refuse_other_run
+from pipelines.run_dir import holds_single_run, refuse_other_run
 from pipelines.settings import Config
 from pipelines.sweep_grid import VARY, Cell, Grid, make_grid
 from pipelines.sweep_report import JSON, compare, miou_of, read_cell, record, rows_of
@@ -43,7 +43,7 @@ FLAGS = {
 def run(config: Config, vary: tuple[str, ...] = (), seeds: str = "1") -> None:
     """The verb. Ends with exit code 2 where all cells that failed did so by the user's mistake, else with 1."""
     folder = Path(config.run_dir)
-    if holds_run(folder):
+    if holds_single_run(folder):
         raise ConfigError(f"run_dir: {folder} holds a single run; choose another for the sweep with run_dir=FOLDER")
     grid = make_grid(config, vary, seeds)
     check(grid.cells)
