@@ -1,6 +1,6 @@
 """Where the three systems go with budget: mIoU at several times the demo's image-caption pairs.
 
-    python benchmarks/learning_curve.py OUT [--times 1 3 10] [--seeds 1] [key=value ...]
+    python benchmarks/learning_curve.py OUT [--times 1,3,10] [--seeds 1] [key=value ...]
 
 Each of --times is a sweep of configs/demo.yaml in a folder of its own below OUT (pipelines/sweep.py: it goes on where it was
 stopped, and trainings run side by side, one a core) with so many times the links, `filter.min_count`, and steps and warm-up of
@@ -9,6 +9,7 @@ each phase: the same passes over more pairs, the same entities. Learning rates s
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +21,8 @@ import matplotlib.pyplot as plt
 
 from owseg.evaluation.intervals import AVERAGE
 from owseg.optim import OptimConfig
-from pipelines.app.config import load
+from pipelines.app.config import ConfigError, load
+from pipelines.app.outcome import exit_code
 from pipelines.app.settings import Config
 from pipelines.sweeps.report import JSON
 
@@ -29,6 +31,7 @@ DEMO = ROOT / "configs" / "demo.yaml"
 ENCODER = "clip"
 SYSTEMS = ("tcl", "ovsegmentor", "vilseg")
 ROWS = ("chance", "maskclip", *SYSTEMS)
+OWN_KEYS = ("run_dir", "methods", "evaluate.oracle", "evaluate.bootstrap", "evaluate.datasets")
 
 
 @dataclass(frozen=True)
@@ -119,18 +122,36 @@ def draw(points: Sequence[Mapping[str, Point]], path: Path) -> None:
     plt.close(figure)
 
 
-def main(argv: Sequence[str]) -> None:
+def budgets(text: str) -> list[int]:
+    """Whole numbers in rising order. Raises ConfigError for anything else."""
+    parts = text.split(",")
+    if not all(re.fullmatch("[1-9][0-9]{0,3}", part) for part in parts) or len(set(parts)) < len(parts):
+        raise ConfigError(f"--times: '{text}' is no list of different whole numbers from 1 on, such as 1,3,10")
+    return sorted(map(int, parts))
+
+
+def check_settings(settings: Sequence[str]) -> None:
+    """Raise ConfigError for a setting that the curve itself decides or needs."""
+    for setting in settings:
+        if setting.split("=")[0] in OWN_KEYS:
+            raise ConfigError(f"{setting.split('=')[0]}: is the curve's own; leave it out")
+
+
+def work(argv: Sequence[str]) -> None:
+    """The command line at the top of this file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--times", type=int, nargs="+", default=[1, 3, 10])
+    parser.add_argument("--times", default="1,3,10")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("settings", nargs="*", help="settings of the pipeline, key=value")
+    parser.add_argument("settings", nargs="*", metavar="key=value", help="settings of the pipeline")
     arguments = parser.parse_intermixed_args(argv)
+    times = budgets(arguments.times)
+    check_settings(arguments.settings)
     points = []
-    for times in arguments.times:
-        out = arguments.out / f"x{times}"
-        sweep(out, times, arguments.seeds, arguments.settings)
-        points.append(points_of(out, times))
+    for one in times:
+        out = arguments.out / f"x{one}"
+        sweep(out, one, arguments.seeds, arguments.settings)
+        points.append(points_of(out, one))
     table = table_of(points)
     (arguments.out / "curve.md").write_text(table, encoding="utf-8")
     draw(points, arguments.out / "curve.png")
@@ -138,4 +159,4 @@ def main(argv: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(exit_code(lambda: work(sys.argv[1:])))

@@ -14,7 +14,6 @@ Prints the largest differences; exit code 0 if all are within tolerance, 1 if on
 import argparse
 import sys
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,11 +58,14 @@ def read(path: Path) -> Arrays:
     """The arrays of an .npz file. Raises InputError where it is missing, damaged or something else."""
     try:
         with zipfile.ZipFile(path), np.load(path) as arrays:  # np.load alone reads other formats, too
-            return {name: arrays[name] for name in arrays.files}
+            found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise InputError("no such file") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except Exception as error:  # what is damaged inside makes NumPy raise errors of any kind, MemoryError among them
         raise InputError(f"cannot be read as .npz ({error})") from error
+    if other := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
+        raise InputError(f"cannot be read as .npz ({other} is no array)")
+    return found
 
 
 def main() -> int:

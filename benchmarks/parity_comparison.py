@@ -1,5 +1,6 @@
 """What comparisons with an official implementation share: arrays in, quantities with their tolerances, a table out."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -63,6 +64,11 @@ class Comparison:
         check_shapes(name, found, expected)
         difference = (found != expected).double().mean().item()
         self.quantities.append(Quantity(name, difference, tolerance, "of pixels", difference <= tolerance))
+
+    def note_unknown(self, case: Arrays, inputs: Iterable[str]) -> None:
+        """A line for each array of a case that is neither an input nor was compared."""
+        compared = {quantity.name for quantity in self.quantities}
+        self.notes += [f"not known, not compared: {key}" for key in sorted(case.keys() - set(inputs) - compared)]
 
     def table(self) -> str:
         """All quantities: failures, then the largest share of its tolerance first."""

@@ -17,7 +17,13 @@ from owseg.methods.vilseg.self_distillation import DistillationHead, distillatio
 
 OUTPUT = 1e-5
 """Tolerance of outputs, centres and temperatures, absolute."""
-WEIGHT, GRAD = "head/weight/", "head/grad/"
+LOSS_INPUTS = (
+    *("student", "teacher", "center", "ncrops", "student_temp", "center_momentum", "epoch", "nepochs"),
+    *("warmup_teacher_temp", "final_teacher_temp", "warmup_teacher_temp_epochs"),
+)
+LOSS_RESULTS = frozenset({"teacher_temp_schedule", "teacher_temp", "loss", "grad_student", "center_after"})
+MOST_EPOCHS = 100_000
+HEAD, WEIGHT, GRAD = "head/", "head/weight/", "head/grad/"
 LAST = {"last_layer.weight_v": "direction", "last_layer.weight_g": "scale"}
 """Official names of the last layer's tensors, and ours; the others are the same."""
 
@@ -26,16 +32,18 @@ def compare_dino(_: None, case: Arrays) -> Comparison:
     """Loss, centre, temperatures and head, all in float64. Raises InputError where the case does not fit."""
     comparison = Comparison()
     try:
-        if {"student", "teacher"} <= case.keys():
+        if LOSS_RESULTS & case.keys():
             compare_loss(case, comparison)
-        if "head/x" in case:
+        if any(name.startswith(HEAD) for name in case):
             compare_head(case, comparison)
     except KeyError as error:
         raise InputError(f"not a DINO case ({error.args[0]} is missing)") from error
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+    except (ArithmeticError, RuntimeError, IndexError, ValueError, TypeError) as error:
         raise InputError(f"not a DINO case ({error})") from error
     if not comparison.quantities:
-        raise InputError("holds no inputs of a DINO case with what came of them")
+        raise InputError("not a DINO case (it holds no results)")
+    weights = [name for name in case if name.startswith(WEIGHT)]
+    comparison.note_unknown(case, (*LOSS_INPUTS, "head/x", "head/cotangent", *weights))
     return comparison
 
 
@@ -52,8 +60,11 @@ def compare_loss(case: Arrays, comparison: Comparison) -> None:
         "final": float(case["final_teacher_temp"]),
         "warmup_steps": int(case["warmup_teacher_temp_epochs"]),
     }
-    schedule = [teacher_temperature(epoch, **warmup) for epoch in range(int(case["nepochs"]))]
-    temperature = schedule[int(case["epoch"])]
+    epochs, epoch = int(case["nepochs"]), int(case["epoch"])
+    if not 0 <= epoch < epochs <= MOST_EPOCHS:
+        raise InputError(f"epoch {epoch} of {epochs} is none; a case has up to {MOST_EPOCHS}, counted from 0")
+    schedule = [teacher_temperature(epoch, **warmup) for epoch in range(epochs)]
+    temperature = schedule[epoch]
     if "teacher_temp_schedule" in case:
         comparison.add("teacher_temp_schedule", double(np.array(schedule)), double(case["teacher_temp_schedule"]), OUTPUT)
     if "teacher_temp" in case:

@@ -27,6 +27,8 @@ def compare_iic(_: None, case: Arrays) -> Comparison:
     try:
         inputs = {key: double(case[key]) for key in ("p", "mask")}
         weight, shifts = float(case["lamb"]), [int(side) for side in case["half_T_sides"].ravel()]
+        if wrong := [side for side in shifts if not 0 <= side < min(inputs["p"].shape[-2:])]:
+            raise InputError(f"half_T_sides: {wrong[0]} is no shift of maps of {list(inputs['p'].shape[-2:])}")
         for prefix, corners in (("ac0/", False), ("ac1/", True)) if "q_raw" in case else (("", False),):
             raw = double(case["q_raw" if prefix else "q"])
             theta = double(case["affine2_to_1"]) if prefix else None
@@ -38,13 +40,11 @@ def compare_iic(_: None, case: Arrays) -> Comparison:
                     add(comparison, f"{prefix}{key}", found, double(case[f"{prefix}{key}"]))
     except KeyError as error:
         raise InputError(f"not an IIC case ({error.args[0]} is missing)") from error
-    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+    except (ArithmeticError, RuntimeError, IndexError, ValueError, TypeError) as error:
         raise InputError(f"not an IIC case ({error})") from error
     if not comparison.quantities:
         raise InputError("holds no results of an IIC case")
-    known = {"p", "q", "q_raw", "mask", "lamb", "half_T_sides", "affine2_to_1"}
-    compared = {quantity.name for quantity in comparison.quantities}
-    comparison.notes += [f"not known, not compared: {key}" for key in sorted(case.keys() - known - compared)]
+    comparison.note_unknown(case, ("p", "q", "q_raw", "mask", "lamb", "half_T_sides", "affine2_to_1"))
     return comparison
 
 

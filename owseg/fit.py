@@ -1,6 +1,7 @@
 """The one training loop: phases in order, steps that depend on (seed, step) alone, checkpoints that any step restarts from."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -121,6 +122,7 @@ def fit(
             finished = step + 1
             if finished % log_every == 0 or finished == total:
                 means = _mean_over_ranks(losses)  # a collective: every rank takes part, whether or not it logs
+                _refuse_divergence(means, finished)
                 watched = _mean_over_ranks(method.diagnostics)
                 if on_log is not None:
                     on_log(finished, means, lr, watched)
@@ -152,6 +154,13 @@ def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, ste
                 (folder / "position.json").write_text(json.dumps({"step": step}))
 
     return save
+
+
+def _refuse_divergence(losses: dict[str, float], step: int) -> None:
+    """Raise InputError where a loss is no number any more: nothing that follows would be worth its time."""
+    for name, loss in losses.items():
+        if not math.isfinite(loss):
+            raise InputError(f"training diverged: loss '{name}' is {loss} at step {step}; lower optim.lr or the loss's weight")
 
 
 def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:

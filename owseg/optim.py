@@ -39,10 +39,14 @@ class OptimConfig:
     """Global gradient norm above which gradients are scaled down."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.lr <= 0 or self.min_lr < 0 or len(self.betas) != 2:
-            raise InputError("batch_size and lr must be positive, min_lr at least 0, betas two numbers")
-        if self.warmup < 0 or self.warmup_lr < 0:
-            raise InputError("warmup and warmup_lr must be at least 0")
+        for name in ("batch_size", "lr", "eps", "clip_norm"):
+            if getattr(self, name) <= 0:
+                raise InputError(f"{name}: {getattr(self, name)} must be positive")
+        for name in ("min_lr", "lr_batch", "warmup", "warmup_lr", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name}: {getattr(self, name)} must be at least 0")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"betas: {list(self.betas)} must be two numbers from 0 to below 1")
         if self.warmup_lr and self.schedule != "timm":
             raise InputError(f"warmup_lr: schedule={self.schedule} has a start of its own; set schedule=timm or leave it out")
 

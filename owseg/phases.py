@@ -59,7 +59,9 @@ class ScheduledPhase(NamedTuple):
 
 
 def scheduled_phases(phases: Sequence[Phase], optim: OptimConfig) -> list[ScheduledPhase]:
-    """Phases in their places; `optim` is that of phases before the first one with its own."""
+    """Phases in their places; `optim` is that of phases before the first one with its own. InputError where there is none."""
+    if not phases:
+        raise InputError("phases: there are none; give at least one")
     starts = [sum(phase.steps for phase in phases[:index]) for index in range(len(phases) + 1)]
     firsts = [index for index, phase in enumerate(phases) if index == 0 or phase.optim is not None]
     found = []

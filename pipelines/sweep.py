@@ -29,7 +29,7 @@ from pipelines.app.checks import (
 from pipelines.app.cli import Option, main
 from pipelines.app.config import ConfigError, digest, to_dict
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
-from pipelines.app.run_dir import holds_run, refuse_other_run
+from pipelines.app.run_dir import holds_single_run, refuse_other_run
 from pipelines.app.settings import Config
 from pipelines.download import check_target
 from pipelines.sweeps.grid import VARY, Cell, Grid, make_grid
@@ -51,7 +51,7 @@ FLAGS = {
 def run(config: Config, vary: tuple[str, ...] = (), seeds: str = "1") -> None:
     """The verb. Ends with exit code 2 where all cells that failed did so by the user's mistake, else with 1."""
     folder = Path(config.run_dir)
-    if holds_run(folder):
+    if holds_single_run(folder):
         raise ConfigError(f"run_dir: {folder} holds a single run; choose another for the sweep with run_dir=FOLDER")
     grid = make_grid(config, vary, seeds)
     check(grid.cells)

@@ -61,7 +61,7 @@ def test_overrides_are_taken_and_told() -> None:
     assert summary_of(config) == "preset tcl, short side 96, window 96, stride 48"
     assert summary_of(SCLIP) == "preset sclip"
     assert view_of(replace(SCLIP, stride=224), "cityscapes") == View(short_side=560, window=224, stride=224)
-    with pytest.raises(InputError, match="stride at most window"):
+    with pytest.raises(InputError, match="stride: 224 is larger than the window"):
         EvaluateConfig(window=96)  # the preset's stride is 224
     with pytest.raises(InputError, match=r"^short_side: -1"):
         EvaluateConfig(short_side=-1)

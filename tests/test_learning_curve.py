@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.learning_curve import DEMO, ENCODER, SYSTEMS, scaled
-from pipelines.app.config import load
+from benchmarks.learning_curve import DEMO, ENCODER, SYSTEMS, budgets, check_settings, scaled
+from pipelines.app.config import ConfigError, load
 from pipelines.app.settings import Config
 
 
@@ -21,3 +21,13 @@ def test_data_and_schedules_grow_alike(times: int) -> None:
         assert after.optim.warmup == before.optim.warmup * times
         assert after.optim.lr == before.optim.lr
     assert (larger == demo) is (times == 1)
+
+
+def test_wrong_arguments_are_told_before_any_work() -> None:
+    assert budgets("10,1,3") == [1, 3, 10]
+    for text in ("", "0", "1,0", "1,1", "three", "-1", "1.5"):
+        with pytest.raises(ConfigError, match="--times"):
+            budgets(text)
+    for setting in ("evaluate.oracle=false", "evaluate.bootstrap=0", "methods=[chance]", "run_dir=elsewhere"):
+        with pytest.raises(ConfigError, match="is the curve's own"):
+            check_settings([setting])

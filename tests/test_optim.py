@@ -49,7 +49,14 @@ def test_timms_schedule_lags_a_step_and_leaves_the_warm_up_below_the_peak() -> N
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"warmup": -1}, "warmup"),
+        ({"warmup": -1}, "warmup: -1 must be at least 0"),
+        ({"lr": -1.0}, "lr: -1.0 must be positive"),
+        ({"lr_batch": -1}, "lr_batch: -1 must be at least 0"),
+        ({"eps": -1.0}, "eps: -1.0 must be positive"),
+        ({"clip_norm": -1.0}, "clip_norm: -1.0 must be positive"),
+        ({"weight_decay": -1.0}, "weight_decay: -1.0 must be at least 0"),
+        ({"betas": (2.0, 2.0)}, "betas: "),
+        ({"betas": (0.9,)}, "betas: "),
         ({"schedule": "timm", "warmup_lr": -1e-5}, "warmup_lr"),
         ({"warmup_lr": 1e-5}, "schedule=timm"),
     ],

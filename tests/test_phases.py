@@ -229,3 +229,11 @@ def test_a_batch_size_that_cannot_be_is_told_before_training(tmp_path: Path, siz
 def test_a_rate_counts_each_step_with_its_own_batch_size() -> None:
     assert pairs_between(scheduled_phases(PHASES, FIRST), 2, 7) == 2 * 8 + 3 * 4
     assert pairs_between(scheduled_phases(PHASES, FIRST), 0, 9) == 4 * 8 + 5 * 4
+
+
+def test_a_training_that_diverges_is_ended(tmp_path: Path) -> None:
+    method = Follower()
+    with torch.no_grad():
+        method.head.weight.fill_(torch.inf)
+    with pytest.raises(InputError, match=r"training diverged: loss 'fit' is (inf|nan) at step 1; lower optim\.lr"):
+        fit(method, PHASES, FIRST, lambda groups, optim: TorchEngine(method, groups, optim), made, seed=0, log_every=1)

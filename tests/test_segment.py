@@ -122,7 +122,7 @@ def test_options_reach_the_model(tiny_run: Path, photo: Path, tmp_path: Path, ca
         (["{photo}", "--labels", "a", "--refine", "pamr", "--set", "pamr=true"], "pamr: TCL refines its masks already"),
         (["{photo}", "--labels", "a", "--set", "pmr=true"], "command line: unknown key 'pmr'; did you mean 'pamr'?"),
         (["{photo}", "--labels", "a", "--set", "pamr=maybe"], "command line: 'pamr' must be true or false, not 'maybe'"),
-        (["{photo}", "--labels", "a", "--window", "0"], "short_side, window and stride must be positive"),
+        (["{photo}", "--labels", "a", "--window", "0"], "window: 0 must be at least 1"),
         (["{photo}", "--labels", "a", "--device", "warp"], "device: 'warp' cannot be used here"),
         (["{photo}.none", "--labels", "a"], "{photo}.none: no such file"),
         (["{run}/train/clip", "--labels", "a"], "{run}/train/clip: holds no images"),

@@ -80,6 +80,13 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
     ),
     "seeds < 1": (("--seeds", "0"), "--seeds: '0' is no number of seeds"),
     "seeds in words": (("--seeds=three",), "--seeds: 'three' is no number of seeds"),
+    "too many seeds": (("--seeds", "99999"), "--seeds: '99999' is no number of seeds; give a whole number from 1 to 1000"),
+    "seeds of many digits": (("--seeds", "9" * 5000), "--seeds: '9999"),
+    "a negative seed": (("--vary", "seed=[-1, 0]"), "--vary: seed: -1 is out of range"),
+    "a section and a key in it": (
+        ("--vary", "evaluate.refine=[none, pamr]", "--vary", "evaluate={p: {refine: pamr}, q: {}}"),
+        "--vary: 'evaluate' holds 'evaluate.refine', which is varied too",
+    ),
     "no seeds": (("--seeds",), "--seeds needs a value: --seeds N"),
     "no values": (("--vary", "seed=[]"), "--vary: 'seed' has no values"),
     "one value": (("--vary", "train.workers=2"), "--vary: 'train.workers' needs several values"),
@@ -121,6 +128,17 @@ def test_help_shows_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     shown = capsys.readouterr().out
     assert "[--vary KEY=[a, b]] [--seeds N] [--config FILE]" in shown
     assert "runs of each combination" in " ".join(shown.split())
+
+
+def test_a_sweeps_folder_stays_that_of_its_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "run" / "cells").mkdir(parents=True)
+    argv = ["--config", str(REPO / SMOKE), f"run_dir={tmp_path / 'run'}", "--seeds", "0"]
+    assert main(sweep.run, doc="", argv=argv, flags=sweep.FLAGS) == USER_MISTAKE
+    assert "--seeds: '0'" in capsys.readouterr().err
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+    assert main(sweep.run, doc="", argv=[*argv, "evaluate.short_side=80"], flags=sweep.FLAGS) == USER_MISTAKE
+    assert "holds a run of another config: 'evaluate.short_side' was" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
 def test_a_cell_of_another_grid_is_refused_and_a_single_run_too(tmp_path: Path) -> None:

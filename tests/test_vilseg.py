@@ -21,6 +21,7 @@ from owseg.methods.vilseg.self_distillation import distillation_loss, teacher_te
 from owseg.methods.vilseg.towers import TextSize, VitSize
 from owseg.methods.vilseg.views import Crops
 from owseg.optim import OptimConfig, ParameterGroup
+from owseg.phases import Phase
 from owseg.segmenter import load_segmenter
 
 
@@ -306,7 +307,7 @@ def test_dino_weights_fill_the_tower(tmp_path: Path) -> None:
     assert torch.equal(method.image.vit.blocks[1].mlp.fc1.weight, source["blocks.1.mlp.fc1.weight"])
     assert method.image.vit.pos_embed.shape == (1, 17, 32)
     assert torch.equal(method.image.vit.pos_embed[:, 0], source["pos_embed"][:, 0])
-    scratch = config(image_weights=str(tmp_path / "dino.pth")).build(None)
+    scratch = config().build(None)
     scratch.initialise()
     assert not torch.equal(scratch.image.vit.blocks[1].mlp.fc1.weight, source["blocks.1.mlp.fc1.weight"])
 
@@ -339,9 +340,19 @@ def test_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) ->
         ({"clusters": 1}, "clusters: 1 tells nothing apart"),
         ({"local_area": (0.5, 0.2)}, "local_area: "),
         ({"momentum": 1.5}, "momentum: 1.5 is outside 0..1"),
-        ({"teacher_temperature": 0.0}, "teacher_temperature: 0.0 must be positive"),
+        ({"teacher_temperature": 0.0}, "teacher_temperature: 0.0 must be at least 0.001"),
         ({"cluster_shifts": -1}, "cluster_shifts: -1 is negative"),
-        ({"twin_scale": 1.0}, "twin_degrees must be"),
+        ({"twin_scale": 1.0}, "twin_scale: 1.0 must be at least 0 and below 1"),
+        ({"twin_degrees": 200.0}, "twin_degrees: 200.0 is outside 0..180"),
+        ({"image_weights": "dino.pth"}, "image_weights: dino.pth is read with init=dino alone"),
+        ({"init": "dino", "image_tower": "vit_base_patch16_clip_224"}, "vit_base_patch16_clip_224 does not begin as DINO's"),
+        ({"init": "dino", "image_tower": "vit_base_patch16_clip_224.openai"}, "does not begin as DINO's"),
+        ({"init": "dino", "image_tower": "vit_base_patch16_224.augreg_in21k"}, "does not begin as DINO's"),
+        (
+            {"vision_weight": 0.0, "phases": (Phase(steps=1, train=("vision_head.",)),)},
+            "phases.0.train: vision_head. learns from",
+        ),
+        ({"cluster_weight": 0.0, "phases": (Phase(steps=1, train=("clusters.",)),)}, "phases.0.train: clusters. learns from"),
         ({"templates": "none"}, "templates: "),
     ],
 )
@@ -359,6 +370,8 @@ def test_settings_that_cannot_be(settings: dict[str, Any], told: str) -> None:
         ),
         ({"local_size": 12}, r"method_settings\.vilseg\.local_size: 12 pixels are no whole patches of 8"),
         ({"augment": AugmentConfig(size=36)}, r"method_settings\.vilseg\.augment\.size: 36 pixels are no whole patches of 8"),
+        ({"cluster_shifts": 4}, r"vilseg\.cluster_shifts: 4 is no shift of a grid of 4 patches"),
+        ({"phases": ()}, "phases: there are none"),
     ],
 )
 def test_sizes_that_do_not_fit(settings: dict[str, Any], told: str) -> None:
@@ -366,13 +379,21 @@ def test_sizes_that_do_not_fit(settings: dict[str, Any], told: str) -> None:
         config(**settings).build(None)
 
 
+def test_small_crops_do_not_matter_where_they_are_left_out() -> None:
+    config(vision_weight=0.0, local_size=300).build(None)
+
+
 def test_sizes_of_towers() -> None:
     with pytest.raises(InputError, match="heads: 3 heads do not divide the width 32"):
         TextSize(width=32, heads=3)
     with pytest.raises(InputError, match="vocabulary: 100 must be above 514"):
         TextSize(vocabulary=100)
-    with pytest.raises(InputError, match="depth: -1 is negative"):
+    with pytest.raises(InputError, match=r"depth: -1 is outside 1\.\.128"):
         VitSize(depth=-1)
+    with pytest.raises(InputError, match=r"depth: 100000000 is outside 1\.\.128"):
+        VitSize(depth=100_000_000)
+    with pytest.raises(InputError, match="image_size: 4 pixels are no whole patches of 8"):
+        VitSize(image_size=4, patch_size=8)
 
 
 def test_the_registry_has_it_and_no_clip_is_loaded() -> None:

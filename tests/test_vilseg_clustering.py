@@ -4,6 +4,7 @@ import itertools
 import math
 import sys
 from pathlib import Path
+from zipfile import ZipFile
 
 import numpy as np
 import parity
@@ -194,6 +195,50 @@ def test_a_wrong_number_is_seen(
     np.savez(tmp_path / "case.npz", **case)
     assert run(monkeypatch, kind, tmp_path / "case.npz") == 1
     assert "FAIL" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "told"),
+    [
+        ("dino", {"student": None}, "not a DINO case (student is missing)"),
+        ("dino", {"teacher": None}, "not a DINO case (teacher is missing)"),
+        ("dino", {"head/x": None}, "not a DINO case (head/x is missing)"),
+        ("dino", {"epoch": np.array(-1)}, "epoch -1 of"),
+        ("dino", {"nepochs": np.array(1e8)}, "of 100000000 is none"),
+        ("iic", {"half_T_sides": np.array([100])}, "half_T_sides: 100 is no shift of maps of"),
+        ("iic", {"half_T_sides": np.array([np.inf])}, "not an IIC case (cannot convert float infinity"),
+    ],
+)
+def test_a_case_that_cannot_be_compared_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    kind: str,
+    changes: dict[str, np.ndarray | None],
+    told: str,
+) -> None:
+    with np.load(DATA / f"{kind}_case2.npz") as arrays:
+        case = {key: value for key, value in {**arrays, **changes}.items() if value is not None}
+    np.savez(tmp_path / "case.npz", **case)
+    assert run(monkeypatch, kind, tmp_path / "case.npz") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line
+
+
+def test_what_is_not_known_is_said(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    with np.load(DATA / "dino_case2.npz") as arrays:
+        np.savez(tmp_path / "case.npz", **{**arrays, "head/grad/nosuch": np.zeros(1)})
+    assert run(monkeypatch, "dino", tmp_path / "case.npz") == 0
+    assert "not known, not compared: head/grad/nosuch" in capsys.readouterr().out
+
+
+def test_a_member_that_is_no_array_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with ZipFile(tmp_path / "case.npz", "w") as file:
+        file.writestr("p.npy", "plain text")
+    assert run(monkeypatch, "iic", tmp_path / "case.npz") == 2
+    assert "cannot be read as .npz (p is no array)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("kind", ["iic", "dino"])

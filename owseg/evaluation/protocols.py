@@ -39,8 +39,11 @@ class View:
     def __post_init__(self) -> None:
         if not 1 <= self.grid_scale <= MOST_GRID_SCALE:
             raise InputError(f"grid_scale: {self.grid_scale:g} is out of range; give a factor from 1 to {MOST_GRID_SCALE}")
-        if min(self.short_side, self.max_long_side, self.window, self.stride) < 1 or self.stride > self.window:
-            raise InputError("short_side, window and stride must be positive, and stride at most window")
+        for name in ("short_side", "max_long_side", "window", "stride"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        if self.stride > self.window:
+            raise InputError(f"stride: {self.stride} is larger than the window ({self.window}); give at most that")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,16 +137,18 @@ class EvaluateConfig:
                 raise InputError(f"{field}: {getattr(self, field)} is negative; give a positive number, or 0")
         if self.window_batch < 1:
             raise InputError(f"window_batch: {self.window_batch} must be at least 1")
-        if self.bootstrap != 0 and self.bootstrap < MIN_DRAWS:
-            raise InputError(
-                f"bootstrap: {self.bootstrap} resamples are too few; give at least {MIN_DRAWS}, or 0 for no intervals"
-            )
+        if self.bootstrap != 0 and not MIN_DRAWS <= self.bootstrap <= MAX_DRAWS:
+            many = "few" if self.bootstrap < MIN_DRAWS else "many"
+            limits = f"at least {MIN_DRAWS}" if many == "few" else f"at most {MAX_DRAWS}"
+            raise InputError(f"bootstrap: {self.bootstrap} resamples are too {many}; give {limits}, or 0 for no intervals")
         if len(set(self.thresholds)) != len(self.thresholds):
             raise InputError("thresholds: a value is given twice")
         for name in self.datasets:
             view_of(self, name)
 
 
+MAX_DRAWS = 1_000_000
+"""Resamples above which intervals take gigabytes, and get no better."""
 MIN_DRAWS = 100
 """Resamples below which the ends of an interval of 95 % are made of two or three."""
 OVERRIDES = ("short_side", "max_long_side", "window", "stride")

@@ -45,4 +45,6 @@ def read_synonyms(path: Path, known: Collection[str] | None = None) -> Synonyms:
         if class_ in found:
             raise InputError(f"{path}, line {number}: {class_!r} has a line already; give all of its names in one")
         found[class_] = names
+    if not found:
+        raise InputError(f'evaluate.synonyms: {path} names no class; give lines "class: name, name"')
     return found

@@ -6,6 +6,7 @@ as a whole by the file, and reached into by the command line (`rules.0.min_words
 """
 
 import difflib
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -145,6 +146,8 @@ def parse_setting(text: str, source: str = COMMAND_LINE) -> tuple[str, Any]:
         return key, yaml.load(value, _Loader) if value.strip() else ""
     except yaml.YAMLError as error:
         raise ConfigError(f"{source}: '{text}': {_yaml_problem(error)}; quote text as {key}='\"...\"'") from None
+    except ValueError as error:  # a number of thousands of digits, a date that is none
+        raise ConfigError(f"{source}: '{text[:80]}': {error}; quote text as {key}='\"...\"'") from None
 
 
 def _yaml_problem(error: yaml.YAMLError) -> str:
@@ -237,9 +240,13 @@ def _build_value(kind: Any, value: Any, key: str, root: type) -> Any:
         return {name: _build(get_args(kind)[1], item, f"{key}.{name}", root) for name, item in value.items()}
     if kind is float and type(value) is int:
         return float(value)
-    if origin is None and type(value) is kind:
-        return value
-    return _MISFIT
+    if origin is not None or type(value) is not kind:
+        return _MISFIT
+    if isinstance(value, float) and not math.isfinite(value):
+        raise _Wrong(key, f"'{key}' must be a finite number, not {value}")
+    if isinstance(value, str) and "\0" in value:
+        raise _Wrong(key, f"'{key}' holds the character NUL, which no name and no path may have")
+    return value
 
 
 def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> Any:

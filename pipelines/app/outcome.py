@@ -1,5 +1,6 @@
 """How a command ends: its exit code, and the user's mistakes told in one line."""
 
+import errno
 import os
 import sys
 import traceback
@@ -14,6 +15,8 @@ from pipelines.app.config import ConfigError
 
 DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
+UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
+"""What the file system refuses a path for, whatever is asked of it."""
 MISTAKES = (ConfigError, FilteringInputError, SegmentationInputError, ClusterInputError, MiniatureInputError)
 
 
@@ -46,6 +49,8 @@ def user_mistake(error: BaseException | None) -> str | None:
         return message
     if isinstance(error, MISTAKES):
         return str(error)
+    if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
+        return f"{str(error.filename)[:80]}: {error.strerror}; give another path"
     workers = getattr(error, "worker_failures", None)  # Ray Train's error: one exception per rank
     causes = [error.__cause__, *(workers.values() if isinstance(workers, dict) else ())]
     return next((message for cause in causes if (message := user_mistake(cause))), None)

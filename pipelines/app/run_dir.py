@@ -25,6 +25,8 @@ CHANGEABLE_KEYS = ("download.image", "download.shard_size", "methods", "evaluate
 """Keys that say what is done and may change all the same: the stages that they touch begin anew as far as they must."""
 
 CONFIG_FILE = "config.yaml"
+SWEEP_FOLDERS = ("cells", "shared")
+"""Where a sweep keeps its runs, below its own folder."""
 
 
 @contextmanager
@@ -84,7 +86,12 @@ def refuse_other_run(config: Config) -> None:
 
 
 def holds_run(folder: Path) -> bool:
-    """Whether a run has come so far that its folder is its own: a stage is complete."""
+    """Whether the folder is a run's own: a stage is complete, or it is a sweep's, which keeps its runs below."""
+    return holds_single_run(folder) or any((folder / name).is_dir() for name in SWEEP_FOLDERS)
+
+
+def holds_single_run(folder: Path) -> bool:
+    """Whether a stage of a run is complete."""
     return any(folder.glob("*.done.json"))
 
 

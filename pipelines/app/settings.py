@@ -19,6 +19,9 @@ from pipelines.app.config import FORMER, ConfigError
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
 TRAINED = tuple(name for name in EVALUATED_METHODS if name in TRAINABLE)
 
+LARGEST_SEED = 2**32
+"""NumPy, torch and a sweep's further seeds take all below it."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
@@ -52,6 +55,10 @@ class Config:
     """Where runs are recorded."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < LARGEST_SEED:
+            raise ConfigError(f"seed: {self.seed} is out of range; give a whole number from 0 to {LARGEST_SEED - 1}")
+        if self.evaluate.classes and not self.evaluate.root:
+            raise ConfigError(f"evaluate.classes: {self.evaluate.classes} is for benchmarks in evaluate.root; set that, too")
         for name in self.methods:
             if name not in EVALUATED_METHODS:
                 known = f"{near_miss(name, EVALUATED_METHODS)}; choose from {', '.join(EVALUATED_METHODS)}"

@@ -15,6 +15,7 @@ from pipelines.app.run_dir import EXECUTION_KEYS
 from pipelines.app.settings import Config
 
 VARY = "--vary"
+MOST_SEEDS = 1000
 LONGEST_NAME = 120
 """Of a cell, whose name is that of its folder and of its run in MLflow."""
 
@@ -60,6 +61,8 @@ def make_grid(config: Config, vary: Sequence[str], seeds: str) -> Grid:
     for key, times in Counter(axis.key for axis in axes).items():
         if times > 1:
             raise ConfigError(f"{VARY}: '{key}' is varied twice; give all of its values once: {VARY} {key}=[a, b]")
+        if inside := next((other.key for other in axes if other.key.startswith(f"{key}.")), None):
+            raise ConfigError(f"{VARY}: '{key}' holds '{inside}', which is varied too; vary one of the two")
         if key == "seed" and count > 1:
             raise ConfigError(f"{VARY}: 'seed' is what --seeds varies; give one of the two")
     cells = tuple(_cells(config, axes, count))
@@ -74,8 +77,8 @@ def make_grid(config: Config, vary: Sequence[str], seeds: str) -> Grid:
 
 
 def _count(seeds: str) -> int:
-    if not seeds.isascii() or not seeds.isdecimal() or int(seeds) < 1:
-        raise ConfigError(f"--seeds: '{seeds}' is no number of seeds; give a whole number, at least 1")
+    if not re.fullmatch(r"0*[1-9][0-9]{0,8}", seeds) or int(seeds) > MOST_SEEDS:
+        raise ConfigError(f"--seeds: '{seeds[:40]}' is no number of seeds; give a whole number from 1 to {MOST_SEEDS}")
     return int(seeds)
 
 

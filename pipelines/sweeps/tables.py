@@ -1,5 +1,6 @@
 """A sweep to look at: tables for the terminal and in Markdown, and one picture."""
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,8 @@ from owseg.evaluation.intervals import AVERAGE, Difference
 from pipelines.sweeps.report import Compared, Finished, Row, Spread
 
 MARKDOWN, PICTURE = "sweep.md", "sweep.png"
+TITLE_WIDTH = 80
+"""Letters of a picture's title in a line."""
 NARROWEST = 200
 """Columns of output that goes to no terminal."""
 
@@ -76,7 +79,7 @@ def draw(rows: Sequence[Row], title: str, path: Path) -> None:
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
     axes.set_xlabel("average mIoU (%)")
-    axes.set_title(title, fontsize=10)
+    figure.suptitle("\n".join(textwrap.wrap(title, TITLE_WIDTH)), fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     if len(columns) > 1:
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))

@@ -39,7 +39,7 @@ from owseg.methods.vilseg.self_distillation import (
     moved_centre,
     teacher_temperature,
 )
-from owseg.methods.vilseg.towers import KEY, ImageTower, TextSize, TextTower, Tokens, VitSize, dino_tag
+from owseg.methods.vilseg.towers import KEY, ImageTower, TextSize, TextTower, Tokens, VitSize, dino_tag, is_dino
 from owseg.methods.vilseg.views import Crops, Views, jitter
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig
@@ -47,6 +47,8 @@ from owseg.phases import Phase, augmentations, scheduled_phases
 from owseg.text import check_templates, prompt_templates
 from owseg.trainable import TrainableMethod
 
+COLDEST = 1e-3
+"""Lowest temperature of a softmax."""
 COLLAPSED = 0.2
 """The alarm: fewer clusters than this share of them are in use, effectively (5 of 25)."""
 LEARNED = ("image.", "text.", "image_projection.", "text_projection.", "log_scale", "vision_head.", "clusters.")
@@ -162,17 +164,21 @@ class VilSegConfig(TrainableConfig):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative")
         for field in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
-            if getattr(self, field) <= 0:
-                raise InputError(f"{field}: {getattr(self, field)} must be positive")
+            if getattr(self, field) < COLDEST:
+                raise InputError(f"{field}: {getattr(self, field)} must be at least {COLDEST}: colder softmaxes overflow")
         if self.clusters < 2:
             raise InputError(f"clusters: {self.clusters} tells nothing apart; give at least 2")
-        if not 0 <= self.twin_degrees <= 180 or not 0 <= self.twin_scale < 1:
-            raise InputError("twin_degrees must be within 0..180, twin_scale at least 0 and below 1")
+        if not 0 <= self.twin_degrees <= 180:
+            raise InputError(f"twin_degrees: {self.twin_degrees} is outside 0..180")
+        if not 0 <= self.twin_scale < 1:
+            raise InputError(f"twin_scale: {self.twin_scale} must be at least 0 and below 1")
+        self._check_init()
+        self._check_losses()
         area = self.local_area
         if len(area) != 2 or not 0 < area[0] <= area[1] <= 1:
             raise InputError(f"local_area: {list(area)} must be two shares of an image, 0 < smallest <= largest <= 1")
         for key, augment in augmentations(self.phases, self.augment):
-            if self.local_crops and self.local_size > augment.size:
+            if self.local_crops and self.vision_weight and self.local_size > augment.size:
                 raise InputError(
                     f"local_size: crops of {self.local_size} pixels are larger than the images ({key}.size is {augment.size})"
                 )
@@ -181,6 +187,24 @@ class VilSegConfig(TrainableConfig):
     def uses_clip(self) -> bool:
         """Never: both towers are its own."""
         return False
+
+    def _check_init(self) -> None:
+        """Raise InputError where the image tower would begin as something else than `init` says."""
+        if self.image_weights and self.init != "dino":
+            raise InputError(f"image_weights: {self.image_weights} is read with init=dino alone; set that too, or leave it out")
+        if self.init == "dino" and not is_dino(self.image_tower):
+            raise InputError(
+                f"image_tower: {self.image_tower} does not begin as DINO's; name a ViT without a tag, or with one of DINO's "
+                "such as vit_base_patch16_224.dino"
+            )
+
+    def _check_losses(self) -> None:
+        """Raise InputError where all that a phase trains belongs to losses that are left out."""
+        weights = (("vision_head.", self.vision_weight), ("clusters.", self.cluster_weight))
+        idle = tuple(prefix for prefix, weight in weights if not weight)
+        for number, phase in enumerate(self.phases):
+            if idle and all(name.startswith(idle) for name in phase.train):
+                raise InputError(f"phases.{number}.train: {', '.join(phase.train)} learns from a loss of weight 0 alone")
 
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
@@ -399,7 +423,7 @@ class VilSeg(TrainableMethod):
 def check_sizes(config: VilSegConfig, tower: ImageTower) -> None:
     """Raise InputError where views are no whole patches, or a batch is too small to cluster."""
     patch = tower.patch_size
-    if config.local_crops and config.local_size % patch:
+    if config.local_crops and config.vision_weight and config.local_size % patch:
         raise InputError(f"{KEY}.local_size: {config.local_size} pixels are no whole patches of {patch}; give a multiple")
     for span, (key, augment) in zip(
         scheduled_phases(config.phases, config.optim), augmentations(config.phases, config.augment), strict=True
@@ -407,6 +431,8 @@ def check_sizes(config: VilSegConfig, tower: ImageTower) -> None:
         size, batch = augment.size, span.schedule.optim.batch_size
         if size % patch:
             raise InputError(f"{KEY}.{key}.size: {size} pixels are no whole patches of {patch}; give a multiple")
+        if config.cluster_weight and config.cluster_shifts >= size // patch:
+            raise InputError(f"{KEY}.cluster_shifts: {config.cluster_shifts} is no shift of a grid of {size // patch} patches")
         patches, joint = (size // patch) ** 2, config.clusters**2
         if config.cluster_weight and batch * patches < joint:
             raise InputError(

@@ -13,6 +13,8 @@ from owseg.vit import timm_state, timm_vit
 from owseg.weights import differences
 
 KEY = "method_settings.vilseg"
+LARGEST = {"image_size": 4096, "patch_size": 512, "width": 8192, "depth": 128, "heads": 128}
+"""Sizes above which no image tower goes."""
 WIDTH_OF_INIT = 768
 """The width for which timm's initial weights are spread."""
 
@@ -33,9 +35,11 @@ class VitSize:
     """Attention heads."""
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "patch_size", "width", "depth", "heads"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} is negative; give a size, or 0 for the model's own")
+        for name, most in LARGEST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name}: {getattr(self, name)} is outside 1..{most}; give a size, or 0 for the model's own")
+        if self.image_size and self.patch_size and self.image_size % self.patch_size:
+            raise InputError(f"image_size: {self.image_size} pixels are no whole patches of {self.patch_size}; give a multiple")
 
     def arguments(self) -> dict[str, int]:
         """What timm calls them; those that are left to the model are left out."""
@@ -157,6 +161,12 @@ class TextTower(nn.Module):
         x = of.transformer(x, attn_mask=of.attn_mask[:length, :length])
         features: Tensor = of.ln_final(x[torch.arange(len(x), device=x.device), ends])
         return features
+
+
+def is_dino(model: str) -> bool:
+    """Whether a timm ViT's name stands for DINO's weights: it has no tag, or one of theirs, and is no CLIP's architecture."""
+    name, _, tag = Path(model).name.partition(".")
+    return "clip" not in name and (not tag or tag.startswith("dino"))
 
 
 def dino_tag(model: str) -> str:
