@@ -115,7 +115,7 @@ def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -
     root = config.folder.resolve()
     fingerprints = [contender.fingerprint() for contender in contenders]
     parts = []
-    for dataset in config.datasets:
+    for dataset in config.names:
         protocol = protocol_of(config, dataset)
         items = list_items(protocol.benchmark, root)[: config.limit or None]
         for start in range(0, len(items), ITEMS_PER_PART):

@@ -30,7 +30,7 @@ def check(config: Config) -> None:
 
 
 def _reports(config: EvaluateConfig) -> Iterator[tuple[str, Report]]:
-    for name in config.datasets:
+    for name in config.names:
         try:
             benchmark = protocol_of(config, name).benchmark
         except InputError as error:  # a file of class names

@@ -96,7 +96,7 @@ def run_evaluate(context: Context) -> Result:
         }
 
     result = context.stage("evaluate", _fingerprint(context, config, contenders), out, work)
-    print_table(result, config.datasets)
+    print_table(result, config.names)
     if config.pictures:
         print(f"pictures: {out / 'pictures'}")
     return result
@@ -122,7 +122,7 @@ def _thresholds(contender: Contender, config: EvaluateConfig, scores: dict[str, 
 
 def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
     """Changes with the rows, the protocol and the benchmark files (names, sizes, times)."""
-    protocols = {name: protocol_of(config, name) for name in config.datasets}
+    protocols = {name: protocol_of(config, name) for name in config.names}
     listed = {name: list_items(protocol.benchmark, config.folder) for name, protocol in protocols.items()}
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
@@ -144,7 +144,7 @@ def _publish(
     run.params({key: getattr(config, key) or "the preset's" for key in OVERRIDES})
     reports: dict[str, Result] = {}
     per_class: list[dict[str, Any]] = []
-    for name in config.datasets:
+    for name in config.names:
         scored = reports[name] = report(protocol_of(config, name), config, scores[name])
         if name in intervals:
             scored["mIoU_interval"] = [*intervals[name]]

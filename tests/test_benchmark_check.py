@@ -92,8 +92,8 @@ def sixteen_bits(path: Path) -> None:
     [
         ("label", wrong_size, "they must be the same size"),
         ("label", unknown_value, "label value 13 is outside the 13 classes of voc21"),
-        ("label", colours, "mode RGB; a label map has one channel of 8 bits"),
-        ("label", sixteen_bits, "mode I;16; a label map has one channel of 8 bits"),
+        ("label", colours, "mode RGB; a label map has one channel"),
+        ("label", sixteen_bits, "label value 300 is outside the"),
         ("label", cut, "not a readable label map"),
         ("image", cut, "not a readable image"),
         ("image", lambda path: path.write_bytes(b""), "not a readable image"),

@@ -12,7 +12,7 @@ from tiny import blocks
 from voc import CONFIG, PLAIN, RandomLabels, write_voc
 
 from owseg import InputError
-from owseg.evaluation.datasets import BENCHMARKS, Item, labels_from, list_items, read_image, read_label
+from owseg.evaluation.datasets import BENCHMARKS, Item, list_items, read_image, read_label
 from owseg.evaluation.inference import normalise, predict, resize, slide, window_starts
 from owseg.evaluation.metrics import class_iou, confusion, mean_iou
 from owseg.evaluation.protocols import EvaluateConfig, View, protocol_of
@@ -198,7 +198,7 @@ def test_lists_with_paths_in_front_of_ids_are_read(tmp_path: Path) -> None:
 
 
 def test_a_command_that_is_told_can_be_pasted(tmp_path: Path) -> None:
-    assert labels_from(BENCHMARKS["cityscapes"], Path("/my sets")).endswith("GTFINE '/my sets'")
+    assert BENCHMARKS["cityscapes"].files.convert(Path("/my sets")).endswith("GTFINE '/my sets'")
 
 
 @pytest.mark.parametrize("suffix", [".avif", ".jp2", ".png"])

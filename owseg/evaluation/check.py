@@ -17,8 +17,6 @@ from owseg.evaluation.datasets import (
     EvalDataset,
     Item,
     find_items,
-    images_from,
-    labels_from,
     read_image,
     read_label,
 )
@@ -62,8 +60,8 @@ def check_benchmark(benchmark: EvalDataset, root: Path) -> Report:
     lost_images = [item.image for item in items if seen[item][0] is None]
     lost_labels = [item.label for item in items if seen[item][1] is None]
     problems = [
-        *_missing("images", lost_images, len(items), images_from(benchmark, root)),
-        *_missing("label maps", lost_labels, len(items), labels_from(benchmark, root)),
+        *_missing("images", lost_images, len(items), benchmark.files.obtain(root)),
+        *_missing("label maps", lost_labels, len(items), benchmark.files.convert(root)),
         *_summed(filter(None, decoded)),
     ]
     warnings = [*_count(benchmark, len(items)), *_source(chosen)]
@@ -110,7 +108,9 @@ def _summed(problems: Iterable[str]) -> list[str]:
 
 def _count(benchmark: EvalDataset, images: int) -> list[str]:
     """The official number binds sets with the official classes only."""
-    whole = BENCHMARKS[benchmark.whole.name]
+    whole = BENCHMARKS.get(benchmark.whole.name)
+    if whole is None:
+        return []
     official = whole.files.count
     if images == official or len(benchmark.whole.names) != len(whole.names):
         return []

@@ -18,7 +18,7 @@ from PIL import Image
 
 from owseg import InputError
 from owseg.evaluation.convert import Plan, lookup, read_json, relabel
-from owseg.evaluation.datasets import BENCHMARKS, IGNORE, UNREADABLE, read_indices
+from owseg.evaluation.datasets import IGNORE, UNREADABLE, official_files, read_indices
 
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 """Ids of the pixel maps that no category has."""
@@ -140,4 +140,4 @@ def _panoptic_job(
 
 
 def _target(benchmark: str, root: Path, stem: str) -> Path:
-    return root / BENCHMARKS[benchmark].files.labels.format(id=stem)
+    return root / official_files(benchmark).labels.format(id=stem)

@@ -15,7 +15,7 @@ import numpy as np
 
 from owseg import InputError
 from owseg.evaluation.convert import Plan, read_json
-from owseg.evaluation.datasets import BENCHMARKS
+from owseg.evaluation.datasets import official_files
 from owseg.evaluation.rle import decode
 
 FILE = "trainval_merged.json"
@@ -88,10 +88,10 @@ def _label(annotation: Mapping[str, Any]) -> int:
 
 def _job(image: Mapping[str, Any], masks: tuple[tuple[int, Any], ...], file: Path, root: Path) -> ContextJob:
     stem = Path(image["file_name"]).stem
-    target = root / BENCHMARKS["context60"].files.labels.format(id=stem)
+    target = root / official_files("context60").labels.format(id=stem)
     shape = (image["height"], image["width"])
     return ContextJob(source=file, image=stem, shape=shape, masks=masks, targets=(target,), split=image["phase"])
 
 
 def _list_of(split: str, root: Path) -> Path:
-    return (root / BENCHMARKS["context60"].files.split).with_name(f"{split}.txt")
+    return (root / official_files("context60").split).with_name(f"{split}.txt")

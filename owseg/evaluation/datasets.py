@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from PIL import Image
@@ -15,6 +15,8 @@ from PIL import Image
 from owseg import InputError
 
 IGNORE = 255
+INDEXED, IN_COLOURS = ("1", "L", "P", "I", "I;16", "I;16B"), ("RGB", "RGBA")
+"""Pillow's modes of label maps with one channel, and of those in colours."""
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, Image.DecompressionBombError)
 """What Pillow and its decoders raise for files that they cannot decode (RuntimeError: AVIF)."""
 
@@ -37,6 +39,31 @@ def read_names(path: Path) -> tuple[str, ...]:
 _NAMES = {path.stem: read_names(path) for path in sorted(Path(__file__).with_name("names").glob("*.txt"))}
 
 
+class Item(NamedTuple):
+    """One image of a benchmark and its label map."""
+
+    id: str
+    image: Path
+    label: Path
+
+
+class FilesOf(Protocol):
+    """Where images and label maps lie."""
+
+    @property
+    def count(self) -> int:
+        """Images of the official set; 0 = there is none."""
+
+    def find(self, root: Path) -> list[Item]:
+        """The items below a root; their files may be missing."""
+
+    def obtain(self, root: Path) -> str:
+        """What to do where images are missing."""
+
+    def convert(self, root: Path) -> str:
+        """What to do where label maps are missing."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Files:
     """Where images and labels lie. Paths are relative to the folder that holds all sets, in the official tools' layout."""
@@ -49,10 +76,39 @@ class Files:
     """File of image ids, one a line; empty = every image that the glob finds."""
     count: int
     """Images of the official set."""
-    obtain: str
-    """Where the images come from, and the labels unless `convert` says so; ROOT stands for the folder that holds all sets."""
-    convert: str = ""
-    """The command that makes the label maps from their official source; empty = they are used as published."""
+    source: str
+    """Where the images come from, and the labels unless `command` says so; ROOT stands for the folder that holds all sets."""
+    command: str = ""
+    """What makes the label maps from their official source; empty = they are used as published."""
+
+    def find(self, root: Path) -> list[Item]:
+        """The items that the split file lists or the images' glob finds. Raises InputError where there is no split file."""
+        if not self.split:
+            suffix = self.images.rsplit("*", 1)[1]
+            paths = sorted(root.glob(self.images))
+            if not paths:
+                raise InputError(f"no images; evaluate.root must hold {self.images}: {self.obtain(root)}")
+            return [self._item(root, path.name.removesuffix(suffix), path, path.parent.name) for path in paths]
+        split = root / self.split
+        if not split.is_file():
+            raise InputError(f"{split} is missing; evaluate.root must hold {self.split}: {self.convert(root)}")
+        # Some published lists give a path in front of the id, or a label path behind it.
+        lines = split.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        ids = dict.fromkeys(Path(line.split()[0]).stem for line in lines if line.strip())  # an id given twice counts once
+        if not ids:
+            raise InputError(f"no images; evaluate.root must hold {self.split}: {self.obtain(root)}")
+        return [self._item(root, id_, root / self.images.format(id=id_), "") for id_ in ids]
+
+    def obtain(self, root: Path) -> str:
+        """What to do where images are missing."""
+        return self.source.replace("ROOT", str(root))
+
+    def convert(self, root: Path) -> str:
+        """What to do where label maps are missing."""
+        return f"run {self.command.replace('ROOT', shlex.quote(str(root)))}" if self.command else self.obtain(root)
+
+    def _item(self, root: Path, id_: str, image: Path, folder: str) -> Item:
+        return Item(id_, image, root / self.labels.format(id=id_, folder=folder))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,11 +122,15 @@ class EvalDataset:
 
     All of them compete for each pixel, and pixels of no class among them are ignored.
     """
-    files: Files
+    files: FilesOf
     background: bool = False
     """Whether label 0 is a background class that is predicted and scored."""
     reduce_zero: bool = False
     """Whether label 0 is ignored and label k means class k - 1."""
+    ignore: int | None = IGNORE
+    """Stored label of pixels that do not count; None = there is none."""
+    colours: tuple[tuple[int, int, int], ...] = ()
+    """Colour of each stored label, where label maps are in colours."""
     base: "EvalDataset | None" = None
     """The benchmark whose files and labels these are, where `names` are some of its classes or all."""
     unseen: tuple[str, ...] = ()
@@ -92,36 +152,36 @@ _VOC = Files(
     labels="VOCdevkit/VOC2012/SegmentationClass/{id}.png",
     split="VOCdevkit/VOC2012/ImageSets/Segmentation/val.txt",
     count=1449,
-    obtain="unpack PASCAL VOC 2012's VOCtrainval_11-May-2012.tar in ROOT",
+    source="unpack PASCAL VOC 2012's VOCtrainval_11-May-2012.tar in ROOT",
 )
 _CONTEXT = Files(
     images="VOCdevkit/VOC2010/JPEGImages/{id}.jpg",
     labels="VOCdevkit/VOC2010/SegmentationClassContext/{id}.png",
     split="VOCdevkit/VOC2010/ImageSets/SegmentationContext/val.txt",
     count=5104,  # of the public lists and the detail annotations; papers write 5,105
-    obtain="unpack PASCAL VOC 2010's VOCtrainval_03-May-2010.tar in ROOT",
-    convert="python pipelines/convert.py context trainval_merged.json ROOT",
+    source="unpack PASCAL VOC 2010's VOCtrainval_03-May-2010.tar in ROOT",
+    command="python pipelines/convert.py context trainval_merged.json ROOT",
 )
 _COCO_OBJECT = Files(
     images="coco_stuff164k/images/val2017/*.jpg",
     labels="coco_stuff164k/annotations/val2017/{id}_instanceTrainIds.png",
     count=5000,
-    obtain="unpack COCO's val2017.zip in ROOT/coco_stuff164k/images, or link the folder val2017 there",
-    convert="python pipelines/convert.py coco STUFFTHINGMAPS ROOT",
+    source="unpack COCO's val2017.zip in ROOT/coco_stuff164k/images, or link the folder val2017 there",
+    command="python pipelines/convert.py coco STUFFTHINGMAPS ROOT",
 )
 _COCO_STUFF = replace(_COCO_OBJECT, labels="coco_stuff164k/annotations/val2017/{id}_labelTrainIds.png")
 _CITYSCAPES = Files(
     images="cityscapes/leftImg8bit/val/*/*_leftImg8bit.png",
     labels="cityscapes/gtFine/val/{folder}/{id}_gtFine_labelTrainIds.png",
     count=500,
-    obtain="unpack Cityscapes' leftImg8bit_trainvaltest.zip in ROOT/cityscapes, or link the folder leftImg8bit there",
-    convert="python pipelines/convert.py cityscapes GTFINE ROOT",
+    source="unpack Cityscapes' leftImg8bit_trainvaltest.zip in ROOT/cityscapes, or link the folder leftImg8bit there",
+    command="python pipelines/convert.py cityscapes GTFINE ROOT",
 )
 _ADE20K = Files(
     images="ade/ADEChallengeData2016/images/validation/*.jpg",
     labels="ade/ADEChallengeData2016/annotations/validation/{id}.png",
     count=2000,
-    obtain="unpack ADEChallengeData2016.zip of the MIT scene parsing benchmark in ROOT/ade",
+    source="unpack ADEChallengeData2016.zip of the MIT scene parsing benchmark in ROOT/ade",
 )
 _THINGS = ("background", *_NAMES["coco_stuff"][:80])
 
@@ -167,17 +227,16 @@ then count: where they are taken for an unseen class, its union grows.
 DATASETS = BENCHMARKS | SUBSETS
 
 
+def official_files(name: str) -> Files:
+    """Where the files of one of the eight lie, for what makes them."""
+    files = BENCHMARKS[name].files
+    assert isinstance(files, Files)
+    return files
+
+
 def averaged(names: Sequence[str]) -> list[str]:
     """Those of `names` that the table's average is over: the unified protocol's, or all where none of them is asked for."""
     return [name for name in names if name in BENCHMARKS] or [*names]
-
-
-class Item(NamedTuple):
-    """One image of a benchmark and its label map."""
-
-    id: str
-    image: Path
-    label: Path
 
 
 def list_items(benchmark: EvalDataset, root: Path) -> list[Item]:
@@ -185,51 +244,21 @@ def list_items(benchmark: EvalDataset, root: Path) -> list[Item]:
     items = find_items(benchmark, root)
     for item in items:
         if not item.image.is_file():
-            raise InputError(f"{benchmark.name}: {item.image} is missing; {images_from(benchmark, root)}")
+            raise InputError(f"{benchmark.name}: {item.image} is missing; {benchmark.files.obtain(root)}")
         if not item.label.is_file():
-            raise InputError(f"{benchmark.name}: {item.label} is missing; {labels_from(benchmark, root)}")
+            raise InputError(f"{benchmark.name}: {item.label} is missing; {benchmark.files.convert(root)}")
     return items
 
 
 def find_items(benchmark: EvalDataset, root: Path) -> list[Item]:
-    """The items that the split file lists or the images' glob finds; their files may be missing.
-
-    Raises InputError where there is no split file, or no item.
-    """
-    files = benchmark.files
-    if files.split:
-        split = root / files.split
-        if not split.is_file():
-            raise InputError(
-                f"{benchmark.name}: {split} is missing; evaluate.root must hold {files.split}: {labels_from(benchmark, root)}"
-            )
-        # Some published lists give a path in front of the id, or a label path behind it.
-        lines = split.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        ids = dict.fromkeys(Path(line.split()[0]).stem for line in lines if line.strip())  # an id given twice counts once
-        items = [_item(benchmark, root, id_, root / files.images.format(id=id_), "") for id_ in ids]
-    else:
-        suffix = files.images.rsplit("*", 1)[1]
-        paths = sorted(root.glob(files.images))
-        items = [_item(benchmark, root, path.name.removesuffix(suffix), path, path.parent.name) for path in paths]
+    """The items of a benchmark; their files may be missing. Raises InputError where there is no list, or no item."""
+    try:
+        items = benchmark.files.find(root)
+    except InputError as error:
+        raise InputError(f"{benchmark.name}: {error}") from error
     if not items:
-        what = files.split or files.images
-        raise InputError(f"{benchmark.name}: no images; evaluate.root must hold {what}: {images_from(benchmark, root)}")
+        raise InputError(f"{benchmark.name}: no images: {benchmark.files.obtain(root)}")
     return items
-
-
-def images_from(benchmark: EvalDataset, root: Path) -> str:
-    """What to do where images are missing."""
-    return benchmark.files.obtain.replace("ROOT", str(root))
-
-
-def labels_from(benchmark: EvalDataset, root: Path) -> str:
-    """What to do where label maps are missing."""
-    command = benchmark.files.convert.replace("ROOT", shlex.quote(str(root)))
-    return f"run {command}" if command else images_from(benchmark, root)
-
-
-def _item(benchmark: EvalDataset, root: Path, id_: str, image: Path, folder: str) -> Item:
-    return Item(id_, image, root / benchmark.files.labels.format(id=id_, folder=folder))
 
 
 def read_image(path: Path) -> np.ndarray:
@@ -256,6 +285,37 @@ def read_indices(path: Path) -> np.ndarray:
     return values
 
 
+def read_stored(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np.ndarray:
+    """The labels [H, W] int64 of a map with one channel of 1, 8, 16 or 32 bits, a palette, or in the colours of labels.
+
+    Raises InputError for anything else, and for a colour that no label has.
+    """
+    try:
+        with Image.open(path) as image:
+            mode, values = image.mode, np.asarray(image.convert("RGB") if colours and image.mode in IN_COLOURS else image)
+    except UNREADABLE as error:
+        raise UnreadableError(f"{path}: not a readable label map ({error})") from error
+    if colours and mode in IN_COLOURS:
+        return _labels_of(values, colours, path)
+    if mode not in INDEXED:
+        hint = "; give the labels' colours, for a map in colours" if mode in IN_COLOURS else ""
+        raise InputError(f"{path}: mode {mode}; a label map has one channel (palette, grey or whole numbers){hint}")
+    return values.astype(np.int64)
+
+
+def _labels_of(values: np.ndarray, colours: Sequence[tuple[int, int, int]], path: Path) -> np.ndarray:
+    """Colours [H, W, 3] as labels [H, W]."""
+    packed = values.astype(np.int64) @ np.array([1 << 16, 1 << 8, 1])
+    known = np.array([(red << 16) + (green << 8) + blue for red, green, blue in colours])
+    order = np.argsort(known)
+    place = np.searchsorted(known[order], packed).clip(max=len(known) - 1)
+    labels: np.ndarray = order[place]
+    if (strange := packed[known[labels] != packed]).size:
+        colour = tuple(int(strange[0]) >> shift & 255 for shift in (16, 8, 0))
+        raise InputError(f"{path}: colour {colour} is no label's; give it a line in the list of colours")
+    return labels
+
+
 def read_label(benchmark: EvalDataset, item: Item, shape: tuple[int, int]) -> np.ndarray:
     """Label map [H, W] uint8: class indices, 255 = ignored. Raises InputError for a wrong size, mode or an unknown value."""
     if benchmark.base is not None:
@@ -263,16 +323,16 @@ def read_label(benchmark: EvalDataset, item: Item, shape: tuple[int, int]) -> np
         table[[benchmark.base.names.index(name) for name in benchmark.names]] = range(len(benchmark.names))
         part: np.ndarray = table[read_label(benchmark.base, item, shape)]
         return part
-    label = read_indices(item.label)
-    if label.shape != shape:
-        raise InputError(f"{item.label}: {label.shape} label map for an image of {shape}; they must be the same size")
+    stored = read_stored(item.label, benchmark.colours)
+    if stored.shape != shape:
+        raise InputError(f"{item.label}: {stored.shape} label map for an image of {shape}; they must be the same size")
+    ignored = stored == benchmark.ignore if benchmark.ignore is not None else np.zeros(shape, bool)
     if benchmark.reduce_zero:
-        # 0 becomes 255 by wrapping around, and 255 must stay what it is.
-        label = np.where(label == IGNORE, IGNORE, label - np.uint8(1)).astype(np.uint8)
-    unknown = label[(label >= len(benchmark.names)) & (label != IGNORE)]
+        ignored |= stored == 0
+    label = np.where(ignored, 0, stored - int(benchmark.reduce_zero))
+    unknown = stored[(label >= len(benchmark.names)) | (label < 0)]
     if unknown.size:
-        stored = int(unknown[0]) + benchmark.reduce_zero
         raise InputError(
-            f"{item.label}: label value {stored} is outside the {len(benchmark.names)} classes of {benchmark.name}"
+            f"{item.label}: label value {int(unknown[0])} is outside the {len(benchmark.names)} classes of {benchmark.name}"
         )
-    return label
+    return np.where(ignored, IGNORE, label).astype(np.uint8)

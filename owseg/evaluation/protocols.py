@@ -14,6 +14,7 @@ from typing import Literal
 
 from owseg import InputError, near_miss
 from owseg.evaluation.datasets import BENCHMARKS, DATASETS, EvalDataset, read_names
+from owseg.evaluation.own_dataset import OwnDataset
 from owseg.evaluation.synonyms import LEXICON, Synonyms, read_synonyms, synonym_file
 
 Refinement = Literal["none", "pamr"]
@@ -86,8 +87,9 @@ class EvaluateConfig:
     """Folder that holds VOCdevkit, coco_stuff164k, cityscapes and ade; empty = the miniature world's benchmarks."""
     classes: str = ""
     """Folder of <dataset>.txt files with class names (commas part synonyms) that replace the preset's; empty = the preset's."""
-    datasets: tuple[str, ...] = tuple(BENCHMARKS)
-    """Benchmarks to score, in the table's order; besides: {voc,context,coco_stuff}_unseen, the same with _all, context33."""
+    datasets: tuple[str | OwnDataset, ...] = tuple(BENCHMARKS)
+    """Benchmarks to score, in the table's order; besides: {voc,context,coco_stuff}_unseen, the same with _all, context33, and
+    own ones: {name: ..., images: DIR, labels: DIR, names: FILE}."""
     preset: Literal["tcl", "sclip"] = "tcl"
     """Protocol: TCL's, or the SCLIP family's with its sizes, synonyms and background rule; never compare across them."""
     short_side: int = 0
@@ -120,6 +122,16 @@ class EvaluateConfig:
     """Draw overlays of the best, median and worst image of each set."""
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the datasets."""
+        return tuple(one if isinstance(one, str) else one.name for one in self.datasets)
+
+    @property
+    def own(self) -> dict[str, OwnDataset]:
+        """Own datasets by name."""
+        return {one.name: one for one in self.datasets if isinstance(one, OwnDataset)}
+
+    @property
     def folder(self) -> Path:
         """`root` as a path, "~" spelled out."""
         return Path(self.root).expanduser()
@@ -128,9 +140,9 @@ class EvaluateConfig:
         if not self.datasets:
             raise InputError(f"datasets: there are none; name at least one of {', '.join(DATASETS)}")
         for name in self.datasets:
-            if name not in DATASETS:
+            if isinstance(name, str) and name not in DATASETS:
                 raise InputError(f"datasets: {name!r} is none of {', '.join(DATASETS)}")
-        if len(set(self.datasets)) != len(self.datasets):
+        if len(set(self.names)) != len(self.datasets):
             raise InputError("datasets: a benchmark is named twice")
         for field in ("short_side", "max_long_side", "window", "stride", "limit"):
             if getattr(self, field) < 0:
@@ -143,7 +155,7 @@ class EvaluateConfig:
             raise InputError(f"bootstrap: {self.bootstrap} resamples are too {many}; give {limits}, or 0 for no intervals")
         if len(set(self.thresholds)) != len(self.thresholds):
             raise InputError("thresholds: a value is given twice")
-        for name in self.datasets:
+        for name in self.names:
             view_of(self, name)
 
 
@@ -171,7 +183,7 @@ def view_of(config: EvaluateConfig, name: str) -> View:
     if config.preset == "tcl":
         view = View(short_side=448, window=448, stride=224)
     else:
-        view = View(short_side=_SCLIP_SIDES.get(DATASETS[name].whole.name, 336), window=224, stride=112)
+        view = View(short_side=_SCLIP_SIDES.get(_whole(config, name), 336), window=224, stride=112)
     sizes = {key: value for key in OVERRIDES if (value := getattr(config, key))}
     return replace(view, **sizes, grid_scale=config.grid_scale, refine=config.refine)
 
@@ -192,22 +204,27 @@ def protocol_of(config: EvaluateConfig, name: str) -> Protocol:
     )
 
 
+def _whole(config: EvaluateConfig, name: str) -> str:
+    """The one of the eight that a row is a part of; an own dataset stands for itself."""
+    return name if name in config.own else DATASETS[name].whole.name
+
+
 def check_synonyms(config: EvaluateConfig, classes: Mapping[str, Sequence[str]]) -> None:
     """Raise InputError where a file of synonyms is bad or names a class that none of its sets has.
 
     classes: the class names of each of the eight benchmarks.
     """
     if config.synonyms:
-        for name in config.datasets:
+        for name in config.names:
             _synonyms(config, name, classes.__getitem__)
 
 
 def _synonyms(config: EvaluateConfig, name: str, classes: Callable[[str], Sequence[str]]) -> Synonyms:
     """The synonyms for a benchmark. A file that serves several may name the classes of them all, the shipped one any class."""
-    path = synonym_file(config.synonyms, DATASETS[name].whole.name)
+    path = synonym_file(config.synonyms, _whole(config, name))
     if config.synonyms == LEXICON:
         return read_synonyms(path)
-    asked_for = {DATASETS[dataset].whole.name for dataset in (name, *config.datasets)}
+    asked_for = {_whole(config, dataset) for dataset in (name, *config.names)}
     served = [dataset for dataset in asked_for if synonym_file(config.synonyms, dataset) == path]
     return read_synonyms(path, {class_ for dataset in served for class_ in classes(dataset)})
 
@@ -253,6 +270,8 @@ def summary_of(config: EvaluateConfig) -> str:
 
 def _classes(config: EvaluateConfig, name: str) -> tuple[EvalDataset, tuple[str, ...]]:
     """The benchmark under the names that tables show, and its lines of texts in label order."""
+    if own := config.own.get(name):
+        return own.dataset(), own.texts()
     benchmark = DATASETS[name]
     if benchmark.base is not None:
         return _subset(config, benchmark, *_classes(config, benchmark.base.name))

@@ -139,7 +139,7 @@ def check_benchmarks(config: Config) -> None:
     if not config.methods:
         raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
     if config.evaluate.root:
-        for name in config.evaluate.datasets:
+        for name in config.evaluate.names:
             list_items(protocol_of(config.evaluate, name).benchmark, config.evaluate.folder)
     else:
         check_synonyms(config.evaluate, CLASSES)

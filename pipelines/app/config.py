@@ -218,9 +218,11 @@ def _build(kind: Any, value: Any, key: str, root: type) -> Any:
     if value is None and type(None) in get_args(kind):
         return None
     classes = [member for member in members if is_dataclass(member)]
-    if classes:
+    if classes and (isinstance(value, dict) or len(classes) == len(members)):
         return _build_dataclass(classes, value, key, root)
     for member in members:
+        if is_dataclass(member):
+            continue
         built = _build_value(member, value, key, root)
         if built is not _MISFIT:
             return built

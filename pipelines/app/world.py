@@ -38,7 +38,8 @@ def evaluate_config(context: Context) -> EvaluateConfig:
     config = context.config.evaluate
     if config.synonyms != LEXICON:
         config = replace(config, synonyms=_absolute(config.synonyms))
-    if config.root:
+    config = replace(config, datasets=tuple(one if isinstance(one, str) else one.located() for one in config.datasets))
+    if config.root or len(config.own) == len(config.datasets):
         return replace(config, classes=_absolute(config.classes))
     benchmarks = world_dir(context) / "benchmarks"
     return replace(config, root=str(benchmarks), classes=str(benchmarks / "classes"))

@@ -60,7 +60,7 @@ class Finished:
     def counts(self, method: str) -> dict[str, ImageCounts]:
         """What each image counts for, by dataset."""
         folder = Path(self.cell.config.run_dir) / "evaluate" / method
-        return {name: read_image_counts(folder / f"{name}.npz") for name in self.cell.config.evaluate.datasets}
+        return {name: read_image_counts(folder / f"{name}.npz") for name in self.cell.config.evaluate.names}
 
 
 @dataclass(frozen=True)

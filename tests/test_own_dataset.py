@@ -1,0 +1,161 @@
+"""A user's own dataset from the configuration alone: CamVid-like folders, a list, 16 bits, colours, and what is told wrong."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from owseg import InputError
+from owseg.evaluation.check import check_benchmark
+from owseg.evaluation.datasets import IGNORE, list_items, read_image, read_label
+from owseg.evaluation.own_dataset import OwnDataset, Suffixes
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of
+from pipelines.app.config import ConfigError, from_dict, load, to_dict
+from pipelines.app.settings import Config
+
+CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
+VOID = 11
+
+
+@pytest.fixture
+def camvid(tmp_path: Path) -> Path:
+    """Two folders and a list, as CamVid comes: 11 classes, label 11 is void; three of four images are in the list."""
+    rng = np.random.default_rng(0)
+    for number in range(4):
+        id_ = f"seq{number % 2}/{number:04d}"
+        for folder, suffix, pixels in (
+            ("images", ".png", rng.integers(256, size=(6, 8, 3))),
+            ("labels", "_L.png", rng.integers(12, size=(6, 8))),
+        ):
+            path = tmp_path / folder / f"{id_}{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels.astype(np.uint8)).save(path)
+    (tmp_path / "names.txt").write_text("\n".join(CAMVID) + "\n")
+    (tmp_path / "val.txt").write_text("seq1/0003\nseq0/0000.png\nseq1/0001 extra\n")
+    return tmp_path
+
+
+def settings(camvid: Path, **changes: Any) -> OwnDataset:
+    given: dict[str, Any] = {
+        "name": "camvid",
+        "images": str(camvid / "images"),
+        "labels": str(camvid / "labels"),
+        "names": str(camvid / "names.txt"),
+        "split": str(camvid / "val.txt"),
+        "ignore": VOID,
+        "suffix": Suffixes(labels="_L.png"),
+    }
+    return OwnDataset(**given | changes)
+
+
+def test_the_list_gives_the_images_and_void_does_not_count(camvid: Path) -> None:
+    dataset = settings(camvid).dataset()
+    items = list_items(dataset, Path("nowhere"))
+    assert [item.id for item in items] == ["seq1/0003", "seq0/0000", "seq1/0001"]
+    for item in items:
+        stored = np.asarray(Image.open(item.label))
+        label = read_label(dataset, item, read_image(item.image).shape[:2])
+        assert (label[stored == VOID] == IGNORE).all()
+        assert (label[stored != VOID] == stored[stored != VOID]).all()
+    report = check_benchmark(dataset, Path("nowhere"))
+    assert (report.images, report.decoded, report.verdict) == (3, 3, "OK")
+    assert len(list_items(settings(camvid, split="").dataset(), Path("nowhere"))) == 4
+
+
+def in_palette(stored: np.ndarray) -> Image.Image:
+    image = Image.fromarray(stored.astype(np.uint8)).convert("P")
+    image.putdata(stored.ravel().tolist())
+    image.putpalette([value for label in range(256) for value in (label, 255 - label, 7 * label % 256)])
+    return image
+
+
+def test_it_is_a_row_beside_the_benchmarks_by_the_config_alone(camvid: Path) -> None:
+    own = (
+        f"{{name: camvid, images: {camvid}/images, labels: {camvid}/labels, names: {camvid}/names.txt, ignore: 11, "
+        f"split: {camvid}/val.txt, suffix: {{labels: _L.png}}, reduce_zero_label: false, background: null}}"
+    )
+    config = load(Config, None, [f"evaluate.datasets=[voc21, {own}]", "evaluate.root=/data"])
+    assert config.evaluate.names == ("voc21", "camvid")
+    assert config.evaluate.own["camvid"] == settings(camvid)
+    assert from_dict(Config, to_dict(config)) == config
+    protocol = protocol_of(config.evaluate, "camvid")
+    assert protocol.queries == CAMVID
+    assert protocol.benchmark.names == CAMVID
+    with pytest.raises(ConfigError, match=r"unknown key 'evaluate\.datasets\.0\.imagse'; did you mean"):
+        load(Config, None, ["evaluate.datasets=[{name: a, imagse: x, labels: y, names: z}]"])
+    with pytest.raises(ConfigError, match=r"'evaluate\.datasets\.0\.names' has no default"):
+        load(Config, None, ["evaluate.datasets=[{name: a, images: x, labels: y}]"])
+    with pytest.raises(ConfigError, match="'voc21' is a benchmark's"):
+        load(Config, None, ["evaluate.datasets=[{name: voc21, images: x, labels: y, names: z}]"])
+    with pytest.raises(ConfigError, match="none of voc21"):
+        load(Config, None, ["evaluate.datasets=[camvid]"])
+
+
+def test_other_names_may_be_shown_to_the_text_tower_and_a_class_may_have_several(camvid: Path) -> None:
+    (camvid / "names.txt").write_text("\n".join(["Sky, heaven", *CAMVID[1:]]))
+    (camvid / "prompts.txt").write_text("\n".join(name.lower() for name in CAMVID))
+    plain, other = settings(camvid), settings(camvid, prompt_names=str(camvid / "prompts.txt"))
+    assert plain.dataset().names == CAMVID
+    assert protocol_of(EvaluateConfig(datasets=(plain,)), "camvid").queries[:2] == ("Sky", "heaven")
+    assert protocol_of(EvaluateConfig(datasets=(other,)), "camvid").queries[:2] == ("sky", "building")
+
+
+def test_a_background_has_no_name_of_its_own(camvid: Path) -> None:
+    own = settings(camvid, background="Sky")
+    protocol = protocol_of(EvaluateConfig(datasets=(own,)), "camvid")
+    assert protocol.benchmark.background
+    assert protocol.queries == CAMVID[1:]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "I;16", "I", "RGB"])
+def test_label_maps_of_all_kinds_say_the_same(camvid: Path, mode: str) -> None:
+    stored = np.arange(48).reshape(6, 8) % 12
+    rng = np.random.default_rng(1)
+    colours = rng.permutation(4096)[:12, None] * np.array([7, 11, 13]) % 256
+    made = {
+        "L": lambda: Image.fromarray(stored.astype(np.uint8)),
+        "P": lambda: in_palette(stored),
+        "I;16": lambda: Image.fromarray(stored.astype(np.uint16)),
+        "I": lambda: Image.fromarray(stored.astype(np.int32)),
+        "RGB": lambda: Image.fromarray(colours[stored].astype(np.uint8)),
+    }[mode]()
+    assert made.mode == mode
+    ending = "_L.tif" if mode == "I" else "_L.png"  # 32 bits are none of PNG's
+    made.save(camvid / "labels" / "seq0" / f"0000{ending}")
+    (camvid / "colours.txt").write_text("\n".join(" ".join(map(str, colour)) for colour in colours))
+    (camvid / "val.txt").write_text("seq0/0000")
+    colour_list = str(camvid / "colours.txt") if mode == "RGB" else ""
+    dataset = settings(camvid, colours=colour_list, suffix=Suffixes(labels=ending)).dataset()
+    (item,) = list_items(dataset, Path())
+    assert (read_label(dataset, item, (6, 8)) == np.where(stored == VOID, IGNORE, stored)).all()
+
+
+def test_zero_may_not_count(camvid: Path) -> None:
+    dataset = settings(camvid, reduce_zero_label=True, ignore=None).dataset()
+    for item in list_items(dataset, Path()):
+        stored = np.asarray(Image.open(item.label)).astype(int)
+        assert (read_label(dataset, item, (6, 8)) == np.where(stored == 0, IGNORE, stored - 1)).all()
+
+
+def test_mistakes_are_told(camvid: Path) -> None:
+    dataset = settings(camvid, ignore=None).dataset()
+    with pytest.raises(InputError, match=r"label value 11 is outside the 11 classes of camvid"):
+        read_label(dataset, list_items(dataset, Path())[0], (6, 8))
+    with pytest.raises(
+        InputError, match=r"camvid: .*seq1/0003\.png is missing; see images, labels, suffix and split of camvid"
+    ):
+        list_items(settings(camvid, suffix=Suffixes()).dataset(), Path())
+    with pytest.raises(InputError, match=r"camvid: images: .*nowhere is no folder"):
+        list_items(settings(camvid, images=str(camvid / "nowhere")).dataset(), Path())
+    with pytest.raises(InputError, match=r"camvid\.names: .*none\.txt cannot be read"):
+        settings(camvid, names=str(camvid / "none.txt")).dataset()
+    (camvid / "two.txt").write_text("one\ntwo\n")
+    with pytest.raises(InputError, match=r"two\.txt: has 2 lines for the 11 classes"):
+        settings(camvid, prompt_names=str(camvid / "two.txt")).texts()
+    with pytest.raises(InputError, match="'road' must be the first class"):
+        settings(camvid, background="road").dataset()
+    (camvid / "grey.txt").write_text("1 2 3\n4 5\n")
+    with pytest.raises(InputError, match=r"grey\.txt, line 2: '4 5' is not of the form"):
+        settings(camvid, colours=str(camvid / "grey.txt")).dataset()
