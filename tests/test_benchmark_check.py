@@ -84,7 +84,7 @@ def colours(path: Path) -> None:
 
 
 def sixteen_bits(path: Path) -> None:
-    save(read_indices(path).astype(np.uint16), path)
+    save(read_indices(path).astype(np.uint16) + 300, path)
 
 
 @pytest.mark.parametrize(
