@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cluster.costs import forget_peak_memory, peak_memory_mb
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.files import digest_of, digest_of_file, replacing
 from owseg import InputError
 from owseg.checkpoint import NORMALISATION, files_at
+from owseg.costs import forget_peak_memory, peak_memory_mb
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.inference import embed_queries

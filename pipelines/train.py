@@ -9,7 +9,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from cluster.tracking import Run
-from cluster.train import TrainJob, costs_of, shards_of, train
+from cluster.train import RayTrainJob, train
 from filtering.files import digest_of, digest_of_file
 from owseg.checkpoint import NORMALISATION, Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
@@ -17,6 +17,7 @@ from owseg.evaluation.protocols import view_of
 from owseg.fields import path_settings
 from owseg.fit import WEIGHTS
 from owseg.method_config import TrainableConfig
+from owseg.training import TrainJob, costs_of, shards_of
 from pipelines.app.checks import (
     check_encoder,
     check_methods,
@@ -99,7 +100,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     encoder = trained_encoder(context)
     if method.name == "clip":
         encoder = replace(encoder, pretrained=PRETRAIN)
-    job = TrainJob(
+    job = RayTrainJob(
         method=located(method, Path()),
         encoder=encoder,
         shards=tuple(shards_of(context.run_dir / "shards")),

@@ -7,9 +7,10 @@ import pytest
 import tiny
 import torch
 
-from cluster import costs
-from cluster.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
-from cluster.train import TrainConfig, TrainJob, _Spent, _StepLog, costs_of
+from cluster.train import TrainConfig
+from owseg import costs
+from owseg.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
+from owseg.training import Spent, StepLog, TrainJob, costs_of
 
 CPU = torch.device("cpu")
 BLOCK = 64 * 2**20
@@ -53,18 +54,18 @@ def test_a_resumed_training_goes_on_counting_from_its_checkpoint(tmp_path: Path,
     )
     spent = iter([(5.0, 900.0), (7.0, 1000.0), (9.0, 1000.0), (3.0, 800.0), (4.0, 800.0)])
 
-    def over_ranks(self: _Spent) -> dict[str, float]:
+    def over_ranks(self: Spent) -> dict[str, float]:
         seconds, memory = next(spent)
         return {"cpu_seconds": seconds, "peak_memory_mb": memory}
 
-    monkeypatch.setattr(_Spent, "over_ranks", over_ranks)
-    log = _StepLog(job, None, _Spent(CPU), write=True)
+    monkeypatch.setattr(Spent, "over_ranks", over_ranks)
+    log = StepLog(job, None, Spent(CPU), write=True)
     for step in (2, 4, 5):
         log(step, {"contrastive": 1.0}, 1e-3, {})
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "position.json").write_text(json.dumps({"step": 4}))
-    log = _StepLog(job, checkpoint, _Spent(CPU), write=True)
+    log = StepLog(job, checkpoint, Spent(CPU), write=True)
     for step in (5, 6):
         log(step, {"contrastive": 1.0}, 1e-3, {"alarm": 0.0})
     assert costs_of(job) == {"steps": 6, "pairs": 48, "cpu_seconds": 7.0 + 4.0, "peak_memory_mb": 1000.0}
@@ -76,7 +77,7 @@ def test_ranks_that_do_not_write_spend_too(tmp_path: Path, monkeypatch: pytest.M
         method=tiny.clip_config(), encoder=tiny.encoder_config(tmp_path), shards=(), out=tmp_path, seed=0, train=TrainConfig()
     )
     asked = []
-    monkeypatch.setattr(_Spent, "over_ranks", lambda self: asked.append(1) or {})
-    _StepLog(job, None, _Spent(CPU), write=False)(1, {"contrastive": 1.0}, 1e-3, {})
+    monkeypatch.setattr(Spent, "over_ranks", lambda self: asked.append(1) or {})
+    StepLog(job, None, Spent(CPU), write=False)(1, {"contrastive": 1.0}, 1e-3, {})
     assert asked, "it takes part in the sum"
     assert not job.log.exists()

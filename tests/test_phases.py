@@ -9,7 +9,7 @@ import tiny
 import torch
 from torch import Tensor, nn
 
-from cluster.train import TrainConfig, TrainJob, loader, pairs_between
+from cluster.train import TrainConfig
 from owseg import InputError
 from owseg.data import Batch, CaptionBatches, ShardReader
 from owseg.engine import TorchEngine
@@ -17,6 +17,7 @@ from owseg.fit import WEIGHTS, fit, learned_state, load_learned
 from owseg.optim import OptimConfig, lr_at
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
 from owseg.trainable import TrainableMethod
+from owseg.training import TrainJob, loader, pairs_between
 
 FIRST = OptimConfig(batch_size=8, lr=1e-2, min_lr=1e-3, lr_batch=0, warmup=2)
 SECOND = OptimConfig(batch_size=4, lr=3e-2, min_lr=0.0, lr_batch=0, warmup=1, weight_decay=0.5, clip_norm=0.1)

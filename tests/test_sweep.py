@@ -15,9 +15,10 @@ from mlflow import MlflowClient
 
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
-from cluster.train import TrainConfig, pairs_between
+from cluster.train import TrainConfig
 from owseg.evaluation.intervals import ImageCounts, write_image_counts
 from owseg.phases import scheduled_phases
+from owseg.training import pairs_between
 from pipelines import sweep
 from pipelines.app.checks import methods_to_train
 from pipelines.app.cli import main

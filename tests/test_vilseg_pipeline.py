@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from test_vilseg import batch_of
 
 from cluster.session import SessionConfig
-from cluster.train import TrainConfig, TrainJob, train
+from cluster.train import RayTrainJob, TrainConfig, train
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, find_checkpoint, write_model
 from owseg.encoders import EncoderConfig
@@ -141,7 +141,7 @@ def test_a_resumed_training_ends_the_same(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_it_trains_on_ray_with_deepspeed_and_logs_its_alarms(tmp_path: Path) -> None:
     logged: list[dict[str, float]] = []
-    job = TrainJob(
+    job = RayTrainJob(
         method=tiny.vilseg_config(steps=3),
         encoder=MISSING,
         shards=tuple(tiny.write_shards(tmp_path / "shards")),
