@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from owseg import InputError
@@ -18,6 +19,7 @@ from owseg.methods import TRAINABLE
 from owseg.phases import Phase
 from owseg.published_layout import Layout
 from owseg.trainable import TrainableMethod
+from owseg.weights import differences
 
 LAYOUTS: dict[str, Layout] = {
     name: layout for name, config in TRAINABLE.items() if (layout := config.official_layout) is not None
@@ -162,11 +164,35 @@ def read_official(path: Path) -> dict[str, Any]:
     return state
 
 
+def load_start(method: TrainableMethod, path: Path) -> None:
+    """Fill a method with weights that its training begins with: an official checkpoint, or this project's of any phases.
+
+    What the file lacks stays as the method began, and is logged. Raises InputError where the file holds something else.
+    """
+    if path.suffix in SUFFIXES:
+        _log_differences(path, import_official(method, read_official(path), path))
+        return
+    try:
+        found = load_file(path)
+    except Exception as error:  # safetensors raises its own untyped errors for truncated and foreign files
+        raise InputError(f"{path}: not a readable checkpoint ({error})") from error
+    own = method.state_dict()
+    if wrong := differences(found, {name: tensor for name, tensor in own.items() if name in found}):
+        raise InputError(f"{path}: belongs to another architecture ({wrong})")
+    if not found:
+        raise InputError(f"{path}: holds no weights")
+    method.load_state_dict(found, strict=False)
+    log.info("%s: %d of %d tensors", path, len(found), len(own))
+
+
 def load_trained(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> None:
     """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged."""
     if path.suffix not in SUFFIXES:
         load_learned(method, phases, path)
         return
-    differences = import_official(method, read_official(path), path)
-    for kind, names in zip(("missing", "left over"), differences, strict=True):
+    _log_differences(path, import_official(method, read_official(path), path))
+
+
+def _log_differences(path: Path, found: Differences) -> None:
+    for kind, names in zip(("missing", "left over"), found, strict=True):
         log.log(logging.WARNING if names else logging.INFO, "%s: %s: %s", path, kind, ", ".join(names) or "nothing")

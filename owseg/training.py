@@ -27,6 +27,7 @@ from owseg.fit import WEIGHTS, fit
 from owseg.method_config import TrainableConfig
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase, scheduled_phases
+from owseg.published import load_start
 from owseg.segmenter import build_trained
 from owseg.trainable import TrainableMethod
 
@@ -63,6 +64,8 @@ class TrainJob:
     encoder: EncoderConfig
     shards: tuple[Path, ...]
     out: Path
+    start: Path | None = None
+    """Weights that training begins with, official or this project's; None = as the method begins."""
     seed: int = 0
     train: LoopConfig = LoopConfig()
 
@@ -155,6 +158,8 @@ def build(job: TrainJob) -> TrainableMethod:
     make_encoder = cache(lambda: (build_encoder if job.encoder.pretrained == PRETRAIN else load_encoder)(job.encoder))
     method = build_trained(job.method, make_encoder)
     method.initialise()  # also where training goes on: checkpoints hold no weights that stay frozen throughout
+    if job.start is not None:
+        load_start(method, job.start)
     return method
 
 

@@ -26,6 +26,7 @@ from pipelines.app.checks import (
     methods_to_train,
     resolve_encoder_paths,
     spread_training,
+    starting_weights,
 )
 from pipelines.app.cli import main
 from pipelines.app.config import flatten, to_dict
@@ -41,7 +42,8 @@ def run_train(context: Context, shards: Result) -> Result:
     """The train stage: `train/<method>/` in the run's folder for each method that trains, the encoder first where asked for."""
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
-    fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"]])
+    begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
+    fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"], *([begun] if begun else [])])
 
     def work() -> Result:
         trained = {job.name: _train_method(context, job, shards) for job in jobs}
@@ -105,6 +107,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         encoder=encoder,
         shards=tuple(shards_of(context.run_dir / "shards")),
         out=folder,
+        start=starting_weights(context.config).get(method.name),
         seed=context.config.seed,
         train=spread_training(context.config, method),
     )
@@ -139,6 +142,7 @@ def _begun_from(job: TrainJob) -> list[str]:
     """Digests of the weights that a method stands on or begins with, as far as they lie in files."""
     named = [job.encoder.pretrained] if job.method.uses_clip and job.method.name != "clip" else []
     named += [getattr(job.method, name) for name in sorted(path_settings(job.method))]
+    named += [str(job.start)] if job.start else []
     return [digest_of_file(file) for name in named for file in files_at(name)]
 
 

@@ -1,6 +1,7 @@
 """What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.phases import augmentations, scheduled_phases
-from owseg.published import load_trained
+from owseg.published import load_start, load_trained
 from owseg.segmenter import build_trained
 from pipelines.app.settings import Config
 
@@ -117,13 +118,26 @@ def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
 
 def given_weights(config: Config) -> dict[str, Path]:
     """The trained weights that the settings give, by method, with absolute paths; of a checkpoint's folder the file in it."""
-    paths = {name: Path(path).expanduser().resolve() for name, path in config.weights.items()}
+    return _files_of_weights(config.weights)
+
+
+def starting_weights(config: Config) -> dict[str, Path]:
+    """The weights that trainings begin with, likewise."""
+    return _files_of_weights(config.init)
+
+
+def _files_of_weights(given: Mapping[str, str]) -> dict[str, Path]:
+    paths = {name: Path(path).expanduser().resolve() for name, path in given.items()}
     return {name: path / WEIGHTS if path.is_dir() else path for name, path in paths.items()}
 
 
 def check_weights(config: Config) -> None:
     """Raise InputError where given weights are missing, or belong to another architecture or another CLIP than the run's."""
     encoder = resolve_encoder_paths(config)
+    for name, path in starting_weights(config).items():
+        if not path.is_file():
+            raise InputError(f"init.{name}: {path} does not exist")
+        load_start(build_trained(getattr(config.method_settings, name), lambda: build_encoder(encoder)), path)
     for name, path in given_weights(config).items():
         if not path.is_file():
             raise InputError(f"weights.{name}: {path} does not exist")

@@ -45,6 +45,8 @@ class Config:
     """The settings of each method."""
     weights: dict[str, str] = field(default_factory=dict)
     """Trained weights by method, used in place of training: weights.tcl=tcl.pth, a checkpoint's folder, or its .safetensors."""
+    init: dict[str, str] = field(default_factory=dict)
+    """Weights that a method's training begins with: init.tcl=tcl.pth, a checkpoint's folder, or its .safetensors."""
     train: TrainConfig = TrainConfig()
     """How training is spread."""
     evaluate: EvaluateConfig = EvaluateConfig()
@@ -65,6 +67,12 @@ class Config:
                 raise ConfigError(f"methods: unknown method {name!r}{known}")
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError("methods: a method is named twice")
+        for name in self.init:
+            if name not in TRAINABLE:
+                known = f"{near_miss(name, TRAINABLE)}; those that do are {', '.join(TRAINABLE)}"
+                raise ConfigError(f"init.{name}: no method of that name trains{known}")
+            if name in self.weights:
+                raise ConfigError(f"init.{name}: weights.{name} takes the place of its training; give one of the two")
         for name in self.weights:
             if name not in TRAINED:
                 known = f"{near_miss(name, TRAINED)}; those that do are {', '.join(TRAINED)}"
