@@ -101,13 +101,19 @@ def table_of(points: Sequence[Mapping[str, Point]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _ends(point: Point) -> tuple[float, float]:
+    """How far the interval reaches down and up from the score."""
+    return point.miou - point.interval[0], point.interval[1] - point.miou
+
+
 def draw(points: Sequence[Mapping[str, Point]], path: Path) -> None:
     """mIoU of each row over the budget with its interval; dashed, its oracle."""
     figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
     for number, name in enumerate(ROWS):
         row = [found[name] for found in points]
         times, miou = [point.times for point in row], [point.miou for point in row]
-        bars = [[point.miou - point.interval[0] for point in row], [point.interval[1] - point.miou for point in row]]
+        # A score that hardly depends on the images, such as chance's, may lie outside its interval (docs/results.md).
+        bars = [[max(0.0, end) for end in ends] for ends in zip(*(_ends(point) for point in row), strict=True)]
         axes.errorbar(times, miou, yerr=bars, marker="o", capsize=3, color=f"C{number}", label=name)
         if name in SYSTEMS:
             axes.plot(times, [point.oracle for point in row], linestyle="--", color=f"C{number}", alpha=0.5)

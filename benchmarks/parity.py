@@ -14,6 +14,7 @@ Prints the largest differences; exit code 0 if all are within tolerance, 1 if on
 import argparse
 import sys
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,7 +62,7 @@ def read(path: Path) -> Arrays:
             found = {name: arrays[name] for name in arrays.files}
     except FileNotFoundError:
         raise InputError("no such file") from None
-    except Exception as error:  # what is damaged inside makes NumPy raise errors of any kind, MemoryError among them
+    except (OSError, ValueError, EOFError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"cannot be read as .npz ({error})") from error
     if other := next((name for name, value in found.items() if not isinstance(value, np.ndarray)), None):
         raise InputError(f"cannot be read as .npz ({other} is no array)")

@@ -172,6 +172,7 @@ def test_lists_and_dicts_of_the_file_replace_the_defaults(tmp_path: Path) -> Non
         ("seed: 1", ["seed"], "command line: 'seed' is not a setting; write key=value"),
         ("seed: 1", ["=1"], "command line: '=1' is not a setting"),
         ("seed: 1", ["seed=[1"], "command line: 'seed=[1': line 1, column "),
+        ("seed: " + "9" * 5000, [], "x.yaml: Exceeds the limit"),
         ("seed: 1\nseed: 2", [], "x.yaml: line 2, column 1: key 'seed' stands twice"),
         ("filter: {top_k: 1, top_k: 2}", [], "x.yaml: line 1, column 20: key 'top_k' stands twice"),
         ("seed: [1", [], "x.yaml: line 1, column "),

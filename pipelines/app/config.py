@@ -112,6 +112,8 @@ def _read(file: Path) -> Tree:
         raise ConfigError(f"{file}: cannot be read ({error})") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{file}: {_yaml_problem(error)}") from None
+    except ValueError as error:  # as on the command line
+        raise ConfigError(f"{file}: {error}") from None
     if tree is None:
         return {}
     if not isinstance(tree, dict):
