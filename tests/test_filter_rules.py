@@ -14,6 +14,7 @@ from filtering import InputError
 from filtering.captions import rules
 from filtering.captions.lexicon import is_english
 from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.caption_counts import with_counts
 from filtering.captions.rules import (
     DEFAULT_RULES,
     BadUrl,
@@ -29,7 +30,6 @@ from filtering.captions.rules import (
     RuleConfig,
     TooLong,
     TooShort,
-    with_counts,
 )
 from filtering.captions.text import PERSON_TOKEN, normalised, words
 from filtering.schema import LINKS, SAMPLE, key_of

@@ -23,7 +23,7 @@ from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
 from owseg.methods.tcl import GROUNDER, TclConfig
 from owseg.methods.vilseg import VilSegConfig
-from owseg.methods.vilseg.method import LEARNED
+from owseg.methods.vilseg.settings import LEARNED
 from owseg.methods.vilseg.towers import TextSize, VitSize
 from owseg.methods.zero_shot import ZeroShotConfig
 from owseg.optim import OptimConfig

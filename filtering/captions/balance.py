@@ -40,7 +40,7 @@ class Balance:
 
 @dataclass(frozen=True, kw_only=True)
 class Balanced:
-    """Refuses captions by lot, more of those whose entities are all frequent. Reads the columns key and entities."""
+    """Refuses captions at random that mention very frequent entities alone. Reads the columns key and entities."""
 
     balance: Balance
     counts: Mapping[str, int] = field(repr=False)

@@ -23,11 +23,12 @@ import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.captions.balance import Balance
+from filtering.captions.entity_rules import ENTITY_RULES
 from filtering.captions.index import merge_index
 from filtering.captions.leakage import leaked
 from filtering.captions.matching import add_tallies, entity_counts
 from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
-from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, NoEntity, RareEntity, SignWork, SplitWork, Words
+from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
 from filtering.captions.read_pass import ReadWork, point_at_parts
 from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
 from filtering.captions.rules import DEFAULT_RULES, RuleConfig
@@ -227,11 +228,8 @@ def find_near_duplicates(
 
 def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker], statistics: Mapping[str, Any]) -> dict[str, Any]:
     counts = sum_counts(markers)
-    late = (NoEntity.name, RareEntity.name, NearDuplicate.name, Balance.name)
-    dropped = {
-        reason: counts.get(f"dropped/{reason}", 0)
-        for reason in dict.fromkeys([*(rule.name for rule in config.applied_rules), *late])
-    }
+    reasons = dict.fromkeys(rule.name for rule in (*config.applied_rules, *ENTITY_RULES))
+    dropped = {reason: counts.get(f"dropped/{reason}", 0) for reason in reasons}
     tables = [(file, digest) for marker in markers for file, digest in marker.files.items() if not file.startswith(BUILD)]
     tables += [(name, digest_of_file(out / name)) for name in ("entities.parquet", "index.parquet")]
     return {

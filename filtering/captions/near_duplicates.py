@@ -139,7 +139,7 @@ def confirm(table: pa.Table, config: NearDuplicates) -> pa.Array:
 
 @dataclass(frozen=True)
 class NearDuplicate:
-    """Refuses rows whose caption says nearly what another says."""
+    """Refuses captions that say nearly the same as another kept one."""
 
     dropped: pa.Array
     """Keys, as `confirm` gives them."""

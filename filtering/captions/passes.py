@@ -2,9 +2,8 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +11,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filtering.captions.caption_counts import with_counts
+from filtering.captions.entity_rules import NoEntity, RareEntity
 from filtering.captions.index import write_index_part
 from filtering.captions.lexicon import Lexicon, lexicon_digest, load_lexicon
 from filtering.captions.matching import Matcher, tally
 from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
-from filtering.captions.rules import with_counts
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
 from filtering.captions.vocabulary import ListConfig, kept_entities
@@ -88,27 +88,6 @@ class MarkWork:
 
 
 # ---- split
-
-
-@dataclass(frozen=True)
-class NoEntity:
-    """Refuses captions that mention nothing one could see."""
-
-    name: ClassVar[str] = "no_entity"
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pc.greater(pc.list_value_length(table["entities"]), 0)
-
-
-@dataclass(frozen=True)
-class RareEntity:
-    """Refuses captions that mention none of the kept entities."""
-
-    kept: frozenset[str]
-    name: ClassVar[str] = "rare_entity"
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pa.array([not self.kept.isdisjoint(names) for names in table["entities"].to_pylist()], pa.bool_())
 
 
 class Selection:

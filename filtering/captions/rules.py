@@ -3,110 +3,27 @@
 A rule judges the rows of one table (schema `LINKS`) and never drops: true = keep. Corpora keep rows with the same caption
 in the same shard, so the two duplicate rules see every copy there is.
 
-Two means make the rules fast. Those that count words or letters read one column, `with_counts`, that is made once and stays
-with its rows. Those that search for a pattern let Arrow's RE2 clear most rows, and look at the doubted ones in Python, whose
-regular expressions know all of Unicode.
+Two means make the rules fast. Those that count words or letters read one column, `caption_counts.with_counts`, that is made
+once and stays with its rows. Those that search for a pattern let Arrow's RE2 clear most rows, and look at the doubted ones in
+Python, whose regular expressions know all of Unicode.
 """
 
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from string import ascii_lowercase
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from filtering import InputError
-from filtering.captions.lexicon import is_english
+from filtering.captions.caption_counts import counts_of
 from filtering.captions.text import PERSON_TOKEN, normalised
-from filtering.captions.words import normalised_of, words_of
+from filtering.captions.words import normalised_of
 from filtering.schema import SAMPLE
 from filtering.url import MAX_LENGTH, is_url
-
-Counts = np.ndarray[Any, np.dtype[np.int32]]
-
-COUNTS = pa.field(
-    "counts",
-    pa.struct(
-        [
-            ("words", pa.int32()),  # words of the caption
-            ("distinct", pa.int32()),  # different ones among them
-            ("spelt", pa.int32()),  # words of nothing but letters and apostrophes
-            ("known", pa.int32()),  # those that an English dictionary knows
-            ("visible", pa.int32()),  # characters that are not white space
-            ("letters", pa.int32()),  # letters of any script
-            ("latin", pa.int32()),  # a to z among them
-        ]
-    ),
-)
-"""What the rules want to know about a caption, in numbers."""
-
-BATCH_ROWS = 1 << 13
-"""Captions that are counted together: memory stays flat."""
-
-
-def with_counts(table: pa.Table) -> pa.Table:
-    """`table` with the column `COUNTS`. Rules count anew where it is missing: the result is the same, only later."""
-    captions = table["caption"]
-    batches = [_count(captions.slice(start, BATCH_ROWS)) for start in range(0, len(captions), BATCH_ROWS)]
-    return table.append_column(COUNTS, pa.chunked_array(batches, COUNTS.type))
-
-
-def _counts(table: pa.Table) -> dict[str, Counts]:
-    column = (table if COUNTS.name in table.column_names else with_counts(table))[COUNTS.name]
-    return {field.name: pc.struct_field(column, field.name).to_numpy() for field in COUNTS.type}
-
-
-def _count(captions: pa.ChunkedArray) -> pa.StructArray:
-    found = words_of(captions)
-    lengths = pc.list_value_length(found).to_numpy()
-    ends = np.cumsum(lengths)
-    coded = found.flatten().dictionary_encode()
-    of_word = coded.indices.to_numpy()
-    spelt, known = np.array([_spelling(word) for word in coded.dictionary.to_pylist()], bool).reshape(-1, 2).T
-    sorted_words = np.sort(np.repeat(np.arange(len(found)), lengths) << 32 | of_word)  # each row's stay in its place
-
-    texts = [caption or "" for caption in captions.to_pylist()]
-    characters = np.frombuffer("".join(texts).encode("utf-32-le"), np.uint32)
-    last = np.cumsum([len(text) for text in texts], dtype=np.int64)
-    letter, space = _letters_and_spaces()
-    letters = letter[characters]
-    columns = {
-        "words": lengths,
-        "distinct": _sums(np.diff(sorted_words, prepend=-1) != 0, ends),
-        "spelt": _sums(spelt[of_word], ends),
-        "known": _sums(known[of_word], ends),
-        "visible": _sums(~space[characters], last),
-        "letters": _sums(letters, last),
-        "latin": _sums(letters & (characters < 128), last),
-    }
-    return pa.StructArray.from_arrays(
-        [pa.array(columns[field.name], field.type) for field in COUNTS.type], fields=list(COUNTS.type)
-    )
-
-
-def _sums(flags: np.ndarray[Any, np.dtype[np.bool_]], ends: np.ndarray[Any, Any]) -> Counts:
-    """How many flags are set in each run of `flags`; the runs follow one another and end before `ends`."""
-    totals: Counts = np.cumsum(np.concatenate([[False], flags]), dtype=np.int32)
-    sums: Counts = np.diff(totals[ends], prepend=np.int32(0))
-    return sums
-
-
-def _spelling(word: str) -> tuple[bool, bool]:
-    """Whether a word says anything about the language, and whether it speaks for English."""
-    stem = word.removesuffix("'s")
-    spelt = word.isalpha() or "'" in word
-    return spelt, spelt and len(stem) > 1 and is_english(stem)
-
-
-@cache
-def _letters_and_spaces() -> tuple[np.ndarray[Any, np.dtype[np.bool_]], np.ndarray[Any, np.dtype[np.bool_]]]:
-    """For every character of Unicode whether it is a letter, and whether it is white space."""
-    characters = list(map(chr, range(0x110000)))
-    return np.array(list(map(str.isalpha, characters))), np.array(list(map(str.isspace, characters)))
 
 
 def _doubt(column: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
@@ -172,7 +89,7 @@ class TooShort:
         _check(self.min_words >= 1, "min_words", "must be at least 1")
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pa.array(_counts(table)["words"] >= self.min_words)
+        return pa.array(counts_of(table)["words"] >= self.min_words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +105,7 @@ class TooLong:
         _check(self.max_words >= 1, "max_words", "must be at least 1")
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pa.array(_counts(table)["words"] <= self.max_words)
+        return pa.array(counts_of(table)["words"] <= self.max_words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +121,7 @@ class FewLetters:
         _check_share(self.min_share, "min_share")
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        counts = _counts(table)
+        counts = counts_of(table)
         return pa.array((counts["letters"] > 0) & (counts["letters"] >= self.min_share * counts["visible"]))
 
 
@@ -224,7 +141,7 @@ class Repetition:
         _check(self.max_run >= 1, "max_run", "must be at least 1")
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        counts = _counts(table)
+        counts = counts_of(table)
         varied = (counts["words"] <= 5) | (counts["distinct"] >= self.min_distinct * counts["words"])
         run = re.compile(rf"([^\W\d_])\1{{{self.max_run},}}", re.IGNORECASE)
         opening = min(self.max_run, 5) + 1  # RE2 knows no back-references, and counts up to 1000 only
@@ -327,7 +244,7 @@ class NotEnglish:
         _check_share(self.min_known, "min_known")
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        counts = _counts(table)
+        counts = counts_of(table)
         spelt = counts["spelt"]
         needed = np.where(spelt > 3, self.min_known * spelt, np.minimum(1, spelt))
         return pa.array((counts["latin"] >= self.min_ascii * counts["letters"]) & (counts["known"] >= needed))

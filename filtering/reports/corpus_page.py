@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from filtering.captions.entity_rules import ENTITY_RULES
 from filtering.captions.rules import RuleConfig
 from filtering.captions.statistics import LOT
 from filtering.reports import charts
@@ -12,12 +13,8 @@ from filtering.reports.parts import count, percent, share, write_page
 SHOWN_ENTITIES = 120
 SHOWN_HOSTS = 10
 
-_REASONS = {rule.name: (rule.__doc__ or "").strip().splitlines()[0] for rule in get_args(RuleConfig)} | {
-    "no_entity": "Refuses captions in which no entity was found.",
-    "rare_entity": "Refuses captions that mention visible things, but none of the list.",
-    "near_duplicate": "Refuses captions that say nearly the same as another kept one.",
-    "balanced": "Thins out captions that mention very frequent entities alone, by lot.",
-}
+_RULES = (*get_args(RuleConfig), *ENTITY_RULES)
+_REASONS = {rule.name: (rule.__doc__ or "").strip().splitlines()[0] for rule in _RULES}
 
 _LISTS = {"frequency": "the most frequent ones", "paper": "OVSegmentor's words", "file": "a list of your own"}
 

@@ -89,7 +89,8 @@ def _describe_inside(kind: Any, key: str, value: object) -> list[Entry]:
     entries = []
     for member in members:
         if is_dataclass(member):
-            inner = key if len(members) == 1 else f"{key}({one_of(names_of([member]))})"
+            names = names_of([member])  # a section that is no alternative by name has none: `OwnDataset` beside a text
+            inner = f"{key}({one_of(names)})" if names and len(members) > 1 else key
             entries += describe(cast(type, member), inner, value if isinstance(value, cast(type, member)) else MISSING)
         elif get_origin(member) is tuple:
             entries += _describe_inside(get_args(member)[0], f"{key}.0", MISSING)

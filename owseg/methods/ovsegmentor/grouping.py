@@ -50,6 +50,13 @@ def assignment_logits(q: Tensor, k: Tensor) -> Tensor:
         return logits
 
 
+def owning_group(binding: Binding, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """The group [B, *size] int64 whose soft map, stretched from the patches' grid, is highest at each pixel."""
+    maps = binding.logits.softmax(dim=1)
+    maps = maps.reshape(*maps.shape[:2], *grid)
+    return F.interpolate(maps, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
+
+
 def upcast(x: Tensor) -> Tensor:
     """x in at least float32."""
     return x.to(at_least_float32(x))

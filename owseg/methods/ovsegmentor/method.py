@@ -24,10 +24,10 @@ from owseg.method_config import TrainableConfig
 from owseg.methods.ovsegmentor.completion import EntityCompletion
 from owseg.methods.ovsegmentor.consistency import mask_consistency
 from owseg.methods.ovsegmentor.entity_texts import EntityTexts
-from owseg.methods.ovsegmentor.grouping import Binding, GroupingEncoder, Groups
+from owseg.methods.ovsegmentor.grouping import GroupingEncoder, Groups, owning_group
 from owseg.methods.ovsegmentor.heads import ProjectionHead
 from owseg.methods.ovsegmentor.image_tower import clip_tower, load_vit, vit_tower
-from owseg.methods.ovsegmentor.official import LAYOUT
+from owseg.methods.ovsegmentor.official import LAYOUT, OFFICIAL_THRESHOLDS
 from owseg.methods.ovsegmentor.text_tower import Texts, TextTower, bert_tower, clip_text_tower
 from owseg.momentum import follow, frozen_copy
 from owseg.optim import OptimConfig, Quirks
@@ -39,8 +39,6 @@ from owseg.trainable import TrainableMethod
 CLIP = "clip"
 """As the name of a tower: the run's CLIP."""
 VISION = ("encoder.", "image_head.", "text_head.", "completion.", "answer_head.", "log_scale")
-OFFICIAL_THRESHOLDS = {"voc21": 0.95, "context60": 0.35, "coco_object": 0.90}
-"""Background thresholds by benchmark, of the official evaluation."""
 STAGE_1 = OptimConfig(
     batch_size=4096, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, warmup=1953, lr_batch=4096, eps=1e-8, schedule="timm"
 )
@@ -326,7 +324,7 @@ class OvSegmentor(TrainableMethod):
             # Never more than the best group has: one group at least is foreground in every window.
             threshold = best.amax(dim=1, keepdim=True).clamp(max=self.config.background_threshold)
             scores = torch.cat([(best < threshold).to(scores)[..., None], scores], dim=2)
-        owner = self._owner(groups.binding, groups.grid, (height, width)).flatten(1)[:, None].expand(-1, scores.shape[2], -1)
+        owner = owning_group(groups.binding, groups.grid, (height, width)).flatten(1)[:, None].expand(-1, scores.shape[2], -1)
         return scores.transpose(1, 2).gather(2, owner).reshape(*scores.shape[::2], height, width)
 
     @torch.no_grad()
@@ -335,19 +333,13 @@ class OvSegmentor(TrainableMethod):
         del classes
         padded = self._padded(image)
         grid = (padded.shape[-2] // self.encoder.patch_size, padded.shape[-1] // self.encoder.patch_size)
-        return self._owner(self.encoder.bind(padded), grid, (image.shape[-2], image.shape[-1]))
+        return owning_group(self.encoder.bind(padded), grid, (image.shape[-2], image.shape[-1]))
 
     def _padded(self, image: Tensor) -> Tensor:
         """The image [B, 3, H, W], filled up with zeros at the bottom and the right where it is smaller than a patch."""
         height, width = image.shape[-2:]
         patch = self.encoder.patch_size
         return F.pad(image, (0, max(patch - width, 0), 0, max(patch - height, 0)))
-
-    def _owner(self, binding: Binding, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
-        """The group [B, *size] int64 whose soft map, stretched from the patches' grid, is highest at each pixel."""
-        maps = binding.logits.softmax(dim=1)
-        maps = maps.reshape(*maps.shape[:2], *grid)
-        return F.interpolate(maps, size=size, mode="bilinear", align_corners=False).argmax(dim=1)
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
         """The classes' scores [B, K, n] in each group of features [B, K, C].

@@ -13,6 +13,8 @@ TEXT = "text_encoder."
 """Where an exported OVSegmentor keeps its text tower; in files that come in, any place will do."""
 EMBEDDINGS = ("embeddings.word_embeddings.weight", "token_embedding.weight")
 """By which a text tower is found: how transformers and CLIP call the first of its tensors."""
+OFFICIAL_THRESHOLDS = {"voc21": 0.95, "context60": 0.35, "coco_object": 0.90}
+"""Background thresholds by benchmark, of the official evaluation."""
 log = logging.getLogger(__name__)
 
 _TOWER: Prefixes = (
