@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from cluster import InputError
 from owseg.data import Batch
-from owseg.optim import AdamState, OptimConfig, ParameterGroup, Quirks, adam_state, adamw, with_adam_state
+from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
 from owseg.trainable import TrainableMethod
 
 TAG = "step"
@@ -47,7 +46,6 @@ class DeepSpeedEngine:
         bf16: bool,
         device: torch.device,
     ) -> None:
-        refuse_quirks(method.quirks, dist.get_world_size())
         deepspeed = _import_deepspeed()
         self.device = device
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
@@ -93,12 +91,6 @@ class DeepSpeedEngine:
         state = self.optimizer.state_dict()
         key = next(key for key in _BASE_STATE if key in state)
         self.optimizer.load_state_dict({dist.get_rank(): {**state, key: with_adam_state(state[key], carried)}})
-
-
-def refuse_quirks(quirks: Quirks, ranks: int) -> None:
-    """Raise InputError where a method asks for gradients that stay on their rank: DeepSpeed averages all of them."""
-    if quirks.late_unreduced and ranks > 1:
-        raise InputError("train.engine: deepspeed cannot follow fidelity=official on several workers; set train.engine=torch")
 
 
 def _import_deepspeed() -> Any:

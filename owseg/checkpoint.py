@@ -15,7 +15,7 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from owseg import InputError
 from owseg.encoders import EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import EvaluateConfig, View, view_of
-from owseg.fields import path_settings
+from owseg.fields import former_values, path_settings
 from owseg.fit import WEIGHTS
 from owseg.method_config import MethodConfig
 from owseg.methods import METHODS, TRAINABLE
@@ -227,8 +227,9 @@ def _check_weights(path: Path, digest: str, file: Path) -> None:
 def _rebuild(kind: Any, value: Any) -> Any:
     """What `asdict` and JSON have made of settings, as it was."""
     if isinstance(kind, type) and is_dataclass(kind):
-        hints = get_type_hints(kind)
-        return kind(**{name: _rebuild(hints[name], item) for name, item in value.items()})
+        hints, renamed = get_type_hints(kind), former_values(kind)
+        given = {name: renamed[name].get(item, item) if name in renamed else item for name, item in value.items()}
+        return kind(**{name: _rebuild(hints[name], item) for name, item in given.items()})
     if get_origin(kind) is tuple:
         return tuple(_rebuild(get_args(kind)[0], item) for item in value)
     if get_origin(kind) is UnionType and value is not None:  # a section or None

@@ -13,6 +13,9 @@ from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
 from owseg.trainable import TrainableMethod
 
+STATE = "optimizer.pt"
+"""The plain engine's file in a checkpoint."""
+
 
 class Engine(Protocol):
     """Carries out optimiser steps on fixed parameters; a new phase gets a new engine, which takes over what stays."""
@@ -22,7 +25,7 @@ class Engine(Protocol):
         ...
 
     def save(self, folder: Path) -> None:
-        """Write this rank's optimiser state, and make all ranks' weights one. Every rank calls it."""
+        """Write the optimiser state, or this rank's part of it. Every rank calls it."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -60,8 +63,7 @@ class TorchEngine:
         self.device = device or torch.device("cpu")
         self.bf16 = bf16
         self.method = method.to(self.device)
-        self.shared = [parameter for group in groups if not group.local for parameter in group.parameters]
-        self.local = [parameter for group in groups if group.local for parameter in group.parameters]
+        self.parameters = [parameter for group in groups for parameter in group.parameters]
         self.clip_norm = optim.clip_norm
         self.optimizer = adamw(groups, optim)
         self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
@@ -74,27 +76,21 @@ class TorchEngine:
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         if self.ranks > 1:
-            for parameter in self.shared:
+            for parameter in self.parameters:
                 if parameter.grad is None:  # every rank must take part in every reduction
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.ranks
-        torch.nn.utils.clip_grad_norm_(self.shared + self.local, self.clip_norm)
+        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
         self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def save(self, folder: Path) -> None:
-        if self.local and self.ranks > 1:  # unlike gradients make unlike norms, so clipping drove shared ones apart as well
-            for parameter in self.shared + self.local:
-                dist.broadcast(parameter.data, src=0)
-        if self.local or self.rank == 0:  # weights are one again, moments stay each rank's own (as in the official code)
-            torch.save(self.optimizer.state_dict(), self._state_path(folder))
+        if self.rank == 0:  # the others' is the same
+            torch.save(self.optimizer.state_dict(), folder / STATE)
 
     def load(self, folder: Path) -> None:
-        self.optimizer.load_state_dict(torch.load(self._state_path(folder), map_location="cpu", weights_only=True))
-
-    def _state_path(self, folder: Path) -> Path:
-        return folder / (f"optimizer-{self.rank}.pt" if self.local else "optimizer.pt")
+        self.optimizer.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
 
     def full_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()

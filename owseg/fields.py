@@ -3,7 +3,11 @@
 from dataclasses import Field, field, fields
 from typing import Any, TypeVar
 
+from owseg import InputError
+
 T = TypeVar("T")
+FORMER_VALUES = "former_values"
+"""Under this key a field's metadata maps old names of its values to those of today."""
 
 
 def setting(default: T, *, training_only: bool = False, local_path: bool = False, shown: bool = False) -> T:
@@ -29,6 +33,23 @@ def path_settings(config: Any) -> frozenset[str]:
 def shown_settings(config: Any) -> tuple[str, ...]:
     """Names of a method's settings that are told beside its scores, in the order of its fields."""
     return tuple(one.name for one in fields(config) if one.metadata.get("shown"))
+
+
+def check_range(settings: Any, *names: str, least: float, most: float | None = None) -> None:
+    """Raise InputError for a setting that lies outside; null is none of these."""
+    for name in names:
+        value = getattr(settings, name)
+        if value is None:
+            continue
+        if most is not None and not least <= value <= most:
+            raise InputError(f"{name}: {value} is outside {least:g}..{most:g}")
+        if value < least:
+            raise InputError(f"{name}: {value} must be at least {least:g}")
+
+
+def former_values(kind: Any) -> dict[str, dict[str, str]]:
+    """By field of a dataclass, what its values were called when older checkpoints were written, and are called now."""
+    return {one.name: one.metadata[FORMER_VALUES] for one in fields(kind) if FORMER_VALUES in one.metadata}
 
 
 def _names(config: Any, fact: str) -> frozenset[str]:

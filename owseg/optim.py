@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import nn
 
 from owseg import InputError
+from owseg.fields import FORMER_VALUES, check_range
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,9 +27,11 @@ class OptimConfig:
     warmup: int = 15000
     """Steps of linear warm-up."""
     warmup_lr: float = 0.0
-    """Learning rate at which schedule=timm starts its warm-up, for a batch of `lr_batch`."""
-    schedule: Literal["cosine", "timm"] = "cosine"
-    """cosine: warm-up from 1e-4 of lr, then the cosine (TCL's); timm: warm-up from warmup_lr, the cosine counts from step 0."""
+    """Learning rate at which schedule=cosine_unshifted starts its warm-up, for a batch of `lr_batch`."""
+    schedule: Literal["cosine", "cosine_unshifted"] = field(
+        default="cosine", metadata={FORMER_VALUES: {"timm": "cosine_unshifted"}}
+    )
+    """cosine: warm-up from 1e-4 of lr, then the cosine (TCL's); cosine_unshifted: from warmup_lr, cosine as if from step 0."""
     weight_decay: float = 0.05
     """Decoupled weight decay on matrices and kernels; biases, norms and scalars are spared."""
     betas: tuple[float, ...] = (0.9, 0.999)
@@ -42,13 +45,13 @@ class OptimConfig:
         for name in ("batch_size", "lr", "eps", "clip_norm"):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name}: {getattr(self, name)} must be positive")
-        for name in ("min_lr", "lr_batch", "warmup", "warmup_lr", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name}: {getattr(self, name)} must be at least 0")
+        check_range(self, "min_lr", "lr_batch", "warmup", "warmup_lr", "weight_decay", least=0)
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise InputError(f"betas: {list(self.betas)} must be two numbers from 0 to below 1")
-        if self.warmup_lr and self.schedule != "timm":
-            raise InputError(f"warmup_lr: schedule={self.schedule} has a start of its own; set schedule=timm or leave it out")
+        if self.warmup_lr and self.schedule != "cosine_unshifted":
+            raise InputError(
+                f"warmup_lr: schedule={self.schedule} starts at 1e-4 of lr; set schedule=cosine_unshifted or leave it out"
+            )
 
 
 def scaled_lr(config: OptimConfig, lr: float) -> float:
@@ -59,12 +62,13 @@ def scaled_lr(config: OptimConfig, lr: float) -> float:
 def lr_at(config: OptimConfig, step: int, total: int) -> float:
     """The learning rate of a step of `total`, counted from 0.
 
-    "cosine": linear from 1e-4 of the peak over the warm-up, then cosine over the rest (official TCL). "timm": as timm's
-    CosineLRScheduler sets it after each step (official OVSegmentor): linear from `warmup_lr`, then the cosine that began at
-    step 0, so that it takes over a little below the peak; steps 0 and 1 have the same rate, all later ones lag by a step.
+    "cosine": linear from 1e-4 of the peak over the warm-up, then cosine over the rest (official TCL).
+    "cosine_unshifted": as timm's CosineLRScheduler sets it after each step (official OVSegmentor): linear from `warmup_lr`,
+    then the cosine that began at step 0, so that it takes over a little below the peak; steps 0 and 1 have the same rate, all
+    later ones lag by a step.
     """
     peak, floor = scaled_lr(config, config.lr), scaled_lr(config, config.min_lr)
-    if config.schedule == "timm":
+    if config.schedule == "cosine_unshifted":
         step = max(step - 1, 0)
         if step < config.warmup:
             start = scaled_lr(config, config.warmup_lr)
@@ -85,8 +89,6 @@ class Quirks:
 
     decay_scalars: bool = False
     """Decay 0-dimensional parameters too: gates, temperatures."""
-    late_unreduced: bool = False
-    """Leave gradients of parameters that the first phase froze unaveraged: each rank learns its own until a checkpoint."""
 
 
 class ParameterGroup(NamedTuple):
@@ -96,8 +98,6 @@ class ParameterGroup(NamedTuple):
     """Names the same parameters, in the same order, in every phase."""
     parameters: list[nn.Parameter]
     weight_decay: float
-    local: bool
-    """Whether gradients stay on their rank instead of being averaged."""
 
 
 def parameter_groups(
@@ -115,8 +115,7 @@ def parameter_groups(
         trained = [index for index, prefixes in enumerate(phases) if name.startswith(prefixes)]
         decayed = parameter.ndim >= 2 or (parameter.ndim == 0 and quirks.decay_scalars)
         key = f"phases {trained} {'decayed' if decayed else 'spared'}"
-        local = quirks.late_unreduced and 0 not in trained
-        group = groups.setdefault(key, ParameterGroup(key, [], weight_decay if decayed else 0.0, local))
+        group = groups.setdefault(key, ParameterGroup(key, [], weight_decay if decayed else 0.0))
         group.parameters.append(parameter)
     return list(groups.values())
 

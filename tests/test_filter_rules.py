@@ -12,9 +12,9 @@ import pytest
 
 from filtering import InputError
 from filtering.captions import rules
+from filtering.captions.caption_counts import with_counts
 from filtering.captions.lexicon import is_english
 from filtering.captions.reader import SourceConfig, read_links
-from filtering.captions.caption_counts import with_counts
 from filtering.captions.rules import (
     DEFAULT_RULES,
     BadUrl,

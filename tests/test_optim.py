@@ -7,7 +7,7 @@ from timm.scheduler.cosine_lr import CosineLRScheduler
 from owseg import InputError
 from owseg.optim import OptimConfig, lr_at
 
-TIMM = OptimConfig(batch_size=1024, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, lr_batch=4096, schedule="timm")
+TIMM = OptimConfig(batch_size=1024, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, lr_batch=4096, schedule="cosine_unshifted")
 
 
 def timm_trace(config: OptimConfig, total: int) -> list[float]:
@@ -57,8 +57,8 @@ def test_timms_schedule_lags_a_step_and_leaves_the_warm_up_below_the_peak() -> N
         ({"weight_decay": -1.0}, "weight_decay: -1.0 must be at least 0"),
         ({"betas": (2.0, 2.0)}, "betas: "),
         ({"betas": (0.9,)}, "betas: "),
-        ({"schedule": "timm", "warmup_lr": -1e-5}, "warmup_lr"),
-        ({"warmup_lr": 1e-5}, "schedule=timm"),
+        ({"schedule": "cosine_unshifted", "warmup_lr": -1e-5}, "warmup_lr"),
+        ({"warmup_lr": 1e-5}, "schedule=cosine_unshifted"),
     ],
 )
 def test_a_schedule_that_cannot_be_is_told(settings: dict[str, object], told: str) -> None:

@@ -16,15 +16,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from cluster import InputError
-from cluster.engine import refuse_quirks
-from cluster.train import TrainConfig
 from owseg.data import Batch
 from owseg.engine import TorchEngine
 from owseg.fit import fit, phase_groups
-from owseg.methods import Methods
 from owseg.methods.tcl import Tcl, TclConfig
-from pipelines.app.settings import Config
 
 RANKS, PER_RANK = 2, 4
 SCALARS = ("mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")
@@ -81,17 +76,14 @@ def gradients(method: Tcl) -> dict[str, Tensor]:
     return {f"grad/{name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
 
 
-def engine_step(method: Tcl, batch: Batch, uniform: Tensor, clip_norm: float, folder: Path) -> dict[str, Any]:
-    """What one step of the second phase leaves on a rank: clipped gradients, weights, and weights after a checkpoint."""
+def engine_step(method: Tcl, batch: Batch, uniform: Tensor, clip_norm: float) -> dict[str, Any]:
+    """What one step of the second phase leaves on a rank: clipped gradients and weights."""
     optim = replace(tiny.OPTIM, clip_norm=clip_norm)
     engine = TorchEngine(method, phase_groups(method, method.config.phases, optim)[1], optim)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand_like", lambda _: uniform.clone())
         engine.step(batch, 1e-3)
-    stepped = deepcopy(method.state_dict())
-    folder.mkdir(exist_ok=True)
-    engine.save(folder)
-    return {"gradients": gradients(method), "stepped": stepped, "saved": method.state_dict()}
+    return {"gradients": gradients(method), "stepped": method.state_dict()}
 
 
 def train_official(home: Path, rank: int, out: Path, resume: Path | None = None) -> dict[str, Tensor]:
@@ -125,7 +117,7 @@ def on_a_rank(folder: Path, rank: int) -> dict[str, Any]:
     mine, noise = share(batch, rank), uniform[rank * PER_RANK : (rank + 1) * PER_RANK]
     result: dict[str, Any] = {name: losses_and_gradients(deepcopy(method), mine, noise) for name, method in methods.items()}
     for clip_norm in (1e9, 0.1):
-        result[f"step {clip_norm}"] = engine_step(deepcopy(methods["official"]), mine, noise, clip_norm, folder / "saved")
+        result[f"step {clip_norm}"] = engine_step(deepcopy(methods["official"]), mine, noise, clip_norm)
     result["whole"] = train_official(home, rank, folder / "whole")
     result["resumed"] = train_official(home, rank, folder / "rest", resume=folder / "whole" / "3")
     return result
@@ -251,35 +243,28 @@ def test_the_modes_agree_on_one_rank(tmp_path: Path) -> None:
         torch.testing.assert_close(official[name], expected, rtol=1e-5, atol=1e-7)
 
 
-def test_official_leaves_the_unfrozen_blocks_gradients_on_their_rank(ranks: list[dict[str, Any]]) -> None:
+def test_the_unfrozen_blocks_gradients_are_averaged_though_the_official_code_leaves_them_on_their_rank(
+    ranks: list[dict[str, Any]],
+) -> None:
+    """A named difference (docs/fidelity.md): ranks stay one, where the official ones drift apart in the block."""
     local = [rank["official"] for rank in ranks]
-    averaged = mean(local)
+    averaged = {name: gradient for name, gradient in mean(local).items() if "/" in name}
+    official = [
+        {name: gradient[name] if name.startswith("grad/block.") else value for name, value in averaged.items()}
+        for gradient in local
+    ]
+    differing = {name.split(".")[0] for name in averaged if not torch.equal(official[0][name], official[1][name])}
+    assert differing == {"grad/block"}, "the simulation of the official code shows what is not reproduced"
     for clip_norm in (1e9, 0.1):
-        for rank, gradient in zip(ranks, local, strict=True):
-            expected = {
-                name: gradient[name] if name.startswith("grad/block.") else averaged[name] for name in gradient if "/" in name
-            }
-            norm = torch.stack([value.norm() for value in expected.values()]).norm()
-            factor = min(1.0, clip_norm / norm.item())  # the norm is the rank's own, so ranks clip differently
-            step = rank[f"step {clip_norm}"]
-            assert_close(step["gradients"], {name: factor * value for name, value in expected.items()})
-    first, second = (rank["step 1000000000.0"]["stepped"] for rank in ranks)
-    differing = {name.split(".")[0] for name in first if not torch.equal(first[name], second[name])}
-    assert differing == {"block"}
+        norm = torch.stack([value.norm() for value in averaged.values()]).norm()
+        factor = min(1.0, clip_norm / norm.item())
+        for rank in ranks:
+            assert_close(rank[f"step {clip_norm}"]["gradients"], {name: factor * value for name, value in averaged.items()})
+        first, second = (rank[f"step {clip_norm}"]["stepped"] for rank in ranks)
+        assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_checkpoint_makes_ranks_one_again(ranks: list[dict[str, Any]]) -> None:
-    """Official ranks go on from rank 0's weights; under clipping, shared weights had drifted as well."""
-    first, second = (rank["step 0.1"] for rank in ranks)
-    assert any(
-        not torch.equal(first["stepped"][name], second["stepped"][name]) for name in first["stepped"] if "decoder" in name
-    )
-    for name, tensor in first["saved"].items():
-        assert torch.equal(tensor, first["stepped"][name]), name
-        assert torch.equal(tensor, second["saved"][name]), name
-
-
-def test_ranks_with_moments_of_their_own_resume_exactly(ranks: list[dict[str, Any]]) -> None:
+def test_ranks_resume_exactly(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         for name, tensor in rank["whole"].items():
             assert torch.equal(rank["resumed"][name], tensor), name
@@ -300,14 +285,3 @@ def test_which_tensors_are_decayed(tmp_path: Path, fidelity: str) -> None:
     assert {name for name in decay if name.startswith("block.")} == {
         f"block.{name}" for name, _ in method.block.named_parameters()
     }
-
-
-def test_deepspeed_refuses_gradients_that_stay_on_their_rank() -> None:
-    with pytest.raises(InputError, match=r"train\.engine=torch"):
-        refuse_quirks(TclConfig(fidelity="official").quirks, 2)
-    refuse_quirks(TclConfig(fidelity="official").quirks, 1)
-    refuse_quirks(TclConfig().quirks, 2)
-    settings, two = Methods(tcl=TclConfig(fidelity="official")), TrainConfig(workers=2)
-    with pytest.raises(InputError, match=r"train\.engine=torch"):  # before any work is done
-        Config(method_settings=settings, train=two)
-    Config(method_settings=settings, train=replace(two, engine="torch"))

@@ -276,7 +276,7 @@ def test_whole_images_are_the_feature_loss_under_masks_of_1(case: Case) -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ({"tv_weight": -1.0}, "tv_weight: -1.0 is negative"),
+        ({"tv_weight": -1.0}, "tv_weight: -1.0 must be at least 0"),
         ({"tcl_weight": 0.0, "area_weight": 0.0, "tv_weight": 0.0}, "tcl_weight"),
     ],
 )

@@ -341,7 +341,7 @@ def test_weights_that_cannot_be_had_are_told(monkeypatch: pytest.MonkeyPatch) ->
         ({"local_area": (0.5, 0.2)}, "local_area: "),
         ({"momentum": 1.5}, "momentum: 1.5 is outside 0..1"),
         ({"teacher_temperature": 0.0}, "teacher_temperature: 0.0 must be at least 0.001"),
-        ({"cluster_shifts": -1}, "cluster_shifts: -1 is negative"),
+        ({"cluster_shifts": -1}, "cluster_shifts: -1 must be at least 0"),
         ({"twin_scale": 1.0}, "twin_scale: 1.0 must be at least 0 and below 1"),
         ({"twin_degrees": 200.0}, "twin_degrees: 200.0 is outside 0..180"),
         ({"image_weights": "dino.pth"}, "image_weights: dino.pth is read with init=dino alone"),

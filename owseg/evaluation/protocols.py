@@ -16,6 +16,7 @@ from owseg import InputError, near_miss
 from owseg.evaluation.datasets import BENCHMARKS, DATASETS, EvalDataset, read_names
 from owseg.evaluation.own_dataset import OwnDataset
 from owseg.evaluation.synonyms import LEXICON, Synonyms, read_synonyms, synonym_file
+from owseg.fields import check_range
 
 Refinement = Literal["none", "pamr"]
 MOST_GRID_SCALE = 4
@@ -40,9 +41,7 @@ class View:
     def __post_init__(self) -> None:
         if not 1 <= self.grid_scale <= MOST_GRID_SCALE:
             raise InputError(f"grid_scale: {self.grid_scale:g} is out of range; give a factor from 1 to {MOST_GRID_SCALE}")
-        for name in ("short_side", "max_long_side", "window", "stride"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} must be at least 1")
+        check_range(self, "short_side", "max_long_side", "window", "stride", least=1)
         if self.stride > self.window:
             raise InputError(f"stride: {self.stride} is larger than the window ({self.window}); give at most that")
 
@@ -147,8 +146,7 @@ class EvaluateConfig:
         for field in ("short_side", "max_long_side", "window", "stride", "limit"):
             if getattr(self, field) < 0:
                 raise InputError(f"{field}: {getattr(self, field)} is negative; give a positive number, or 0")
-        if self.window_batch < 1:
-            raise InputError(f"window_batch: {self.window_batch} must be at least 1")
+        check_range(self, "window_batch", least=1)
         if self.bootstrap != 0 and not MIN_DRAWS <= self.bootstrap <= MAX_DRAWS:
             many = "few" if self.bootstrap < MIN_DRAWS else "many"
             limits = f"at least {MIN_DRAWS}" if many == "few" else f"at most {MAX_DRAWS}"

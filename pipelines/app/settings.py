@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, field, fields
 
-from cluster.engine import refuse_quirks
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
 from cluster.train import TrainConfig
@@ -13,7 +12,6 @@ from owseg import near_miss
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods import TRAINABLE, Methods
-from owseg.optim import Quirks
 from pipelines.app.config import FORMER, ConfigError
 
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
@@ -82,8 +80,3 @@ class Config:
             raise ConfigError(
                 f"method_settings.tcl.pamr: TCL refines its masks already, and {refine} would again; set one of the two"
             )
-        for name in self.methods:
-            if self.train.engine == "deepspeed" and name in TRAINED and name not in self.weights:
-                refuse_quirks(
-                    getattr(getattr(self.method_settings, name), "quirks", Quirks()), self.train.workers or 2
-                )  # 0 may be several

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch
 from owseg.encoders import Encoder, EncoderConfig
-from owseg.fields import setting
+from owseg.fields import check_range, setting
 from owseg.losses import info_nce, multi_label_nce, temperature
 from owseg.method_config import TrainableConfig
 from owseg.methods.ovsegmentor.completion import EntityCompletion
@@ -40,8 +40,9 @@ CLIP = "clip"
 """As the name of a tower: the run's CLIP."""
 VISION = ("encoder.", "image_head.", "text_head.", "completion.", "answer_head.", "log_scale")
 STAGE_1 = OptimConfig(
-    batch_size=4096, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, warmup=1953, lr_batch=4096, eps=1e-8, schedule="timm"
-)
+    batch_size=4096, lr=6.4e-4, lr_batch=4096, min_lr=1.6e-4, eps=1e-8,
+    schedule="cosine_unshifted", warmup=1953, warmup_lr=1.6e-5,
+)  # fmt: skip
 STAGE_2 = replace(STAGE_1, batch_size=1024, lr=1e-5, min_lr=1e-6, warmup_lr=4e-6, warmup=0)
 
 
@@ -108,15 +109,9 @@ class OvSegmentorConfig(TrainableConfig):
 
     def __post_init__(self) -> None:
         check_templates(self.templates)
-        for field in ("drop_path", "momentum", "background_threshold"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"{field}: {getattr(self, field)} is outside 0..1")
-        for field in ("tokens", "groups", "hidden", "joint", "top_classes"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field}: {getattr(self, field)} must be at least 1")
-        for field in ("heads", "entity_weight", "label_weight", "mask_weight"):
-            if getattr(self, field) < 0:
-                raise InputError(f"{field}: {getattr(self, field)} is negative")
+        check_range(self, "drop_path", "momentum", "background_threshold", least=0, most=1)
+        check_range(self, "tokens", "groups", "hidden", "joint", "top_classes", least=1)
+        check_range(self, "heads", "entity_weight", "label_weight", "mask_weight", least=0)
         for span in scheduled_phases(self.phases, self.optim):
             if span.schedule.optim.batch_size < 2:
                 raise InputError(f"{span.schedule.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch")

@@ -28,7 +28,7 @@ from owseg.encoders import (
     token_grid,
     value_only,
 )
-from owseg.fields import setting
+from owseg.fields import check_range, setting
 from owseg.losses import (
     at_least_float32,
     gather,
@@ -104,20 +104,13 @@ class TclConfig(TrainableConfig):
 
     def __post_init__(self) -> None:
         check_templates(self.templates)
-        for field in ("area_prior", "kp_weight", "background_threshold"):
-            value = getattr(self, field)
-            if value is not None and not 0 <= value <= 1:
-                raise InputError(f"{field}: {value} is outside 0..1")
+        check_range(self, "area_prior", "kp_weight", "background_threshold", least=0, most=1)
         weights = self.loss_weights
-        for field in ("tcl_weight", *(f"{name}_weight" for name in weights)):
-            if (getattr(self, field) or 0) < 0:
-                raise InputError(f"{field}: {getattr(self, field)} is negative; a weight is 0 or more")
+        check_range(self, "tcl_weight", *(f"{name}_weight" for name in weights), "text_chunk", least=0)
         if not any(weights.values()):
             raise InputError(
                 "tcl_weight: all losses have weight 0, so there is nothing to learn from; give one of them a weight"
             )
-        if self.text_chunk < 0:
-            raise InputError(f"text_chunk: {self.text_chunk} is negative; give the texts to handle at once, or 0 for all")
 
     @property
     def loss_weights(self) -> dict[str, float]:
@@ -129,8 +122,7 @@ class TclConfig(TrainableConfig):
     @property
     def quirks(self) -> Quirks:
         """What engines must reproduce of the official code."""
-        official = self.fidelity == "official"
-        return Quirks(decay_scalars=official, late_unreduced=official)
+        return Quirks(decay_scalars=self.fidelity == "official")
 
     @property
     def official_layout(self) -> Layout:

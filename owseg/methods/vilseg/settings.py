@@ -7,7 +7,7 @@ from typing import Literal
 from owseg import InputError
 from owseg.data import AugmentConfig
 from owseg.encoders import EncoderConfig
-from owseg.fields import setting
+from owseg.fields import check_range, setting
 from owseg.method_config import TrainableConfig
 from owseg.methods.vilseg.clustering import Form
 from owseg.methods.vilseg.towers import KEY, TextSize, VitSize, is_dino
@@ -112,30 +112,16 @@ class VilSegSettings(TrainableConfig):
 
     def __post_init__(self) -> None:
         check_templates(self.templates)
-        shares = ("colour_jitter", "momentum", "centre_momentum", "twin_flip", "background_threshold")
-        for field in shares:
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"{field}: {getattr(self, field)} is outside 0..1")
-        for field in ("joint", "local_size", "head_hidden", "head_bottleneck", "head_out"):
-            if getattr(self, field) < 1:
-                raise InputError(f"{field}: {getattr(self, field)} must be at least 1")
-        for field in (
-            "local_crops",
-            "vision_weight",
-            "cluster_weight",
-            "cluster_shifts",
-            "warmup_teacher_steps",
-            "cluster_lambda",
-        ):
-            if getattr(self, field) < 0:
-                raise InputError(f"{field}: {getattr(self, field)} is negative")
+        check_range(self, "colour_jitter", "momentum", "centre_momentum", "twin_flip", "background_threshold", least=0, most=1)
+        check_range(self, "joint", "local_size", "head_hidden", "head_bottleneck", "head_out", least=1)
+        check_range(self, "local_crops", "vision_weight", "cluster_weight", "cluster_shifts", least=0)
+        check_range(self, "warmup_teacher_steps", "cluster_lambda", least=0)
+        check_range(self, "twin_degrees", least=0, most=180)
         for field in ("student_temperature", "teacher_temperature", "warmup_teacher_temperature"):
             if getattr(self, field) < COLDEST:
                 raise InputError(f"{field}: {getattr(self, field)} must be at least {COLDEST}: colder softmaxes overflow")
         if self.clusters < 2:
             raise InputError(f"clusters: {self.clusters} tells nothing apart; give at least 2")
-        if not 0 <= self.twin_degrees <= 180:
-            raise InputError(f"twin_degrees: {self.twin_degrees} is outside 0..180")
         if not 0 <= self.twin_scale < 1:
             raise InputError(f"twin_scale: {self.twin_scale} must be at least 0 and below 1")
         self._check_init()
