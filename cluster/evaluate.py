@@ -74,7 +74,7 @@ class Part:
 
 
 def evaluate(
-    contenders: list[Contender], config: EvaluateConfig, session: SessionConfig, out: Path, *, use_gpu: bool = False
+    contenders: list[Contender], config: EvaluateConfig, session: SessionConfig, out: Path
 ) -> dict[str, dict[str, Score]]:
     """Scores by contender and dataset. Parts that an earlier run finished are read back; Ray starts only if some are left.
 
@@ -89,7 +89,7 @@ def evaluate(
             unit="images",
             start=sum(len(part.items) for part in parts) - sum(len(part.items) for part in todo),
         ) as progress:
-            for part in _score_on_ray(todo, config, session, use_gpu):
+            for part in _score_on_ray(todo, config, session):
                 progress.advance(len(part.items), f"{part.contender.name} {part.dataset}")
     scores: dict[str, dict[str, Score]] = {}
     for part in parts:
@@ -134,12 +134,12 @@ def fingerprint_of(items: Iterable[Item]) -> list[list[object]]:
     return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
 
 
-def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConfig, use_gpu: bool) -> Iterator[Part]:
+def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConfig) -> Iterator[Part]:
     ensure_session(session)
     import ray
     from ray.util import ActorPool
 
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if use_gpu else 0
+    gpus = int(ray.cluster_resources().get("GPU", 0)) if config.use_gpu else 0
     workers = min(len(todo), gpus or max(1, int(ray.cluster_resources().get("CPU", 1))))
     actor = ray.remote(Evaluator).options(
         num_cpus=0.5, num_gpus=1 if gpus else 0, label_selector=selector_of(session.train_label)

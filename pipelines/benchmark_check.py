@@ -1,16 +1,19 @@
 """`--check`: whether the benchmark folders are fit to be scored, told in seconds."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+
+from rich.console import Console
+from rich.table import Table
 
 from cluster.tracking import NullTracker
 from owseg import InputError
 from owseg.evaluation.check import Report, check_benchmark
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from pipelines.app.context import Context
+from pipelines.app.outcome import print_text
 from pipelines.app.run_dir import open_run_dir
 from pipelines.app.settings import Config
 from pipelines.app.world import evaluate_config
-from pipelines.report import print_reports
 
 
 def check(config: Config) -> None:
@@ -27,6 +30,23 @@ def check(config: Config) -> None:
     bad = [name for name, report in reports.items() if report.problems]
     if bad:
         raise InputError(f"{len(bad)} of {len(reports)} benchmarks cannot be scored as they are: {', '.join(bad)}")
+
+
+def print_reports(reports: Mapping[str, Report], root: str) -> None:
+    """A row for each benchmark, then a line for each problem and warning."""
+    table = Table()
+    for column in ("benchmark", "images", "decoded", "verdict"):
+        table.add_column(column, justify="right" if column in ("images", "decoded") else "left")
+    for name, report in reports.items():
+        table.add_row(name, str(report.images), str(report.decoded), report.verdict)
+    console = Console()
+    with console.capture() as rows:
+        console.print(table)
+    lines = [f"benchmarks in {root}", rows.get().rstrip()]
+    for name, report in reports.items():
+        for kind, findings in (("problem", report.problems), ("warning", report.warnings)):
+            lines += [f"{kind}: {name}: {finding.removeprefix(f'{name}: ')}" for finding in findings]
+    print_text("\n".join(lines))
 
 
 def _reports(config: EvaluateConfig) -> Iterator[tuple[str, Report]]:

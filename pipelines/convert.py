@@ -34,7 +34,7 @@ from owseg.evaluation.convert_context import plan_context
 from owseg.evaluation.datasets import BENCHMARKS
 from pipelines.app.arguments import Parser, run_parsed
 from pipelines.app.config import ConfigError
-from pipelines.report import print_reports
+from pipelines.benchmark_check import print_reports
 
 Planner = Callable[[Path, Path], Plan]
 

@@ -60,7 +60,7 @@ def run_evaluate(context: Context) -> Result:
     ]
 
     def work() -> Result:
-        scores = evaluate(contenders, config, context.config.session, out, use_gpu=context.config.train.use_gpu)
+        scores = evaluate(contenders, config, context.config.session, out)
         counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
         intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
         miou: dict[str, dict[str, float]] = {}

@@ -180,7 +180,8 @@ def img2dataset_resizer() -> Any:
     """The class `img2dataset.resizer.Resizer`, from its file alone: the package brings torch, Ray and wandb (2 s, 600 MB)."""
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for its newest version
     package = find_spec("img2dataset")
-    assert package is not None, "img2dataset is a dependency"
+    if package is None:
+        raise InputError("pixels: img2dataset is not installed; install the extra of that name, or set pixels=fast")
     assert package.submodule_search_locations
     spec = spec_from_file_location("img2dataset.resizer", Path(package.submodule_search_locations[0]) / "resizer.py")
     assert spec is not None

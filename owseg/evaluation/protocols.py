@@ -105,6 +105,8 @@ class EvaluateConfig:
     """How much larger than it is each window is shown to the method, for a finer grid of tokens: 1 to 4; costs its square."""
     refine: Refinement = "none"
     """What draws every method's window scores to the image's edges: none, or pamr."""
+    use_gpu: bool = False
+    """Score on the GPUs of the machine or cluster, one worker for each."""
     window_batch: int = 4
     """Windows that are segmented at once: memory and speed; scores change in their last bits at most."""
     thresholds: tuple[float, ...] = tuple(round(0.05 * step, 2) for step in range(1, 20))

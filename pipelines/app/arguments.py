@@ -1,6 +1,7 @@
 """argparse as all verbs use it: a wrong command line is the user's mistake, told in one line; help goes through one place."""
 
 import argparse
+import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
@@ -26,3 +27,8 @@ def run_parsed(parser: Parser, argv: Sequence[str], work: Callable[[argparse.Nam
         print_text(parser.format_help())
         return DONE
     return exit_code(lambda: work(parser.parse_intermixed_args(argv)))
+
+
+def command_name() -> str:
+    """How the user called this verb: `owseg VERB`, or `python FILE`."""
+    return sys.argv[0] if " " in sys.argv[0] else f"python {sys.argv[0]}"

@@ -9,14 +9,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from owseg import near_miss
-from pipelines.app.arguments import Parser
+from pipelines.app.arguments import Parser, command_name
 from pipelines.app.config import ConfigError, load
 from pipelines.app.describe import Entry, describe
 from pipelines.app.outcome import exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
 
-DEFAULT_CONFIG = Path(__file__).resolve().parents[2] / "configs" / "demo.yaml"
+CONFIGS = Path(__file__).resolve().parents[1] / "configs"
+"""The shipped configs: a link to the repository's folder, so that they are installed, too."""
+DEFAULT_CONFIG = CONFIGS / "demo.yaml"
 
 Action = Callable[[Config], None]
 """What is done instead of the verb, without holding the run's folder. Its docstring is its help."""
@@ -106,7 +108,7 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
         raise ConfigError(f"unknown option '{unknown[0]}'; the options are {known} and --help, settings are key=value")
     if not parsed.config:
         raise ConfigError("--config needs a file: --config FILE")
-    given = _Given(Path(parsed.config), parsed.settings)
+    given = _Given(_config_file(parsed.config), parsed.settings)
     for name, flag in flags.items():
         value = getattr(parsed, name.removeprefix("--"))
         if isinstance(value, list):
@@ -116,6 +118,12 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
         elif value and not isinstance(flag, (Choice, Option)):
             given.instead = flag
     return given
+
+
+def _config_file(name: str) -> Path:
+    """The file that --config names: a path, or the bare name of a shipped config."""
+    shipped = CONFIGS / f"{name}.yaml"
+    return shipped if name.isidentifier() and not Path(name).exists() and shipped.is_file() else Path(name)
 
 
 def _checked(name: str, value: str, flag: Flag) -> str:
@@ -146,13 +154,11 @@ def help_text(doc: str, flags: Mapping[str, Flag] | None = None, *, width: int) 
     """What the verb does, how to call it, and every key with its default and meaning."""
     width = max(width, 60)
     options = _usage(flags or {})
-    usage = " ".join(
-        [f"usage: python {sys.argv[0]}", *(f"[{option}]" for option in options), "[--config FILE] [key=value ...]"]
-    )
+    usage = " ".join([f"usage: {command_name()}", *(f"[{option}]" for option in options), "[--config FILE] [key=value ...]"])
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
     options |= {
-        "--config FILE": f"values in YAML; without it: configs/{DEFAULT_CONFIG.name}, the miniature world on this machine",
+        "--config FILE": "values in YAML: a path, or the name of a shipped file such as tcl; without it demo, in miniature",
         "--help": "this text",
     }
     for option, meaning in options.items():

@@ -12,6 +12,7 @@ from filtering import InputError as FilteringInputError
 from miniature import InputError as MiniatureInputError
 from owseg import InputError as SegmentationInputError
 from pipelines.app.config import ConfigError
+from pipelines.app.extras import missing_extra
 
 DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
 
@@ -49,6 +50,8 @@ def user_mistake(error: BaseException | None) -> str | None:
         return message
     if isinstance(error, MISTAKES):
         return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        return missing_extra(error)
     if isinstance(error, OSError) and error.errno in UNUSABLE_PATH:
         return f"{str(error.filename)[:80]}: {error.strerror}; give another path"
     workers = getattr(error, "worker_failures", None)  # Ray Train's error: one exception per rank

@@ -16,7 +16,7 @@ from pipelines.app.settings import Config
 
 EXECUTION_KEYS = (
     *("run_dir", "session", "tracking", "download.fetch", "download.target"),
-    *("evaluate.unreadable", "evaluate.window_batch"),
+    *("evaluate.unreadable", "evaluate.use_gpu", "evaluate.window_batch"),
 )
 """Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next: what
 of a download they touch, the download finds out itself."""

@@ -1,0 +1,47 @@
+"""`owseg VERB ...`: the command that pip installs. It runs the same code as `python pipelines/VERB.py ...`."""
+
+import runpy
+import sys
+from collections.abc import Sequence
+
+from owseg import near_miss
+from pipelines.app.extras import missing_extra
+from pipelines.app.outcome import DONE, USER_MISTAKE, print_text
+
+VERBS = {
+    "full": "links and captions in, the table of zero-shot mIoU out: all stages",
+    "filter": "links in, the filtered corpus out",
+    "download": "the corpus in, image shards out",
+    "train": "image shards in, trained methods out",
+    "evaluate": "trained methods in, the table of zero-shot mIoU out",
+    "segment": "photos and labels in, segmented photos out",
+    "sweep": "a grid of settings times seeds, each a run of its own",
+    "convert": "official benchmark archives in, folders fit to be scored out",
+    "official": "published checkpoints into trained folders, and back",
+}
+"""Each is a module of `pipelines`, whose own --help tells the rest."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a verb as a script runs; returns the exit code of one that does not exit by itself."""
+    verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
+    if verb in ("-h", "--help"):
+        print_text(_help())
+        return DONE
+    if verb not in VERBS:
+        print(f"error: unknown verb {verb!r}{near_miss(verb, VERBS)}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        return USER_MISTAKE
+    sys.argv = [f"owseg {verb}", *rest]
+    try:
+        runpy.run_module(f"pipelines.{verb}", run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:  # met while the verb's own imports were read
+        if (message := missing_extra(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        return USER_MISTAKE
+    return DONE
+
+
+def _help() -> str:
+    verbs = "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items())
+    return f"usage: owseg VERB [--config FILE] [key=value ...]\n\n{verbs}\n\nowseg VERB --help tells what each takes."
