@@ -1,6 +1,6 @@
 """Which captions mention a frequent entity: our two tiers beside the same tagger on everything, and OVSegmentor's script.
 
-    python benchmarks/curation.py [CAPTIONS] [--captions 4000] [--learn 8000] [--top 100] [--certain 0.85] [--rounds 5]
+    python benchmarks/curation.py [CAPTIONS] [--captions 4000] [--learn 8000] [--top 100] [--confidence 0.85] [--rounds 5]
 
 CAPTIONS is anything that the filter reads; without it the miniature world's captions are taken. All approaches read the same
 captions, on one thread of one process, in rounds of alternating order; seconds are CPU seconds, and a ratio is taken within a
@@ -72,7 +72,7 @@ def main() -> None:
     parser.add_argument("--captions", type=int, default=4000, help="captions that every approach reads")
     parser.add_argument("--learn", type=int, default=8000, help="other captions, from which entities and chances are learned")
     parser.add_argument("--top", type=int, default=100, help="number of entities")
-    parser.add_argument("--certain", type=float, default=FilterConfig.certain)
+    parser.add_argument("--confidence", type=float, default=FilterConfig.confidence)
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
 
@@ -86,7 +86,7 @@ def main() -> None:
     learning = time.process_time() - began
     counts = Counter(chain.from_iterable(tagged))
     kept = kept_entities(FrequencyList().choose(counts, top_k=args.top, min_count=1, excluded=frozenset()))
-    matcher = Matcher(find, scan, kept, forms, args.certain)
+    matcher = Matcher(find, scan, kept, forms, args.confidence)
     words = frozenset(paper_names())
 
     def pipe(captions: Sequence[str]) -> None:

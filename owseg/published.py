@@ -66,9 +66,12 @@ def recognise(state: Mapping[str, Any], source: str | Path) -> tuple[str, dict[s
 
 
 def layout_of(method: nn.Module) -> Layout:
-    """The official layout of a TCL's or OVSegmentor's checkpoints."""
-    config: Any = method.config
-    return LAYOUTS[config.name]
+    """The official layout of a method's published checkpoints. Raises InputError where none were published."""
+    config = getattr(method, "config", None)
+    name = getattr(config, "name", type(method).__name__)
+    if name not in LAYOUTS:
+        raise InputError(f"no published checkpoints of {name} are known; give a folder that the train stage wrote")
+    return LAYOUTS[name]
 
 
 def official_names(method: nn.Module, file: Collection[str] = ()) -> dict[str, str]:

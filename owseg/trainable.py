@@ -1,6 +1,6 @@
 """What the training loop asks of a method: one base class whose hooks do nothing until a method overrides them."""
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
@@ -13,7 +13,7 @@ from owseg.phases import Phase
 from owseg.text import Tokenizer
 
 
-class TrainableMethod(nn.Module):
+class TrainableMethod(nn.Module, ABC):
     """A method that trains. `losses` is all that it must have.
 
     Raises TypeError where a subclass has a public name that looks like a misspelt hook: nothing would ever ask for it.

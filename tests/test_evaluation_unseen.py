@@ -13,7 +13,7 @@ from miniature.benchmarks import CLASSES, IMAGE_SETS, draw_item, write_lists
 from miniature.benchmarks import SUBSETS as MINIATURE_SUBSETS
 from owseg import InputError
 from owseg.evaluation.check import check_benchmark
-from owseg.evaluation.datasets import BENCHMARKS, DATASETS, SUBSETS, Item, averaged, list_items, read_image, read_label
+from owseg.evaluation.datasets import BENCHMARKS, DATASETS, ON_REQUEST, Item, averaged, list_items, read_image, read_label
 from owseg.evaluation.inference import predict
 from owseg.evaluation.metrics import boundary_iou, confusion, frequency_weighted_iou, mean_iou, pixel_accuracy
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
@@ -53,9 +53,9 @@ def test_the_unseen_classes_are_the_published_ones(name: str) -> None:
 
 
 def test_the_rows_are_parts_of_the_eight() -> None:
-    assert {name: (len(row.names), len(row.scored)) for name, row in SUBSETS.items()} == SIZES
+    assert {name: (len(row.names), len(row.scored)) for name, row in ON_REQUEST.items()} == SIZES
     assert tuple(EvaluateConfig().datasets) == tuple(BENCHMARKS)
-    for row in SUBSETS.values():
+    for row in ON_REQUEST.values():
         assert row.base is not None
         assert set(row.names) <= set(row.base.names)
         assert BENCHMARKS[row.whole.name].files == row.files
@@ -132,7 +132,7 @@ def test_the_average_is_over_the_unified_protocol_where_any_of_it_is_asked_for()
 
 def test_the_second_protocol_keeps_its_sizes_and_names() -> None:
     sclip = EvaluateConfig(preset="sclip")
-    for name, row in SUBSETS.items():
+    for name, row in ON_REQUEST.items():
         protocol, whole = protocol_of(sclip, name), protocol_of(sclip, row.whole.name)
         assert (protocol.view, protocol.softmax) == (whole.view, whole.softmax)
         assert protocol.benchmark.names == row.names
@@ -170,9 +170,9 @@ def miniature(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.mark.parametrize("name", SUBSETS)
+@pytest.mark.parametrize("name", ON_REQUEST)
 def test_the_miniature_world_has_the_rows_too(miniature: Path, name: str) -> None:
-    assert MINIATURE_SUBSETS.keys() == SUBSETS.keys()
+    assert MINIATURE_SUBSETS.keys() == ON_REQUEST.keys()
     config = EvaluateConfig(classes=str(miniature / "classes"))
     benchmark = protocol_of(config, name).benchmark
     assert set(benchmark.names) < set(CLASSES[benchmark.whole.name]) or name.endswith("_all")

@@ -125,7 +125,7 @@ class TwoTiers:
 
     def __call__(self, captions: Sequence[str], kept: frozenset[str]) -> list[list[str]]:
         """The kept entities per caption."""
-        matcher = Matcher(self._find, self._scan, kept, self._forms, FilterConfig.certain)
+        matcher = Matcher(self._find, self._scan, kept, self._forms, FilterConfig.confidence)
         return matcher.match(captions, self._scan(captions), [None] * len(captions))
 
 

@@ -68,6 +68,8 @@ class OwnDataset:
         names = tuple(line.split(",")[0].strip() for line in lines)
         if repeated := next((name for number, name in enumerate(names) if name in names[:number]), None):
             raise InputError(f"{self.names}: names {repeated!r} twice; a class is told by its first name")
+        if len(names) > IGNORE:
+            raise InputError(f"{self.names}: has {len(names)} classes; at most {IGNORE} can be told apart")
         if self.background is not None and names[0] != self.background:
             raise InputError(f"{self.name}.background: {self.background!r} must be the first class of {self.names}")
         return EvalDataset(

@@ -212,7 +212,7 @@ def _whole(config: EvaluateConfig, name: str) -> str:
 def check_synonyms(config: EvaluateConfig, classes: Mapping[str, Sequence[str]]) -> None:
     """Raise InputError where a file of synonyms is bad or names a class that none of its sets has.
 
-    classes: the class names of each of the eight benchmarks.
+    classes: the class names of each set.
     """
     if config.synonyms:
         for name in config.names:
@@ -276,7 +276,7 @@ def _classes(config: EvaluateConfig, name: str) -> tuple[EvalDataset, tuple[str,
     if benchmark.base is not None:
         return _subset(config, benchmark, *_classes(config, benchmark.base.name))
     if not config.classes:
-        return benchmark, benchmark.names if config.preset == "tcl" else read_names(_NAMES / f"{name}.txt")
+        return benchmark, benchmark.names if config.preset == "tcl" else _second_names(benchmark)
     path, lines = _own_names(config, name)
     if benchmark.background and config.preset == "tcl" and lines[0] != "background":
         raise InputError(f"{path}: the first class of {name} must be background")
@@ -284,6 +284,12 @@ def _classes(config: EvaluateConfig, name: str) -> tuple[EvalDataset, tuple[str,
     if repeated := next((word for number, word in enumerate(shown) if word in shown[:number]), None):
         raise InputError(f"{path}: names {repeated!r} twice; a class is told by its first name")
     return replace(benchmark, names=("background", *shown[1:]) if benchmark.background else tuple(shown)), lines
+
+
+def _second_names(benchmark: EvalDataset) -> tuple[str, ...]:
+    """The SCLIP family's lines for a benchmark, which has synonyms; its own names where that family has none."""
+    path = _NAMES / f"{benchmark.name}.txt"
+    return read_names(path) if path.exists() else benchmark.names
 
 
 def _subset(

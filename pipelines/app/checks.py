@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from cluster.train import TrainConfig
-from miniature.benchmarks import CLASSES
+from miniature.benchmarks import CLASSES, SUBSETS
 from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
@@ -21,17 +21,21 @@ from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.phases import augmentations, scheduled_phases
 from owseg.published import load_start, load_trained
 from owseg.segmenter import build_trained
+from pipelines.app.cli import CONFIGS
 from pipelines.app.settings import Config
+
+MINIATURE = CLASSES | SUBSETS
+"""The class names of the miniature world's benchmarks."""
 
 
 def resolve_encoder_paths(config: Config) -> EncoderConfig:
     """The run's encoder with absolute paths: Ray's workers have another working directory.
 
-    A model file that is not found from here is looked for in this clone, where the shipped configs name theirs.
+    A model file that is not found from here is looked for beside the shipped configs, which name theirs as configs/FILE.
     """
     encoder = config.encoder
     if encoder.model.endswith(".json"):
-        here, shipped = Path(encoder.model), Path(__file__).parents[1] / encoder.model
+        here, shipped = Path(encoder.model), CONFIGS.parent / encoder.model
         encoder = replace(encoder, model=str((here if here.exists() or not shipped.exists() else shipped).resolve()))
     if Path(encoder.pretrained).is_file():
         encoder = replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
@@ -152,8 +156,17 @@ def check_benchmarks(config: Config) -> None:
     """Raise InputError where nothing is to be scored, a file of a benchmark is missing, or synonyms are of unknown classes."""
     if not config.methods:
         raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
-    if config.evaluate.root:
-        for name in config.evaluate.names:
-            list_items(protocol_of(config.evaluate, name).benchmark, config.evaluate.folder)
-    else:
-        check_synonyms(config.evaluate, CLASSES)
+    evaluate = config.evaluate
+    own = {name: dataset.dataset() for name, dataset in evaluate.own.items()}
+    if evaluate.root or len(own) == len(evaluate.datasets):
+        rows = [protocol_of(evaluate, name).benchmark for name in evaluate.names]
+    else:  # the world's benchmarks are drawn later, with lists of their own
+        for name in evaluate.names:
+            if name not in own and name not in MINIATURE:
+                raise InputError(f"evaluate.datasets: the miniature world has no {name}; set evaluate.root to its folder")
+        check_synonyms(evaluate, MINIATURE | {name: dataset.names for name, dataset in own.items()})
+        for dataset in evaluate.own.values():
+            dataset.texts()
+        rows = list(own.values())
+    for row in rows:
+        list_items(row, evaluate.folder)
