@@ -40,8 +40,7 @@ def fit_clusters(method: VilSeg, run: Path, checkpoint: Checkpoint, seed: int) -
         ShardReader(list(shards_of(run / "shards"))),
         method.tokenize,
         method.config.augment,
-        mean=checkpoint.encoder.mean,
-        std=checkpoint.encoder.std,
+        normalisation=checkpoint.normalisation,
         batch_size=IMAGES,
         seed=seed,
     )

@@ -13,7 +13,7 @@ from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from filtering.files import digest_of, digest_of_file, replacing
 from owseg import InputError
-from owseg.checkpoint import NORMALISATION, files_at
+from owseg.checkpoint import files_at
 from owseg.costs import forget_peak_memory, peak_memory_mb
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, list_items
@@ -23,6 +23,7 @@ from owseg.evaluation.protocols import EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.scoring import Score, best_median_worst, score_items
 from owseg.fields import path_settings, training_only_settings
 from owseg.method_config import MethodConfig
+from owseg.normalisation import Normalisation
 from owseg.segmenter import Segmenter, load_segmenter
 
 ITEMS_PER_PART = 20
@@ -38,6 +39,7 @@ class Contender:
     name: str
     method: MethodConfig
     encoder: EncoderConfig
+    normalisation: Normalisation = Normalisation()
     weights: Path | None = None
 
     def for_dataset(self, dataset: str) -> "Contender":
@@ -46,13 +48,14 @@ class Contender:
 
     def fingerprint(self) -> str:
         """Changes whenever the row's numbers could."""
-        pretrained = Path(self.encoder.pretrained)
-        encoder = asdict(self.encoder) | {"pretrained": pretrained.name}
-        files = [self.weights, pretrained]
-        if not self.method.uses_clip:
-            encoder, files = {key: encoder[key] for key in NORMALISATION}, [self.weights]
         left_out = training_only_settings(self.method)
-        settings = {key: value for key, value in asdict(self.method).items() if key not in left_out} | {"encoder": encoder}
+        settings = {key: value for key, value in asdict(self.method).items() if key not in left_out}
+        settings["normalisation"] = asdict(self.normalisation)
+        files = [self.weights]
+        if self.method.uses_clip:
+            pretrained = Path(self.encoder.pretrained)
+            settings["encoder"] = asdict(self.encoder) | {"pretrained": pretrained.name}
+            files.append(pretrained)
         for key in sorted(path_settings(self.method) - left_out):  # a text tower's folder: its tokenizer has a say
             files += files_at(settings[key])
             settings[key] = Path(settings[key]).name
@@ -169,7 +172,7 @@ class Evaluator:
             self.classes[part.dataset] = embed_queries(self.segmenter, protocol)
         classes = self.classes[part.dataset]
         forget_peak_memory(self.device)
-        score = score_items(self.segmenter, protocol, part.items, self.config, contender.encoder, classes=classes)
+        score = score_items(self.segmenter, protocol, part.items, self.config, contender.normalisation, classes=classes)
         _write(part.file, replace(score, peak_memory_mb=peak_memory_mb(self.device)))
         return part
 
@@ -192,7 +195,7 @@ def draw(
             for rank, id_ in best_median_worst(score).items():
                 path = out / contender.name / f"{dataset}-{rank}.png"
                 title = f"{contender.name} on {dataset}: {rank} image, {score.images[id_]:.1f} mIoU"
-                draw_prediction(segmenter, protocol, items[id_], classes, contender.encoder, path, title)
+                draw_prediction(segmenter, protocol, items[id_], classes, contender.normalisation, path, title)
                 paths.append(path)
         swept = {dataset: score for dataset, score in row.items() if score.thresholds}
         if swept:

@@ -22,25 +22,22 @@ from owseg.methods import METHODS, TRAINABLE
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import CLIP
 from owseg.methods.tcl import TclConfig
+from owseg.normalisation import Normalisation
 from owseg.published import SUFFIXES as OFFICIAL_SUFFIXES
 from owseg.published import read_official, recognise
 
 MODEL = "model.json"
 TRAINING_FREE = "naclip"
 Method = TypeVar("Method", bound=MethodConfig)
-NORMALISATION = ("mean", "std")
-"""All that a method asks of the encoder's settings where it stands on no CLIP."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A method, the encoder it stands on, how it wants to be shown images, and its trained weights where it has any.
-
-    Of the encoder, only the normalisation of images is meant where the method stands on no CLIP.
-    """
+    """A method, the CLIP that it may be built around, how images are shown to it, and its trained weights if it has any."""
 
     method: MethodConfig
     encoder: EncoderConfig = EncoderConfig()
+    normalisation: Normalisation = Normalisation()
     view: View = view_of(EvaluateConfig(), "voc21")
     weights: Path | None = None
 
@@ -61,11 +58,15 @@ class Checkpoint:
         method = asdict(self.method)
         given = {name: Path(method[name]) for name in path_settings(self.method)}
         method |= {name: self._relative(path) for name, path in given.items() if path.is_absolute()}
-        return {"method": method, "encoder": self._encoder(), "view": asdict(self.view), "sha256": self.files()}
+        found = {
+            "method": method,
+            "normalisation": asdict(self.normalisation),
+            "view": asdict(self.view),
+            "sha256": self.files(),
+        }
+        return found | {"encoder": self._encoder()} if self.method.uses_clip else found
 
     def _encoder(self) -> dict[str, Any]:
-        if not self.method.uses_clip:
-            return {name: getattr(self.encoder, name) for name in NORMALISATION}
         encoder, pretrained = encoder_dict(self.encoder), Path(self.encoder.pretrained)
         if self.encoder.model.endswith(".json"):
             encoder["model"] = Path(self.encoder.model).name
@@ -101,7 +102,10 @@ def read_model(folder: Path, encoder_weights: str = "") -> Checkpoint:
         model = json.loads(file.read_text(encoding="utf-8"))
         trained = type(TRAINABLE[model["method"]["name"]])
         method = located(_rebuild(trained, model["method"]), folder)
-        encoder = _rebuild(EncoderConfig, {key: value for key, value in model["encoder"].items() if key != "architecture"})
+        recorded = {key: value for key, value in model.get("encoder", {}).items() if key != "architecture"}
+        older = {key: recorded.pop(key) for key in ("mean", "std") if key in recorded}  # before it had a section of its own
+        normalisation = _rebuild(Normalisation, model.get("normalisation", older))
+        encoder = _rebuild(EncoderConfig, recorded)
         view = _rebuild(View, model["view"])
         digests = {str(name): str(digest) for name, digest in model["sha256"].items()}
     except FileNotFoundError:
@@ -117,7 +121,7 @@ def read_model(folder: Path, encoder_weights: str = "") -> Checkpoint:
     # Weights in a file fit the recorded architecture; open_clip finds those of a tag by the model's name.
     model_of_weights = str(file) if Path(pretrained).is_file() else encoder.model
     encoder = replace(encoder, model=model_of_weights, pretrained=pretrained)
-    return Checkpoint(method=method, encoder=encoder, view=view, weights=folder / WEIGHTS)
+    return Checkpoint(method=method, encoder=encoder, normalisation=normalisation, view=view, weights=folder / WEIGHTS)
 
 
 def find_checkpoint(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from owseg import InputError
+from owseg.normalisation import Normalisation
 from owseg.partners import EntityLists, Partners
 from owseg.text import Tokenizer
 
@@ -210,8 +211,7 @@ class CaptionBatches(Dataset[Batch]):
         tokenize: Tokenizer,
         augment: AugmentConfig,
         *,
-        mean: Sequence[float],
-        std: Sequence[float],
+        normalisation: Normalisation,
         batch_size: int,
         seed: int,
         rank: int = 0,
@@ -234,7 +234,7 @@ class CaptionBatches(Dataset[Batch]):
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.schedule = start, schedule
         self.augment, self.views = augment, views
-        self.mean, self.std = (torch.tensor(tuple(values))[:, None, None] for values in (mean, std))
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (normalisation.mean, normalisation.std))
         from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
 
         self.transform = create_transform(
@@ -246,8 +246,8 @@ class CaptionBatches(Dataset[Batch]):
             interpolation="bilinear",
             re_prob=augment.erase,
             re_mode="pixel",
-            mean=tuple(mean),
-            std=tuple(std),
+            mean=normalisation.mean,
+            std=normalisation.std,
         )
 
     def __getitem__(self, step: int) -> Batch:

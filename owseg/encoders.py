@@ -35,14 +35,6 @@ class EncoderConfig:
     """open_clip weight tag, path of a .safetensors or .pt file, or "pretrain": this run trains it first (method clip)."""
     quick_gelu: bool | None = None
     """Activation x * sigmoid(1.702 x) in place of GELU; null = as the weight tag or the model says (a file cannot)."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Per-channel mean of the input normalisation, RGB in 0..1 (ImageNet's, as TCL; OpenAI's CLIP itself used others)."""
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
-    """Per-channel standard deviation of the input normalisation."""
-
-    def __post_init__(self) -> None:
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise InputError("mean and std need three numbers each, and std must be positive")
 
     @property
     def supervision(self) -> str:

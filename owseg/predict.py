@@ -120,8 +120,7 @@ class Model:
             classes,
             own_plane,
             checkpoint.view,
-            checkpoint.encoder.mean,
-            checkpoint.encoder.std,
+            checkpoint.normalisation,
             batch=max(1, min(WINDOW_BATCH, PLANES_AT_ONCE // len(names))),
         )
         best, winner = upsample_argmax(scores, (image.shape[0], image.shape[1]))

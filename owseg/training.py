@@ -25,6 +25,7 @@ from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit
 from owseg.method_config import TrainableConfig
+from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase, scheduled_phases
 from owseg.published import load_start
@@ -62,6 +63,7 @@ class TrainJob:
 
     method: TrainableConfig
     encoder: EncoderConfig
+    normalisation: Normalisation = Normalisation()
     shards: tuple[Path, ...]
     out: Path
     start: Path | None = None
@@ -125,7 +127,8 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
         )
         if rank == 0:
             shutil.copyfile(job.out / CHECKPOINT / WEIGHTS, job.weights)
-            write_model(Checkpoint(method=job.method, encoder=job.encoder, weights=job.weights))
+            found = Checkpoint(method=job.method, encoder=job.encoder, normalisation=job.normalisation, weights=job.weights)
+            write_model(found)
     finally:
         if started:
             dist.destroy_process_group()
@@ -175,8 +178,7 @@ def loader(job: TrainJob, method: TrainableMethod, rank: int, workers: int) -> C
             reader,
             method.tokenize,
             span.phase.augment or job.method.augment,
-            mean=job.encoder.mean,
-            std=job.encoder.std,
+            normalisation=job.normalisation,
             batch_size=span.schedule.optim.batch_size,
             seed=job.seed,
             rank=rank,

@@ -54,6 +54,7 @@ def run_evaluate(context: Context) -> Result:
             name=name,
             method=(model := located_model(context.config, name)),
             encoder=encoder,
+            normalisation=context.config.normalisation,
             weights=weights_of(context, name) if isinstance(model, TrainableConfig) else None,
         )
         for name in context.config.methods

@@ -8,6 +8,7 @@ them). Photos are turned as their EXIF orientation says, and so are the masks.
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -32,10 +33,8 @@ OPTION_OF = {
     "encoder.pretrained": "--encoder-weights",
     "encoder.model": "--encoder-model",
     "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
-    "method_settings.ovsegmentor.": "--set ",
-    "method_settings.vilseg.": "--set ",
 }
-"""Settings that errors speak of, by the options of this verb."""
+"""Settings that errors speak of, by the options of this verb; a method's own are given with --set."""
 MAX_LISTED = 5
 """Labels in an image's line; its JSON has all of them."""
 
@@ -178,7 +177,7 @@ def _load(checkpoint: "Checkpoint", device: str) -> "Model":
         message = str(error)
         for setting, option in OPTION_OF.items():
             message = message.replace(setting, option)
-        raise ConfigError(message) from error
+        raise ConfigError(re.sub(r"\bmethod_settings\.\w+\.", "--set ", message)) from error
 
 
 def _settings(checkpoint: "Checkpoint") -> dict[str, Any]:
@@ -188,7 +187,7 @@ def _settings(checkpoint: "Checkpoint") -> dict[str, Any]:
     settings = checkpoint.describe()
     left_out = training_only_settings(checkpoint.method)
     settings["method"] = {key: value for key, value in settings["method"].items() if key not in left_out}
-    settings["encoder"].pop("architecture", None)
+    settings.get("encoder", {}).pop("architecture", None)
     return settings
 
 

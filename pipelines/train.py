@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from cluster.tracking import Run
 from cluster.train import RayTrainJob, train
 from filtering.files import digest_of, digest_of_file
-from owseg.checkpoint import NORMALISATION, Checkpoint, files_at, located, write_model
+from owseg.checkpoint import Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of
 from owseg.fields import path_settings
@@ -58,7 +58,14 @@ def run_train(context: Context, shards: Result) -> Result:
     for job in jobs:
         view = view_of(context.config.evaluate, "voc21")
         weights = weights_of(context, job.name)
-        write_model(Checkpoint(method=located(job, Path()), encoder=trained_encoder(context), view=view, weights=weights))
+        described = Checkpoint(
+            method=located(job, Path()),
+            encoder=trained_encoder(context),
+            normalisation=context.config.normalisation,
+            view=view,
+            weights=weights,
+        )
+        write_model(described)
     return result
 
 
@@ -88,12 +95,11 @@ def _settings(context: Context, method: TrainableConfig) -> dict[str, Any]:
     config = context.config
     train = spread_training(config, method)
     spread = {key: getattr(train, key) for key in ("workers", "engine", "bf16")}
+    settings = {"method": to_dict(method), "normalisation": to_dict(config.normalisation), "seed": config.seed, **spread}
     if method.uses_clip:
         given = {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
-        encoder = encoder_dict(resolve_encoder_paths(config)) | given
-    else:
-        encoder = {key: getattr(config.encoder, key) for key in NORMALISATION}
-    return {"method": to_dict(method), "encoder": encoder, "seed": config.seed, **spread}
+        settings["encoder"] = encoder_dict(resolve_encoder_paths(config)) | given
+    return settings
 
 
 def _train_method(context: Context, method: TrainableConfig, shards: Result) -> Result:
@@ -105,6 +111,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     job = RayTrainJob(
         method=located(method, Path()),
         encoder=encoder,
+        normalisation=context.config.normalisation,
         shards=tuple(shards_of(context.run_dir / "shards")),
         out=folder,
         start=starting_weights(context.config).get(method.name),

@@ -36,7 +36,7 @@ config = tiny.tcl_config(2, 2)
 reader = ShardReader(sorted(folder.glob("*.tar")))
 home = folder / f"rank{rank}"
 home.mkdir()
-batches = CaptionBatches(reader, tiny.encoder(home).tokenize, tiny.AUGMENT, mean=(.5,) * 3, std=(.5,) * 3, batch_size=8,
+batches = CaptionBatches(reader, tiny.encoder(home).tokenize, tiny.AUGMENT, normalisation=tiny.HALF, batch_size=8,
     seed=0, rank=rank, world_size=world)
 def train(stage, out, resume=None):
     torch.manual_seed(0)

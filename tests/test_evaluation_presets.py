@@ -123,7 +123,7 @@ def test_the_best_synonym_speaks_for_its_class(tmp_path: Path) -> None:
 
 
 def full_scores(segmenter: RandomLabels, image: np.ndarray, classes: torch.Tensor, view: View) -> torch.Tensor:
-    scores = predict_scores(segmenter, image, classes, False, view, PLAIN.mean, PLAIN.std)
+    scores = predict_scores(segmenter, image, classes, False, view, PLAIN)
     return torch.nn.functional.interpolate(scores[None], image.shape[:2], mode="bilinear", align_corners=False)[0]
 
 

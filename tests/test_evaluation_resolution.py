@@ -36,7 +36,7 @@ class Patches(RandomLabels):
 
 def scores_by_definition(image: np.ndarray, classes: torch.Tensor, view: View) -> torch.Tensor:
     """One window after the other: enlarged, segmented, brought back, refined, added up."""
-    scaled = normalise(resize(image, view), PLAIN.mean, PLAIN.std)
+    scaled = normalise(resize(image, view), PLAIN)
     height, width = scaled.shape[1:]
     total, counts = torch.zeros(len(classes), height, width), torch.zeros(height, width)
     for top in window_starts(height, view.window, view.stride):
@@ -58,7 +58,7 @@ def scores_by_definition(image: np.ndarray, classes: torch.Tensor, view: View) -
 def test_scores_equal_the_plain_loop(size: tuple[int, int], grid_scale: float, refine: str) -> None:
     view = replace(VIEW, grid_scale=grid_scale, refine=refine)  # type: ignore[arg-type]
     image, classes = blocks(*size), RandomLabels().embed_classes(["a", "b", "c", "d"])
-    found = predict_scores(Patches(), image, classes, False, view, PLAIN.mean, PLAIN.std, batch=3)
+    found = predict_scores(Patches(), image, classes, False, view, PLAIN, batch=3)
     torch.testing.assert_close(found, scores_by_definition(image, classes, view), atol=1e-5, rtol=0)
 
 

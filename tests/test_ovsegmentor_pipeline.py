@@ -25,6 +25,7 @@ from owseg.evaluation.protocols import EvaluateConfig
 from owseg.evaluation.scoring import Score
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.ovsegmentor import OvSegmentorConfig
+from owseg.normalisation import Normalisation
 from owseg.predict import load
 from owseg.published import export_official
 from pipelines.app.checks import check_encoder, check_methods, check_weights, located_model
@@ -62,7 +63,8 @@ def test_a_checkpoint_without_clip_tells_none_and_needs_none(own: Path, photo: P
     folder = own / "run" / "train" / "ovsegmentor"
     text = (folder / "model.json").read_text()
     written = json.loads(text)
-    assert written["encoder"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+    assert "encoder" not in written
+    assert written["normalisation"] == {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
     assert written["sha256"].keys() == {WEIGHTS}
     assert written["method"]["text_tower"] == "../../../bert"
     assert str(own) not in text
@@ -187,7 +189,7 @@ def test_a_row_changes_with_what_decides_it(own: Path, tmp_path: Path) -> None:
     moved = shutil.copytree(own / "bert", tmp_path / "bert")
     same = (contender(own, momentum=0.5), replace(row, encoder=EncoderConfig()), contender(own, text_tower=str(moved)))
     assert {other.fingerprint() for other in same} == {row.fingerprint()}
-    others = (contender(own, top_classes=2), replace(row, encoder=EncoderConfig(mean=(0.0, 0.0, 0.0))))
+    others = (contender(own, top_classes=2), replace(row, normalisation=Normalisation(mean=(0.0, 0.0, 0.0))))
     assert row.fingerprint() not in {other.fingerprint() for other in others}
     (moved / "tokenizer.json").write_text((moved / "tokenizer.json").read_text().replace('"dog"', '"hound"'))
     assert contender(own, text_tower=str(moved)).fingerprint() != row.fingerprint()

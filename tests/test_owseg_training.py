@@ -30,8 +30,7 @@ def caption_batches(
         ShardReader(shards),
         encoder.tokenize,
         augment,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        normalisation=tiny.HALF,
         batch_size=8,
         seed=seed,
         rank=rank,
@@ -221,7 +220,7 @@ def test_a_corpus_smaller_than_a_batch_is_told(tmp_path: Path) -> None:
     encoder = tiny.encoder(tmp_path)
     reader = ShardReader(tiny.write_shards(tmp_path, samples=4))
     with pytest.raises(InputError, match="batch_size"):
-        CaptionBatches(reader, encoder.tokenize, tiny.AUGMENT, mean=(0.5,) * 3, std=(0.5,) * 3, batch_size=8, seed=0)
+        CaptionBatches(reader, encoder.tokenize, tiny.AUGMENT, normalisation=tiny.HALF, batch_size=8, seed=0)
 
 
 def test_weights_of_another_architecture_are_refused(tmp_path: Path) -> None:

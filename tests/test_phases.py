@@ -172,8 +172,7 @@ def keys(folder: Path, steps: range, **settings: int) -> list[str]:
         reader,
         lambda texts: torch.zeros(len(texts), 2),
         tiny.AUGMENT,
-        mean=(0.5,) * 3,
-        std=(0.5,) * 3,
+        normalisation=tiny.HALF,
         seed=0,
         **{"batch_size": 8, **settings},
     )

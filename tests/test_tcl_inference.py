@@ -17,6 +17,7 @@ from owseg.evaluation.inference import predict, predict_scores
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.methods.chance import ChanceMethod
 from owseg.methods.tcl import Tcl, TclConfig
+from owseg.normalisation import Normalisation
 
 EMBEDDING = 32
 
@@ -124,7 +125,7 @@ def test_the_whole_path_equals_the_reference(
     _, classes = example(1, 8, 8, len(protocol.queries))
     configured(method, pamr=refine)
     expected = reference.predict(method, image, classes, refine=refine, background=background)
-    scores = predict_scores(method, image, classes, background, protocol.view, encoder.mean, encoder.std)
+    scores = predict_scores(method, image, classes, background, protocol.view, Normalisation())
     assert scores.shape[-2:] == expected.scores.shape[-2:] != size
     assert (scores - expected.scores).abs().max() <= 1e-4
     labels = predict(method, image, classes, protocol, encoder).labels

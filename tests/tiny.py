@@ -26,6 +26,7 @@ from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.vilseg.settings import LEARNED
 from owseg.methods.vilseg.towers import TextSize, VitSize
 from owseg.methods.zero_shot import ZeroShotConfig
+from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
 from owseg.segmenter import Segmenter
@@ -39,6 +40,7 @@ COLOURS = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (30, 60, 200), 
 VIEW = View(short_side=32, window=32, stride=16)
 LABELS = ["red wall", "a green thing", "blue"]
 AUGMENT = AugmentConfig(size=32, min_area=0.6, rand_augment="", erase=0.0)
+HALF = Normalisation(mean=(0.5,) * 3, std=(0.5,) * 3)
 OPTIM = OptimConfig(batch_size=8, lr=1e-3, min_lr=0.0, lr_batch=0, warmup=2)
 
 

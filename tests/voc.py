@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import EvaluateConfig
+from owseg.normalisation import Normalisation
 
 CONFIG = EvaluateConfig(short_side=32, max_long_side=146, window=32, stride=16)  # 146 / 32 = 2048 / 448 = 4.57
-PLAIN = EncoderConfig(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PLAIN = Normalisation(mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 
 
 def write_voc(root: Path, count: int = 6, seed: int = 0) -> None:

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import Protocol, SoftmaxRule, View
+from owseg.normalisation import Normalisation
 from owseg.pamr import pamr
 from owseg.segmenter import Segmenter
 
@@ -38,12 +38,13 @@ def resize(image: np.ndarray, view: View) -> np.ndarray:
     return scaled
 
 
-def normalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """[H, W, 3] uint8 → [3, H, W] float32; `mean` and `std` in 0..1.
+def normalise(image: np.ndarray, normalisation: Normalisation) -> Tensor:
+    """[H, W, 3] uint8 → [3, H, W] float32.
 
     In mmcv's units of 0..255, for the same bits: where an image is flat, PAMR's affinities amplify the last one.
     """
     pixels = torch.from_numpy(image.astype(np.float32)).permute(2, 0, 1)
+    mean, std = normalisation.mean, normalisation.std
     centre, spread = (torch.tensor([255 * value for value in values])[:, None, None] for values in (mean, std))
     return (pixels - centre) / spread
 
@@ -127,13 +128,12 @@ def predict_scores(
     classes: Tensor,
     background: bool,
     view: View,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
+    normalisation: Normalisation,
     *,
     batch: int = WINDOW_BATCH,
 ) -> Tensor:
     """Scores [n or 1 + n, h, w] of an RGB image [H, W, 3] uint8 at the scaled size, on the device of `classes`."""
-    scaled = normalise(resize(image, view), mean, std).to(classes.device)
+    scaled = normalise(resize(image, view), normalisation).to(classes.device)
     return slide(segmenter, scaled, classes, background, view, batch=batch)
 
 
@@ -191,7 +191,7 @@ def predict(
     image: np.ndarray,
     classes: Tensor,
     protocol: Protocol,
-    encoder: EncoderConfig,
+    normalisation: Normalisation,
     *,
     batch: int = WINDOW_BATCH,
 ) -> Prediction:
@@ -203,7 +203,7 @@ def predict(
     background = protocol.benchmark.background and protocol.softmax is None
     threshold = segmenter.background_threshold if background else None
     own_plane = background and threshold is None
-    scores = predict_scores(segmenter, image, classes, own_plane, protocol.view, encoder.mean, encoder.std, batch=batch)
+    scores = predict_scores(segmenter, image, classes, own_plane, protocol.view, normalisation, batch=batch)
     labels = torch.tensor((0,) * own_plane + protocol.class_of_query, device=scores.device)
     size = (image.shape[0], image.shape[1])
     if protocol.softmax is not None:

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE
 from owseg.evaluation.inference import WINDOW_BATCH, enlarged, normalise, resize, windows_at_once, windows_of
 from owseg.evaluation.protocols import Protocol, View
+from owseg.normalisation import Normalisation
 from owseg.segmenter import DrawsRegions
 
 
@@ -20,7 +20,7 @@ def draw_regions(
     image: np.ndarray,
     classes: Tensor,
     protocol: Protocol,
-    encoder: EncoderConfig,
+    normalisation: Normalisation,
     *,
     batch: int = WINDOW_BATCH,
 ) -> np.ndarray:
@@ -28,7 +28,7 @@ def draw_regions(
 
     The image is scaled, cut and shown as for a prediction. classes: embeddings of `protocol.queries`.
     """
-    scaled = normalise(resize(image, protocol.view), encoder.mean, encoder.std).to(classes.device)
+    scaled = normalise(resize(image, protocol.view), normalisation).to(classes.device)
     drawn = slide_regions(method, scaled, classes, protocol.view, batch=batch).cpu().numpy()
     rows, columns = (nearest(old, new) for old, new in zip(drawn.shape, image.shape[:2], strict=True))
     upsampled: np.ndarray = drawn[rows[:, None], columns]

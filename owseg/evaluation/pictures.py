@@ -9,11 +9,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import IGNORE, Item, read_image, read_label
 from owseg.evaluation.inference import predict
 from owseg.evaluation.protocols import Protocol
 from owseg.evaluation.scoring import Score, threshold_sweep
+from owseg.normalisation import Normalisation
 from owseg.segmenter import Segmenter
 
 PANEL = 320
@@ -49,7 +49,7 @@ def draw_prediction(
     protocol: Protocol,
     item: Item,
     classes: Tensor,
-    encoder: EncoderConfig,
+    normalisation: Normalisation,
     path: Path,
     title: str,
 ) -> None:
@@ -57,7 +57,7 @@ def draw_prediction(
     benchmark = protocol.benchmark
     image = read_image(item.image)
     label = read_label(benchmark, item, (image.shape[0], image.shape[1]))
-    prediction = predict(segmenter, image, classes, protocol, encoder).labels
+    prediction = predict(segmenter, image, classes, protocol, normalisation).labels
     colours = palette(len(benchmark.names))
     if benchmark.background:
         colours[0] = 40

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import Item, UnreadableError, read_image, read_label
 from owseg.evaluation.inference import Prediction, embed_queries, predict
 from owseg.evaluation.intervals import ImageCounts
@@ -27,6 +26,7 @@ from owseg.evaluation.metrics import (
 )
 from owseg.evaluation.oracle import draw_regions, oracle_confusion
 from owseg.evaluation.protocols import EvaluateConfig, Protocol, summary_of
+from owseg.normalisation import Normalisation
 from owseg.segmenter import DrawsRegions, Segmenter
 
 
@@ -116,7 +116,7 @@ def score_items(
     protocol: Protocol,
     items: Iterable[Item],
     config: EvaluateConfig,
-    encoder: EncoderConfig,
+    normalisation: Normalisation,
     *,
     classes: Tensor | None = None,
 ) -> Score:
@@ -141,13 +141,13 @@ def score_items(
             total += replace(nothing, skipped={item.id: str(error)})
             continue
         began = time.perf_counter()
-        prediction = predict(segmenter, image, classes, protocol, encoder, batch=config.window_batch)
+        prediction = predict(segmenter, image, classes, protocol, normalisation, batch=config.window_batch)
         seconds = time.perf_counter() - began
         regions = None
         if config.oracle:
             regions = prediction.labels
             if isinstance(segmenter, DrawsRegions):
-                regions = draw_regions(segmenter, image, classes, protocol, encoder, batch=config.window_batch)
+                regions = draw_regions(segmenter, image, classes, protocol, normalisation, batch=config.window_batch)
         total += _count(nothing, item.id, prediction, label, regions, scored, seconds)
     return total
 

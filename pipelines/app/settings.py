@@ -12,6 +12,7 @@ from owseg import near_miss
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods import TRAINABLE, Methods
+from owseg.normalisation import Normalisation
 from pipelines.app.config import FORMER, ConfigError
 
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
@@ -36,7 +37,9 @@ class Config:
     download: DownloadConfig = DownloadConfig()
     """From the corpus to image shards."""
     encoder: EncoderConfig = EncoderConfig()
-    """The CLIP that the methods of the run stand on, and the normalisation of images for all."""
+    """The CLIP that methods of the run are built around."""
+    normalisation: Normalisation = Normalisation()
+    """How images are normalised, for all methods."""
     methods: tuple[str, ...] = ("maskclip", "tcl")
     """Rows of the results table, in order; those that train are trained."""
     method_settings: Methods = field(default=Methods(), metadata={FORMER: "models"})
