@@ -6,7 +6,7 @@
 For each size the first rows of LINKS.tsv (see captions.py) go through `pipelines/filter.py`, a process of its own that may use
 `--cpus` processors. Every two seconds the whole tree of processes is looked at, Ray's daemons and workers among them: the sum
 of their proportional set sizes (PSS), in which the object store counts once; the processor time they used; and the disk that
-the run's folder and Ray's temporary folder take. Stages and their times are told by the verb's progress lines. Prints a table
+the run's folder and Ray's temporary folder take. Stages and their times are in the verb's progress lines. Prints a table
 and whether the targets are met, and writes DIR/curation_scale.json and .png. A run's folder is deleted once it is measured.
 """
 

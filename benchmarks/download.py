@@ -6,7 +6,7 @@
     python benchmarks/download.py memory          peak memory with 10,000, 100,000 and 1,000,000 dead links
     python benchmarks/download.py kills           kill -9 at a random moment, ten times in a row
 
-The web is image_server.py on loopback addresses, in a process of its own, whose processor time is told apart. Each downloader
+The web is image_server.py on loopback addresses, in a process of its own, whose processor time is separate. Each downloader
 runs in fresh processes, whose whole tree is measured: Ray's daemons, workers and object store among them. `PART --help` tells
 the options of a part. Drawn images, state and results (JSON) go into --work.
 """

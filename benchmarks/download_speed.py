@@ -157,7 +157,7 @@ def here(corpus: Path, pixels: str, args: argparse.Namespace) -> Command:
 
 @dataclass
 class State:
-    """What a benchmark has behind it: an interrupted one of the same settings goes on from there."""
+    """What a benchmark has behind it: an interrupted one of the same settings resumes from there."""
 
     path: Path
     settings: Mapping[str, Any]

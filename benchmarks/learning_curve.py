@@ -2,7 +2,7 @@
 
     python benchmarks/learning_curve.py OUT [--times 1,3,10] [--seeds 1] [key=value ...]
 
-Each of --times is a sweep of configs/demo.yaml in a folder of its own below OUT (pipelines/sweep.py: it goes on where it was
+Each of --times is a sweep of configs/demo.yaml in a folder of its own below OUT (pipelines/sweep.py: it resumes where it was
 stopped, and trainings run side by side, one a core) with so many times the links, `filter.min_count`, and steps and warm-up of
 each phase: the same passes over more pairs, the same entities. Learning rates stay. Leaves OUT/curve.md and OUT/curve.png.
 """

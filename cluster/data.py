@@ -53,7 +53,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
             with (
                 Progress(label or "shards", total=sum(rows.values()), unit="rows", start=done) as progress,
                 Following(progress, out, rows, before, describe) as following,
-                # Closed at once when a shard fails: workers must not go on behind the back of whoever tries again.
+                # Closed at once when a shard fails: workers must not keep running while somebody tries again.
                 closing(_results(config, make_work, todo, out, fingerprint, at_once)) as results,
             ):
                 for row in results:

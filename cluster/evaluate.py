@@ -34,7 +34,7 @@ ARRAYS = ("counts", "boundary", "intersection", "union", "joint", "oracle")
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A row of the results table: a method, the encoder it stands on, and its trained weights where it has any."""
+    """A row of the results table: a method, the encoder it is built around, and its trained weights where it has any."""
 
     name: str
     method: MethodConfig
@@ -43,7 +43,7 @@ class Contender:
     weights: Path | None = None
 
     def for_dataset(self, dataset: str) -> "Contender":
-        """The contender with its method as that wants to be on a benchmark; itself where the method makes no difference."""
+        """This entry with dataset-specific settings applied."""
         return replace(self, method=self.method.for_dataset(dataset))
 
     def fingerprint(self) -> str:

@@ -36,7 +36,7 @@ LOCKED_SECONDS = 60.0
 
 
 class Outage:
-    """Runs calls to the store. A failure is told once, and the store is left alone for a while."""
+    """Runs calls to the store. A failure is reported once, and the store is left alone for a while."""
 
     def __init__(self) -> None:
         self._quiet_until = 0.0
@@ -52,7 +52,7 @@ class Outage:
             self._quiet_until = time.monotonic() + SECONDS_AFTER_OUTAGE
             if not self._told:
                 self._told = True
-                logger.warning("MLflow cannot be reached, work goes on without it: %s", first_line(error))
+                logger.warning("MLflow cannot be reached, work continues without it: %s", first_line(error))
             return False
         return True
 

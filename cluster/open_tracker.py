@@ -21,7 +21,7 @@ def open_tracker(
 ) -> Iterator[Tracker]:
     """The parent run of `run_dir`, begun or taken up again, with `settings` (the resolved config) and their digest logged.
 
-    Raises InputError where the store cannot be reached; a later outage is only told.
+    Raises InputError where the store cannot be reached; a later outage is only reported.
     """
     if not config.enabled:
         yield NullTracker()

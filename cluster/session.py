@@ -96,7 +96,7 @@ def prepare_local_worker() -> None:
     """Run by Ray at the start of each worker of a local session.
 
     When the driver is killed, the kernel ends the raylet with it, but Ray's workers notice that only after seconds, in which
-    they would go on writing where the next start already works. So the kernel shall end them too.
+    they would keep writing where the next start already works. So the kernel shall end them too.
     """
     if sys.platform == "linux":
         pr_set_pdeathsig = 1

@@ -1,7 +1,7 @@
 """Experiment tracking: MLflow behind a small protocol, and a null twin that keeps nothing.
 
 One parent run per run folder, one child run per stage and method. The folder remembers their ids (`mlflow.json`), so that a
-resumed run goes on in the same MLflow runs. Tracking never stops work: an outage costs records, and is told once.
+resumed run continues the same MLflow runs. Tracking never stops work: an outage costs records, and is reported once.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

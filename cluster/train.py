@@ -72,7 +72,7 @@ Observe = Callable[[list[dict[str, Any]]], None]
 
 
 def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
-    """Train to the end, going on from the last checkpoint where there is one, and return the trained weights' path."""
+    """Train to the end, resuming from the last checkpoint where there is one, and return the trained weights' path."""
     ensure_session(session)
     import ray.train
     from ray.train.torch import TorchTrainer

@@ -161,7 +161,7 @@ def find_checkpoint(
 
 
 def _official_method(path: Path) -> MethodConfig:
-    """The method whose official checkpoint a file is, with the settings that can be told from it."""
+    """The method whose official checkpoint a file is, with the settings that follow from it."""
     name, settings = recognise(read_official(path), path)
     method = METHODS[name]
     changes: dict[str, Any] = dict(settings)
@@ -207,7 +207,7 @@ def _folder_in(folder: Path, method: str) -> Path:
         return folder
     trained = {file.parent.name: file.parent for file in sorted(folder.glob(f"train/*/{MODEL}"))}
     if method in training_free() and trained:
-        # All that stand on a CLIP stand on the run's one; these two always do.
+        # All that use a CLIP use the run's one; these two always do.
         return next(trained[name] for name in (ClipConfig().name, TclConfig().name, *trained) if name in trained)
     segmenters = [name for name in trained if name != ClipConfig().name]
     name = method or (segmenters[0] if len(segmenters) == 1 else "")

@@ -27,7 +27,7 @@ Reading = Literal["clip", "maskclip", "sclip", "clearclip", "naclip"]
 
 @dataclass(frozen=True, kw_only=True)
 class EncoderConfig:
-    """The CLIP that every method of a run stands on."""
+    """The CLIP that the methods of a run are built around."""
 
     model: str = "ViT-B-16"
     """open_clip model name, or the path of a model config file in open_clip's JSON format."""
@@ -135,7 +135,7 @@ def _weight_file(config: EncoderConfig) -> Path:
     if path.suffix in {".safetensors", ".pt", ".pth", ".bin"}:
         raise InputError(f"encoder.pretrained: {config.pretrained} does not exist")
     tag = weight_tag(config)
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what they come to is told below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; their outcome is reported below
     try:
         return Path(open_clip.download_pretrained(tag))
     except Exception as error:  # each of open_clip's sources raises errors of its own

@@ -14,7 +14,7 @@ def setting(default: T, *, training_only: bool = False, local_path: bool = False
     """A dataclass field with this default.
 
     training_only: it has no say in what trained weights predict. local_path: it may name a file or folder of this machine.
-    shown: it decides on the masks of given weights, and is told beside the row's scores.
+    shown: it decides on the masks of given weights, and is shown beside the row's scores.
     """
     found: Any = field(default=default, metadata={"training_only": training_only, "local_path": local_path, "shown": shown})
     return found  # type: ignore[no-any-return]  # type checkers take a field for its default
@@ -31,7 +31,7 @@ def path_settings(config: Any) -> frozenset[str]:
 
 
 def shown_settings(config: Any) -> tuple[str, ...]:
-    """Names of a method's settings that are told beside its scores, in the order of its fields."""
+    """Names of a method's settings that are shown beside its scores, in the order of its fields."""
     return tuple(one.name for one in fields(config) if one.metadata.get("shown"))
 
 

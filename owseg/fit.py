@@ -36,7 +36,7 @@ class OnCheckpoint(Protocol):
 
 
 def learned_state(method: TrainableMethod, phases: Sequence[Phase]) -> dict[str, Tensor]:
-    """What a checkpoint of the method holds: the tensors that any phase trains, buffers beside them, and those `kept`."""
+    """What a checkpoint holds: the tensors that any phase trains, buffers beside them, and those of `extra_state_prefixes`."""
     prefixes = (*(prefix for phase in phases for prefix in phase.train), *method.extra_state_prefixes)
     return {name: tensor.contiguous() for name, tensor in method.state_dict().items() if name.startswith(prefixes)}
 
@@ -67,8 +67,8 @@ def phase_groups(method: TrainableMethod, phases: Sequence[Phase], optim: OptimC
     prefixes = [phase.train for phase in phases]
     quirks = method.quirks
     return [
-        parameter_groups(named_parameters(method, span.phase), prefixes, span.schedule.optim.weight_decay, quirks)
-        for span in scheduled_phases(phases, optim)
+        parameter_groups(named_parameters(method, scheduled.phase), prefixes, scheduled.schedule.optim.weight_decay, quirks)
+        for scheduled in scheduled_phases(phases, optim)
     ]
 
 
@@ -88,12 +88,12 @@ def fit(
 ) -> None:
     """Train `method` in place.
 
-    batches(span, step) yields this rank's batches of a phase from `step` on. `resume` is a folder that a checkpoint was saved
-    to; training goes on after its step as if it had never stopped, given as many ranks as before.
+    batches(scheduled, step) yields this rank's batches of a phase from `step` on. `resume` is a folder that a checkpoint was
+    saved to; training resumes after its step as if it had never stopped, given as many ranks as before.
 
     Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
     trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
-    `optim` of its own begins a new training: weights alone go on.
+    `optim` of its own begins a new training: weights alone are kept.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     total = sum(phase.steps for phase in phases)
@@ -103,20 +103,22 @@ def fit(
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
     carried: AdamState = {}
-    for span, groups in zip(scheduled_phases(phases, optim), phase_groups(method, phases, optim), strict=True):
-        if done > span.stop or done == total:
+    for scheduled, groups in zip(scheduled_phases(phases, optim), phase_groups(method, phases, optim), strict=True):
+        if done > scheduled.stop or done == total:
             continue
         _freeze_all_but(method, groups)
-        engine = make_engine(groups, span.schedule.optim)
-        if resume is not None and done > span.start:  # at the phase's very end, too: the next engine takes over from this one
+        engine = make_engine(groups, scheduled.schedule.optim)
+        if (
+            resume is not None and done > scheduled.start
+        ):  # at the phase's very end, too: the next engine takes over from this one
             engine.load(resume)
         else:
-            engine.load_optimizer_state(carried if span.start > span.schedule.start else {})
-            _call(method, engine, "begin_phase", span.phase)
-        first = max(span.start, done)
-        for step, batch in zip(range(first, span.stop), batches(span, first), strict=True):
+            engine.load_optimizer_state(carried if scheduled.start > scheduled.schedule.start else {})
+            _call(method, engine, "begin_phase", scheduled.phase)
+        first = max(scheduled.start, done)
+        for step, batch in zip(range(first, scheduled.stop), batches(scheduled, first), strict=True):
             seed_step(seed, step, rank)
-            lr = span.schedule.lr(step)
+            lr = scheduled.schedule.lr(step)
             losses = engine.step(batch, lr)
             _call(method, engine, "after_step")
             finished = step + 1

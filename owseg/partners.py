@@ -16,7 +16,7 @@ class EntityLists:
         """Sample i has the names flat[ends[i]:ends[i + 1]]."""
 
     def append(self, names: Sequence[str]) -> None:
-        """The next sample's list; a name that stands twice counts once."""
+        """The next sample's list; a repeated name counts once."""
         self.flat.extend(self.numbers.setdefault(name, len(self.numbers)) for name in dict.fromkeys(names))
         self.ends.append(len(self.flat))
 

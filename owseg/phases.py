@@ -38,7 +38,7 @@ class Phase:
     partners: bool = False
     """Whether each image comes with another one that shares an entity with it."""
     optim: OptimConfig | None = None
-    """Begins a training of its own: schedule, optimiser and epochs start afresh, weights go on; null = the last one goes on."""
+    """If set, restarts schedule, optimiser state and epochs, keeping the weights; null continues the previous phase's."""
     augment: AugmentConfig | None = None
     """Augmentation of this phase; null = the method's."""
 

@@ -54,7 +54,7 @@ class DrawsRegions(Protocol):
 
 
 def build_trained(config: TrainableConfig, make_encoder: Callable[[], Encoder]) -> TrainableMethod:
-    """A method that trains; the encoder is made only where the method stands on one."""
+    """A method that trains; the encoder is made only where the method uses one."""
     method: TrainableMethod = config.build(make_encoder() if config.uses_clip else None)
     return method
 

@@ -49,7 +49,7 @@ class LoopConfig:
     log_every: int = 10
     """Steps between logged losses."""
     checkpoint_every: int = 1000
-    """Steps between checkpoints, from which a killed run goes on."""
+    """Steps between checkpoints, from which a killed run resumes."""
 
     def __post_init__(self) -> None:
         for name, least in (("loader_workers", 0), ("log_every", 1), ("checkpoint_every", 1)):
@@ -160,7 +160,7 @@ def build(job: TrainJob) -> TrainableMethod:
     torch.manual_seed(job.seed)  # fresh layers start out alike on every rank
     make_encoder = cache(lambda: (build_encoder if job.encoder.pretrained == PRETRAIN else load_encoder)(job.encoder))
     method = build_trained(job.method, make_encoder)
-    method.initialise()  # also where training goes on: checkpoints hold no weights that stay frozen throughout
+    method.initialise()  # also where training resumes: checkpoints hold no weights that stay frozen throughout
     if job.start is not None:
         load_start(method, job.start)
     return method
@@ -169,27 +169,27 @@ def build(job: TrainJob) -> TrainableMethod:
 def loader(job: TrainJob, method: TrainableMethod, rank: int, workers: int) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
     """A rank's batches as `fit` asks for them. Raises InputError where any phase's cannot be had, before the first begins."""
     reader = ShardReader(job.shards, entities=method.prepare is not None or any(phase.partners for phase in job.method.phases))
-    for span in job.scheduled_phases:
-        key = f"method_settings.{job.method.name}.{span.schedule.key}.batch_size"
-        check_batch_size(span.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
+    for scheduled in job.scheduled_phases:
+        key = f"method_settings.{job.method.name}.{scheduled.schedule.key}.batch_size"
+        check_batch_size(scheduled.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
 
-    def batches(span: ScheduledPhase, step: int) -> Iterator[Batch]:
+    def batches(scheduled: ScheduledPhase, step: int) -> Iterator[Batch]:
         drawn = CaptionBatches(
             reader,
             method.tokenize,
-            span.phase.augment or job.method.augment,
+            scheduled.phase.augment or job.method.augment,
             normalisation=job.normalisation,
-            batch_size=span.schedule.optim.batch_size,
+            batch_size=scheduled.schedule.optim.batch_size,
             seed=job.seed,
             rank=rank,
             world_size=workers,
-            start=span.schedule.start,
-            schedule=span.schedule.number,
+            start=scheduled.schedule.start,
+            schedule=scheduled.schedule.number,
             prepare=method.prepare,
-            partners=span.phase.partners,
+            partners=scheduled.phase.partners,
             views=method.views,
         )
-        return batches_from(drawn, step, span.stop, workers=job.train.loader_workers)
+        return batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers)
 
     return batches
 
@@ -260,7 +260,10 @@ def costs_of(job: TrainJob) -> dict[str, float]:
 
 def pairs_between(phases: Sequence[ScheduledPhase], start: int, stop: int) -> int:
     """Image-caption pairs of steps start..stop-1."""
-    return sum(max(0, min(stop, span.stop) - max(start, span.start)) * span.schedule.optim.batch_size for span in phases)
+    return sum(
+        max(0, min(stop, scheduled.stop) - max(start, scheduled.start)) * scheduled.schedule.optim.batch_size
+        for scheduled in phases
+    )
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ def timm_state(model: str, weights: str, *, tower: str, file: str) -> tuple[str,
         if not Path(weights).is_file():
             raise InputError(f"{file}: {weights} does not exist")
         return f"{file}: {weights}", read_weights(Path(weights))
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; what they come to is told below
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; their outcome is reported below
     try:
         return f"{tower}: timm's weights", timm.create_model(model, pretrained=True).state_dict()
     except Exception as error:  # each of timm's sources raises errors of its own

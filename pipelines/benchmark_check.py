@@ -1,4 +1,4 @@
-"""`--check`: whether the benchmark folders are fit to be scored, told in seconds."""
+"""`--check`: whether the benchmark folders are fit to be scored, known in seconds."""
 
 from collections.abc import Iterator, Mapping
 

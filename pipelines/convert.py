@@ -10,7 +10,7 @@
                   gtFine_trainvaltest.zip
 
 ROOT is the folder of all benchmarks (evaluate.root). A file that is there already is kept, so that a conversion which was
-stopped goes on when started again. Photos are not copied: where they are missing, the last lines say where they belong.
+stopped resumes when started again. Photos are not copied: where they are missing, the last lines say where they belong.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""The whole chain: links in, a table of zero-shot mIoU out. Each stage goes on where an earlier run of it stopped."""
+"""The whole chain: links in, a table of zero-shot mIoU out. Each stage resumes where an earlier run of it stopped."""
 
 import sys
 

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def segment(arguments: argparse.Namespace) -> list[Path]:
-    """Segment every image; one that cannot be read is told in a line of its own, and returned."""
+    """Segment every image; one that cannot be read is reported in a line of its own, and returned."""
     from owseg.predict import clean_labels
 
     labels = clean_labels(read_labels(arguments.labels))

@@ -87,7 +87,7 @@ def publish(grid: Grid, folder: Path, tracker: Tracker, failed: Mapping[str, str
 
 
 def check(cells: Sequence[Cell]) -> None:
-    """Raise ConfigError for what can be told wrong with a cell at once, before any is begun."""
+    """Raise ConfigError for what can be found wrong with a cell at once, before any is begun."""
     seen = set()
     for cell in cells:
         refuse_other_run(cell.config)

@@ -1,4 +1,4 @@
-"""Image shards in, trained methods out: Ray Train workers with DeepSpeed, going on from the last checkpoint."""
+"""Image shards in, trained methods out: Ray Train workers with DeepSpeed, resuming from the last checkpoint."""
 
 import shutil
 import sys
@@ -146,7 +146,7 @@ def clear_other(folder: Path, fingerprint: str) -> None:
 
 
 def _begun_from(job: TrainJob) -> list[str]:
-    """Digests of the weights that a method stands on or begins with, as far as they lie in files."""
+    """Digests of the weights that a method uses or begins with, as far as they lie in files."""
     named = [job.encoder.pretrained] if job.method.uses_clip and job.method.name != "clip" else []
     named += [getattr(job.method, name) for name in sorted(path_settings(job.method))]
     named += [str(job.start)] if job.start else []

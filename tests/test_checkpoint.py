@@ -157,9 +157,9 @@ def test_given_weights_are_checked_before_any_work(tiny_run: Path, tmp_path: Pat
     save_file({name: tensor.contiguous() for name, tensor in tiny.encoder(tmp_path, seed=7).clip.state_dict().items()}, other)
     with pytest.raises(InputError, match=r"other\.safetensors: not the weights that .*model\.json was written for"):
         check_weights(settings(own, f"encoder.pretrained={other}", f"weights.tcl={tiny_run}/train/tcl"))
-    with pytest.raises(ConfigError, match=r"weights.tlc: no method of that name trains \(did you mean 'tcl'\?\)"):
+    with pytest.raises(ConfigError, match=r"weights.tlc: no trainable method of that name \(did you mean 'tcl'\?\)"):
         settings(f"weights.tlc={tiny_run}/train/tcl")
-    with pytest.raises(ConfigError, match=r"weights\.maskclip: no method of that name trains"):
+    with pytest.raises(ConfigError, match=r"weights\.maskclip: no trainable method of that name"):
         settings(f"weights.maskclip={tiny_run}/train/tcl")
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from filtering.captions.statistics import LONGEST_TEXT, LOT, MOST_WORDS, SAMPLES, describe_shard, merge
+from filtering.captions.statistics import HOST_SAMPLE, LONGEST_TEXT, MOST_WORDS, SAMPLES, describe_shard, merge
 from filtering.schema import CORPUS, DROPPED, SAMPLE, key_of
 
 NOUNS = ("dog", "cat", "red car", "tree", "person")
@@ -38,7 +38,7 @@ def tables(made: list[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
 def test_parts_merge_to_the_whole_in_any_order(parts: int) -> None:
     made = rows(12_000)
     whole = describe_shard(*tables(made), LEAKS)
-    assert len(whole["hosts"]) == LOT < len(made)
+    assert len(whole["hosts"]) == HOST_SAMPLE < len(made)
     for seed in range(3):
         draw = random.Random(seed)
         draw.shuffle(made)
@@ -103,7 +103,7 @@ def test_many_hosts_and_endless_texts_stay_small() -> None:
     )
     found = describe_shard(kept, DROPPED.empty_table(), LEAKS)
     assert len(json.dumps(found)) < 1_000_000
-    assert len(found["hosts"]) == LOT
+    assert len(found["hosts"]) == HOST_SAMPLE
     assert found["words"]["after"][MOST_WORDS] == 20
     longest = describe_shard(kept.slice(many - 20), DROPPED.empty_table(), {})
     assert max(len(row["caption"]) for row in longest["samples"]["kept"]) == LONGEST_TEXT
@@ -166,7 +166,7 @@ def test_the_lot_is_fair() -> None:
         {"key": keys, "url": made, "caption": [""] * len(made), "entities": pa.nulls(len(made), pa.list_(pa.string()))}
     )
     found = describe_shard(table, DROPPED.empty_table(), {})
-    share = sum(" often.example" in line for line in found["hosts"]) / LOT
+    share = sum(" often.example" in line for line in found["hosts"]) / HOST_SAMPLE
     assert abs(share - 0.2) < 0.025
 
 

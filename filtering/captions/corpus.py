@@ -111,7 +111,7 @@ def build_corpus(
     """
     build = out / BUILD
     make_words = partial(Words, config.vocabulary, config.stop_words, config.tagger)
-    words = make_words()  # a wrong name should be told here, not by a worker
+    words = make_words()  # a wrong name should be reported here, not by a worker
     leaks = leaked(benchmarks or {}, words.lexicon)
 
     shards, links = read(config, build, run)
@@ -139,8 +139,8 @@ def build_corpus(
         rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
     names = {benchmark: frozenset(classes.values()) for benchmark, classes in leaks.items()}
     late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
-    told = sorted((benchmark, sorted(found)) for benchmark, found in names.items())
-    splitting = digest_of([chosen, late, repeated, told])
+    leaking = sorted((benchmark, sorted(found)) for benchmark, found in names.items())
+    splitting = digest_of([chosen, late, repeated, leaking])
     split = partial(SplitWork, make_words, config.confidence, out, rules, names)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
     _remove_leftovers(out, markers)
@@ -182,7 +182,7 @@ def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], in
 
 
 def _sample_limit(sample: int, links: int) -> str:
-    """The key below which a row is in the sample that the tagger reads: keys are hashes, so any range is drawn by lot."""
+    """The key below which a row is in the sample that the tagger reads: keys are hashes, so any range is a random sample."""
     if links <= sample:
         return "g"  # above every hexadecimal digit
     return f"{sample * 16**KEY_LENGTH // links:0{KEY_LENGTH}x}"

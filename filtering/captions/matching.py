@@ -191,17 +191,17 @@ def _prior(samples: Sequence[tuple[int, int]]) -> tuple[float, float]:
 class Matcher:
     """Finds the kept entities of captions, and asks the tagger only where the chances of their forms leave it open."""
 
-    def __init__(self, find: Find, scan: CaptionScanner, kept: frozenset[str], forms: pa.Table, certain: float) -> None:
+    def __init__(self, find: Find, scan: CaptionScanner, kept: frozenset[str], forms: pa.Table, confidence: float) -> None:
         """`forms` is a tally.
 
-        A caption is kept unread if it mentions some kept entity with a chance of `certain` or more, and dropped unread if with
-        one of at most 1 - `certain`.
+        A caption is kept unread if it mentions some kept entity with a chance of `confidence` or more, and dropped unread if with
+        one of at most 1 - `confidence`.
         """
         self._find = find
         self._scan = scan
         self._kept = kept
         self._chances = chances(forms)
-        self._certain = certain
+        self._confidence = confidence
         self._of_kept = Remembered(self._kept_readings)
         self.counts = {"rejected": 0, "decided": 0, "tagged": 0}
 
@@ -248,8 +248,8 @@ class Matcher:
         chance = self._chance(mentions)
         fails = np.exp(np.bincount(mentions.row, np.log1p(-chance), len(known)))
         likely = np.bincount(mentions.row, chance >= LIKELY, len(known)) > 0
-        keep = (1 - fails >= self._certain) & likely
-        return keep, np.flatnonzero(~keep & ~known & (fails < self._certain)).tolist()
+        keep = (1 - fails >= self._confidence) & likely
+        return keep, np.flatnonzero(~keep & ~known & (fails < self._confidence)).tolist()
 
     def _chance(self, mentions: _Mentions) -> NDArray[np.float64]:
         """The chance of every mention; never quite 1."""

@@ -96,10 +96,10 @@ class Selection:
     Rows that mention kept entities have those; the others have whatever they are likely to mention.
     """
 
-    def __init__(self, make_words: MakeWords, certain: float, out: Path) -> None:
+    def __init__(self, make_words: MakeWords, confidence: float, out: Path) -> None:
         self._kept = kept_entities(pq.read_table(out / "entities.parquet"))
         words = make_words()
-        self.matcher = Matcher(words.find, words.scan, self._kept, pq.read_table(out / BUILD / "forms.parquet"), certain)
+        self.matcher = Matcher(words.find, words.scan, self._kept, pq.read_table(out / BUILD / "forms.parquet"), confidence)
         self._build = out / BUILD
 
     def __call__(self, pointers: pa.Table, shard: str) -> pa.Table:
@@ -129,9 +129,9 @@ class SplitWork:
     """
 
     def __init__(
-        self, make_words: MakeWords, certain: float, out: Path, rules: Sequence[Rule], leaks: Mapping[str, frozenset[str]]
+        self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule], leaks: Mapping[str, frozenset[str]]
     ) -> None:
-        self._select = Selection(make_words, certain, out)
+        self._select = Selection(make_words, confidence, out)
         self._rules = rules
         self._leaks = leaks
 
@@ -179,8 +179,8 @@ def _as(table: pa.Table, schema: pa.Schema) -> pa.Table:
 class SignWork:
     """Signatures of the captions that mention a kept entity, in buckets in which similar ones meet."""
 
-    def __init__(self, make_words: MakeWords, certain: float, out: Path, config: NearDuplicates, buckets: int) -> None:
-        self._select = Selection(make_words, certain, out)
+    def __init__(self, make_words: MakeWords, confidence: float, out: Path, config: NearDuplicates, buckets: int) -> None:
+        self._select = Selection(make_words, confidence, out)
         self._config, self._buckets = config, buckets
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:

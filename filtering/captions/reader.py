@@ -48,7 +48,7 @@ _Row = TypeVar("_Row")
 
 @dataclass(frozen=True, kw_only=True)
 class SourceConfig:
-    """Where the links are. With nothing but a path, format, header and columns are told by content."""
+    """Where the links are. With nothing but a path, format, header and columns are detected from the content."""
 
     path: str = ""
     """File, folder or glob pattern of the links: .tsv, .txt (both also .gz), .parquet, or .tar; also a URL (s3://...)."""
@@ -87,10 +87,10 @@ class Part:
 
 
 def parts_of(source: SourceConfig) -> list[Part]:
-    """The parts of all files of `source`, in order; their formats and columns are told here.
+    """The parts of all files of `source`, in order; their formats and columns are detected here.
 
     Raises:
-        InputError: no such file, or a format or column that is not there or cannot be told.
+        InputError: no such file, or a format or column that is not there or cannot be detected.
     """
     kinds = {path: kind_of(path, source.format) for path in source_files(source)}
     tars = [path for path, kind in kinds.items() if kind == "webdataset"]

@@ -1,8 +1,8 @@
-"""What a corpus is like, told shard by shard: histograms, tallies and rows drawn by lot that merge exactly, in any order.
+"""What a corpus is like, shard by shard: histograms, tallies and random samples of rows that merge exactly, in any order.
 
 Whatever the number of rows and hosts, the statistics of a shard stay small: a few hundred kB. Sums are exact. What cannot be
-summed in bounded space (samples, hosts) is told of the links with the smallest keys: keys are hashes, so these are as good as
-drawn by lot, they are the same ones however the corpus is cut, and the smallest of all are among the smallest of each part.
+summed in bounded space (samples, hosts) is estimated from the links with the smallest keys: keys are hashes, so these are a
+random sample, they are the same ones however the corpus is cut, and the smallest of all are among the smallest of each part.
 """
 
 import re
@@ -20,8 +20,8 @@ from filtering.url import hosts_of
 
 SAMPLES = 10
 """Rows shown of the kept ones and of those that each rule dropped."""
-LOT = 4096
-"""Links drawn by lot to tell the hosts: a host that serves 5 % of all links is told to within 0.7 points, 95 times of 100."""
+HOST_SAMPLE = 4096
+"""Links sampled for the hosts: a share of 5 % of all links is right to within 0.7 points, 95 times of 100."""
 MOST_WORDS = 100
 MOST_ENTITIES = 20
 LONGEST_TEXT = 1000
@@ -44,7 +44,7 @@ Statistics = dict[str, Any]
     leakage               {benchmark: kept rows that mention a class of it}
     leaked                kept rows that mention a class of any benchmark
     samples               {"kept": rows, "dropped": {reason: rows}}: those with the `SAMPLES` smallest keys
-    hosts                 the links with the `LOT` smallest keys, as "key host" with " kept" behind if they were
+    hosts                 the links with the `HOST_SAMPLE` smallest keys, as "key host" with " kept" behind if they were
 """
 
 
@@ -139,7 +139,7 @@ def _leakage(kept: pa.Table, leaks: Mapping[str, frozenset[str]]) -> dict[str, A
     }
 
 
-# ---- rows drawn by lot
+# ---- sampled rows
 
 
 def _lowest(table: pa.Table, count: int) -> pa.Table:
@@ -180,16 +180,16 @@ def _as_text(row: dict[str, Any]) -> str:
 
 
 def _hosts(kept: pa.Table, dropped: pa.Table) -> list[str]:
-    lots = []
+    samples = []
     for table, mark in ((kept, " kept"), (dropped, "")):
-        drawn = _lowest(table.select(["key", "url"]), LOT)
+        drawn = _lowest(table.select(["key", "url"]), HOST_SAMPLE)
         hosts = pc.utf8_slice_codeunits(hosts_of(drawn["url"]), 0, LONGEST_HOST)
         names = zip(drawn["key"].to_pylist(), hosts.to_pylist(), strict=True)
-        lots.append([f"{key} {host}{mark}" for key, host in names])
-    return _merge_hosts(*lots)
+        samples.append([f"{key} {host}{mark}" for key, host in names])
+    return _merge_hosts(*samples)
 
 
 def _merge_hosts(one: Iterable[str], other: Iterable[str]) -> list[str]:
     """The links with the smallest keys of both; a link of which one copy was kept and others dropped counts as kept."""
     links = {line.split(" ", 1)[0]: line for line in sorted([*one, *other])}  # " kept" sorts behind its absence
-    return [links[key] for key in sorted(links)[:LOT]]
+    return [links[key] for key in sorted(links)[:HOST_SAMPLE]]

@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.files import digest_of, write_json, write_table
-from filtering.images.fetch import WITNESSES, Fetcher
+from filtering.images.fetch import MAX_PROBED, Fetcher
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.image_shards import (
     check_keys,
@@ -71,7 +71,7 @@ class DownloadConfig:
 
 
 def validity_of(config: DownloadConfig) -> Validity:
-    """What results depend on. How patiently and by which route a link is asked for does not decide for good about it."""
+    """What results depend on. Patience and routes are not among it: they never make a result permanent."""
     fetch = config.fetch
     images = [_FORMAT, asdict(config.image), fetch.respect_opt_out]
     return Validity(
@@ -137,7 +137,7 @@ class DownloadShard:
         known = self._known(scratch.name, [row["key"] for row in rows])
         alive = [row["url"] for row in rows if known.has_image(row["key"])]
         with Results(scratch, known, self._validity, self._retry) as results:
-            counts = write_shard(rows, scratch, self._validity, results, partial(self._client.obtain, alive[:WITNESSES]))
+            counts = write_shard(rows, scratch, self._validity, results, partial(self._client.obtain, alive[:MAX_PROBED]))
         old = self._out / f"{scratch.name}.tar"
         if not known.uses(old):
             old.unlink(missing_ok=True)  # of other settings: a kill between the moves must not leave it beside our statuses

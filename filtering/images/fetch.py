@@ -83,7 +83,7 @@ _UNKNOWN_FOR, _REMEMBERED = 60.0, 2**16  # seconds, and names: those that do not
 _LOG = logging.getLogger(__name__)
 
 
-WITNESSES = 4
+MAX_PROBED = 4
 """Hosts that answered, remembered to tell a dead network from dead hosts."""
 
 
@@ -171,7 +171,7 @@ class Fetcher:
     def _remember_witness(self, link: Link) -> None:
         self._probes[link.host, link.url.port or 80] = None
         self._probes.move_to_end((link.host, link.url.port or 80))
-        if len(self._probes) > WITNESSES:
+        if len(self._probes) > MAX_PROBED:
             self._probes.popitem(last=False)
 
     async def _probe_hosts(self) -> bool:

@@ -48,7 +48,7 @@ class FetchConfig:
     host_failures: int = 10
     """Failures in a row after which a host is left alone for a while."""
     host_pause: float = 30.0
-    """Seconds that such a host is left alone; doubles as long as it goes on failing; 0 = never."""
+    """Seconds that such a host is left alone; doubles as long as it keeps failing; 0 = never."""
     outage_patience: float = 600.0
     """Seconds to wait for a network on which nobody answers, before the run stops; 0 = do not watch for it."""
 

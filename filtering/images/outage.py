@@ -232,7 +232,7 @@ class Network:
                 return
             self._down = (
                 f"{self._cause()} Nobody answered for {self._patience:.0f} s; no link was marked as failed for it, a new run "
-                "goes on from here (if the network is fine and all these links are dead: fetch.outage_patience=0)"
+                "resumes from here (if the network is fine and all these links are dead: fetch.outage_patience=0)"
             )
             self._open_gate()
         elif self._in_flight:
@@ -264,7 +264,7 @@ class Network:
         self._evidence = 0
         self._open_gate()
         self._warn(
-            "the name server knows none of the names: going on, but they count as failed look-ups (dns) and not as unknown "
+            "the name server knows none of the names: continuing, but they count as failed look-ups (dns) and not as unknown "
             "names, so that a new run asks for them again"
         )
 

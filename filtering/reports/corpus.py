@@ -113,7 +113,7 @@ def funnel(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def hosts(lot: list[str]) -> dict[str, Any]:
-    """The hosts of the links drawn by lot (`filtering.captions.statistics`): how many there are, and those with most links."""
+    """The hosts of the sampled links (`filtering.captions.statistics`): how many there are, and those with most links."""
     links: dict[str, int] = {}
     kept: dict[str, int] = {}
     for line in lot:

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from filtering.captions.entity_rules import ENTITY_RULES
 from filtering.captions.rules import RuleConfig
-from filtering.captions.statistics import LOT
+from filtering.captions.statistics import HOST_SAMPLE
 from filtering.reports import charts
 from filtering.reports.parts import count, percent, share, write_page
 
@@ -20,15 +20,15 @@ _LISTS = {"frequency": "the most frequent ones", "paper": "OVSegmentor's words",
 
 _WAYS = {
     "rejected": (
-        "mention none, told without the tagger",
+        "mention none, decided without the tagger",
         "no word can stand for an entity of the list, or only in a form that is nearly never a noun",
     ),
     "decided": (
-        "mention some, told without the tagger",
+        "mention some, decided without the tagger",
         "each word in question stands in a form that is nearly always, or nearly never, a noun",
     ),
     "asked": ("read by the tagger to decide", "a word may be a noun or not (a train, to train): the sentence tells"),
-    "sampled": ("read by the tagger as a sample", "drawn by lot, to learn how often each form is a noun"),
+    "sampled": ("read by the tagger as a sample", "drawn at random, to learn how often each form is a noun"),
 }
 
 
@@ -64,7 +64,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         "charts": _charts(content),
         "hosts": content["distributions"]["hosts"],
         "shown_hosts": SHOWN_HOSTS,
-        "lot": LOT,
+        "host_sample": HOST_SAMPLE,
         "samples": content["samples"],
         "settings": _settings(content),
     }

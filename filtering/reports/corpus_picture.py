@@ -56,7 +56,7 @@ def _draw_samples(axes: "Axes", content: dict[str, Any]) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(max(len(lines), 8) - 0.5, -0.5)
     axes.set_yticks([])
-    _finish(axes, "captions, by lot")
+    _finish(axes, "captions, at random")
 
 
 def _draw_entities(axes: "Axes", content: dict[str, Any], kept: list[Any], following: list[Any]) -> None:

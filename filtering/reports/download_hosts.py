@@ -68,7 +68,7 @@ class HostTally:
 
     @property
     def distinct(self) -> tuple[int, bool]:
-        """How many hosts there are, and whether that is counted: else it is told from how full the table is (Whang 1990)."""
+        """How many hosts there are, and whether that is counted: else estimated from how full the table is (Whang 1990)."""
         if not (self._links[~self._chosen] > 0).any():
             return len(self._counts.keys() - {NO_HOST}), True
         empty = max(1, int((self._links == 0).sum()))

@@ -15,10 +15,10 @@ class Meaning(NamedTuple):
 
 CLASSES: dict[Failure, Meaning] = {
     "permanent": Meaning(
-        "gone, or never was an image", "remembered and never asked again, unless the next run is told --retry permanent"
+        "gone, or never was an image", "remembered and never asked again, unless the next run has --retry permanent"
     ),
     "transient": Meaning("may work on another day", "asked again by the next run"),
-    "policy": Meaning("refused by our own rules and limits", "loosen the rule if you want them, then run again"),
+    "policy": Meaning("refused by the rules and limits of this run", "loosen the rule if you want them, then run again"),
 }
 
 _SHRINK = "the file is broken at its source"

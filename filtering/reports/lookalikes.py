@@ -1,4 +1,4 @@
-"""Images that look alike, told from their perceptual hashes: how many there are, and in how many groups.
+"""Images that look alike, found by their perceptual hashes: how many there are, and in how many groups.
 
 Two images look alike if their 64-bit hashes differ in at most d bits. Such hashes, cut into d + 2 blocks, agree in at least two
 of them, so only hashes that agree in some two blocks are compared (after Manku, Jain and Das Sarma, "Detecting near-duplicates

@@ -1,4 +1,4 @@
-"""Whether a benchmark's folder is fit to be scored: told in seconds, before hours are spent on it.
+"""Whether a benchmark's folder is fit to be scored: known in seconds, before hours are spent on it.
 
 Every file is looked at (there, not empty, not cut short); a spread sample is decoded and held against the evaluator's rules.
 """

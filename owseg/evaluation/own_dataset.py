@@ -67,7 +67,7 @@ class OwnDataset:
         lines = _lines(Path(self.names), f"{self.name}.names")
         names = tuple(line.split(",")[0].strip() for line in lines)
         if repeated := next((name for number, name in enumerate(names) if name in names[:number]), None):
-            raise InputError(f"{self.names}: names {repeated!r} twice; a class is told by its first name")
+            raise InputError(f"{self.names}: names {repeated!r} twice; first names must be unique")
         if len(names) > IGNORE:
             raise InputError(f"{self.names}: has {len(names)} classes; at most {IGNORE} can be told apart")
         if self.background is not None and names[0] != self.background:

@@ -282,7 +282,7 @@ def _classes(config: EvaluateConfig, name: str) -> tuple[EvalDataset, tuple[str,
         raise InputError(f"{path}: the first class of {name} must be background")
     shown = [synonyms(line)[0] for line in lines]
     if repeated := next((word for number, word in enumerate(shown) if word in shown[:number]), None):
-        raise InputError(f"{path}: names {repeated!r} twice; a class is told by its first name")
+        raise InputError(f"{path}: names {repeated!r} twice; first names must be unique")
     return replace(benchmark, names=("background", *shown[1:]) if benchmark.background else tuple(shown)), lines
 
 

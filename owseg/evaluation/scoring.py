@@ -122,7 +122,7 @@ def score_items(
 ) -> Score:
     """Predict and count every item. `classes`: the embeddings of `protocol.queries` where they are at hand.
 
-    Raises InputError that names a file. A file that cannot be decoded is left out and told in `skipped` where the config says
+    Raises InputError that names a file. A file that cannot be decoded is left out and listed in `skipped` where the config says
     so; a label map of another size or with an unknown value always stops: such a set is not what it should be.
     """
     if classes is None:
@@ -190,7 +190,7 @@ def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str
     """The scores of a whole benchmark, in percent, as written to its JSON file."""
     scored = protocol.benchmark.scored
     names = {label: protocol.benchmark.names[label] for label in scored}
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "dataset": protocol.benchmark.name,
         "preset": config.preset,
         "protocol": summary_of(config),
@@ -206,13 +206,13 @@ def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str
         "boundary_IoU_by_class": _by_class(names, score.boundary),
     }
     if score.oracle.size:
-        told["oracle_mIoU"] = mean_iou(score.oracle, scored)
-        told["regions_per_image"] = score.regions / max(len(score.images), 1)
+        report["oracle_mIoU"] = mean_iou(score.oracle, scored)
+        report["regions_per_image"] = score.regions / max(len(score.images), 1)
     if score.threshold is not None:
-        told["background_threshold"] = score.threshold
+        report["background_threshold"] = score.threshold
     if score.thresholds:
         swept = threshold_sweep(score)
-        told["threshold_sweep"] = {
+        report["threshold_sweep"] = {
             "mIoU": {f"{threshold:g}": value for threshold, value in swept.curve.items()},
             "best": {
                 "threshold": swept.best,
@@ -220,7 +220,7 @@ def report(protocol: Protocol, config: EvaluateConfig, score: Score) -> dict[str
                 "note": "chosen on the test labels, not a result",
             },
         }
-    return told
+    return report
 
 
 class Sweep(NamedTuple):

@@ -1,4 +1,4 @@
-"""argparse as all verbs use it: a wrong command line is the user's mistake, told in one line; help goes through one place."""
+"""argparse as all verbs use it: mistakes are reported in one line, help goes through one place."""
 
 import argparse
 import sys

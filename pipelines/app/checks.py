@@ -1,4 +1,4 @@
-"""What can be told wrong with a run's inputs at once, before hours of work lead up to it."""
+"""What can be found wrong with a run's inputs at once, before hours of work lead up to it."""
 
 import os
 from collections.abc import Mapping
@@ -49,14 +49,14 @@ def located_model(config: Config, name: str) -> MethodConfig:
 
 
 def needs_clip(config: Config) -> bool:
-    """Whether any method of the run stands on its CLIP."""
+    """Whether any method of the run uses its CLIP."""
     return any(getattr(config.method_settings, name).uses_clip for name in config.methods)
 
 
 def check_encoder(config: Config) -> None:
     """Raise InputError where the encoder's architecture is unknown, or its weights are missing or do not fit.
 
-    Nothing is asked of an encoder that no method of the run stands on.
+    Nothing is asked of an encoder that no method of the run uses.
     """
     if not needs_clip(config):
         return
@@ -116,7 +116,7 @@ def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
     """How a method's training is spread on this machine, in numbers."""
     cores = config.session.num_cpus or len(os.sched_getaffinity(0))
     return config.train.spread(
-        [span.schedule.optim.batch_size for span in scheduled_phases(method.phases, method.optim)], cores
+        [scheduled.schedule.optim.batch_size for scheduled in scheduled_phases(method.phases, method.optim)], cores
     )
 
 

@@ -87,7 +87,7 @@ class _Loader(yaml.SafeLoader):
         for key_node, _ in node.value:
             key = key_node.value
             if not isinstance(key_node, yaml.ScalarNode) or key in seen:
-                problem = f"key '{key}' stands twice" if isinstance(key_node, yaml.ScalarNode) else "a key must be text"
+                problem = f"duplicate key '{key}'" if isinstance(key_node, yaml.ScalarNode) else "a key must be text"
                 raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
             seen.add(key)
         return {str(key): value for key, value in super().construct_mapping(node, deep).items()}

@@ -1,4 +1,4 @@
-"""How a command ends: its exit code, and the user's mistakes told in one line."""
+"""How a command ends: its exit code, and the user's mistakes reported in one line."""
 
 import errno
 import os
@@ -28,7 +28,7 @@ def exit_code(work: Callable[[], None]) -> int:
     try:
         work()
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print("interrupted; run the same command again to resume", file=sys.stderr)
         return INTERRUPTED
     except Exception as error:
         message = user_mistake(error)

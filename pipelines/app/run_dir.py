@@ -71,8 +71,8 @@ def refuse_other_run(config: Config) -> None:
         there = to_dict(from_dict(Config, there))  # a key that is newer than the folder had its default's effect
     except ConfigError as error:
         raise ConfigError(
-            f"run_dir: {config.run_dir} holds a run of another version ({error}); go on with that version or choose another "
-            "with run_dir=FOLDER"
+            f"run_dir: {config.run_dir} holds a run of another version ({error}); finish it with that version or choose "
+            "another with run_dir=FOLDER"
         ) from None
     except TypeError:  # no mapping: a damaged file, different in all its keys
         pass

@@ -70,14 +70,14 @@ class Config:
             raise ConfigError("methods: a method is named twice")
         for name in self.init:
             if name not in TRAINABLE:
-                known = f"{near_miss(name, TRAINABLE)}; those that do are {', '.join(TRAINABLE)}"
-                raise ConfigError(f"init.{name}: no method of that name trains{known}")
+                known = f"{near_miss(name, TRAINABLE)}; there are {', '.join(TRAINABLE)}"
+                raise ConfigError(f"init.{name}: no trainable method of that name{known}")
             if name in self.weights:
                 raise ConfigError(f"init.{name}: weights.{name} takes the place of its training; give one of the two")
         for name in self.weights:
             if name not in TRAINED:
-                known = f"{near_miss(name, TRAINED)}; those that do are {', '.join(TRAINED)}"
-                raise ConfigError(f"weights.{name}: no method of that name trains{known}")
+                known = f"{near_miss(name, TRAINED)}; there are {', '.join(TRAINED)}"
+                raise ConfigError(f"weights.{name}: no trainable method of that name{known}")
         if "tcl" in self.methods and self.method_settings.tcl.pamr and self.evaluate.refine != "none":
             refine = f"evaluate.refine={self.evaluate.refine}"
             raise ConfigError(

@@ -129,7 +129,7 @@ def _differences(rows: Sequence[Row], compared: Sequence[Compared]) -> Table:
 
 
 def _costs(rows: Sequence[Row]) -> Table:
-    """What each method was taught by and took, the encoder that others stand on before them."""
+    """What each method was taught by and took, the encoder that others use before them."""
     columns = _columns(rows)
     gpu = any("gpu_seconds" in costs for row in rows for run in row.runs for costs in run.costs.values())
     keys = ("pairs", "gpu_seconds" if gpu else "cpu_seconds", "peak_memory_mb")

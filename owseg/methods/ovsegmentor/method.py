@@ -112,9 +112,11 @@ class OvSegmentorConfig(TrainableConfig):
         check_range(self, "drop_path", "momentum", "background_threshold", least=0, most=1)
         check_range(self, "tokens", "groups", "hidden", "joint", "top_classes", least=1)
         check_range(self, "heads", "entity_weight", "label_weight", "mask_weight", least=0)
-        for span in scheduled_phases(self.phases, self.optim):
-            if span.schedule.optim.batch_size < 2:
-                raise InputError(f"{span.schedule.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch")
+        for scheduled in scheduled_phases(self.phases, self.optim):
+            if scheduled.schedule.optim.batch_size < 2:
+                raise InputError(
+                    f"{scheduled.schedule.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch"
+                )
 
     @property
     def uses_clip(self) -> bool:
@@ -221,7 +223,7 @@ class OvSegmentor(TrainableMethod):
         return self.losses_from(batch.image, texts, batch.partner, tokens.get("labels"))
 
     def read(self, tokens: Mapping[str, Tensor]) -> dict[str, Texts]:
-        """What the text tower makes of several lots of B texts, each as token ids [B, L].
+        """What the text tower makes of several batches of B texts, each as token ids [B, L].
 
         Padding is left out, except in the official form, where it has a say in batch norms and completion.
         """

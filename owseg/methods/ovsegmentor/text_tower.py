@@ -25,9 +25,9 @@ BERT_CONTEXT = 77
 TOKENIZERS = {"bert-base-uncased": "distilbert-base-uncased"}
 """Models that official OVSegmentor reads with another model's tokenizer: the same vocabulary, without token types."""
 LENGTH_BUCKETS = 8
-"""Lots of like length that a batch of texts is split into at most: more save padding, and make more and smaller products."""
+"""Most buckets of similar length that a batch of texts is split into: more save padding, and make more and smaller products."""
 MIN_BUCKET = 32
-"""Texts of a lot at least: below that, what a lot costs on its own outweighs the padding that it saves."""
+"""Texts of a bucket at least: below that, what a bucket costs on its own outweighs the padding that it saves."""
 CLIP_MASK_WORD = "m"
 """CLIP has no mask token; the official variant with a CLIP text tower writes the token "m</w>" (332) for one."""
 
@@ -71,18 +71,20 @@ class TextTower(nn.Module):
         return tokens[:, : int(self.real(tokens).sum(dim=1).max())]
 
     def forward_bucketed(self, tokens: Tensor) -> Texts:
-        """`forward`, in a few lots of texts that are about equally long: none is padded to the longest of them all.
+        """`forward`, in a few buckets of texts of similar length: none is padded to the longest of them all.
 
-        What lies beyond the end of a lot's longest text is 0 in `features`.
+        What lies beyond the end of a bucket's longest text is 0 in `features`.
         """
         count = min(LENGTH_BUCKETS, max(1, len(tokens) // MIN_BUCKET))
         lengths, order = self.real(tokens).sum(dim=1).sort()
-        ends = [int(length) for length in torch.stack([lot[-1] for lot in lengths.chunk(count)]).tolist()]  # one wait for a GPU
-        lots = [self(tokens[some, :end]) for some, end in zip(order.chunk(count), ends, strict=True)]
+        ends = [
+            int(length) for length in torch.stack([bucket[-1] for bucket in lengths.chunk(count)]).tolist()
+        ]  # one wait for a GPU
+        buckets = [self(tokens[some, :end]) for some, end in zip(order.chunk(count), ends, strict=True)]
         missing = [ends[-1] - end for end in ends]
         padded = [
-            (F.pad(lot.features, (0, 0, 0, more)), F.pad(lot.real, (0, more)), lot.position)
-            for lot, more in zip(lots, missing, strict=True)
+            (F.pad(bucket.features, (0, 0, 0, more)), F.pad(bucket.real, (0, more)), bucket.position)
+            for bucket, more in zip(buckets, missing, strict=True)
         ]
         back = order.argsort()
         return Texts(*(torch.cat(parts)[back] for parts in zip(*padded, strict=True)))
@@ -217,7 +219,7 @@ def _told(name: str, what: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, reports and retries: what they come to is told."""
+    """Without transformers' progress bars, reports and retries: their outcome is reported."""
     from transformers.utils import logging as transformers_logging
 
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

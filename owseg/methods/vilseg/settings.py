@@ -168,10 +168,10 @@ def check_sizes(config: VilSegSettings, patch: int) -> None:
     """Raise InputError where views are no whole patches of `patch` pixels, or a batch is too small to cluster."""
     if config.local_crops and config.vision_weight and config.local_size % patch:
         raise InputError(f"{KEY}.local_size: {config.local_size} pixels are no whole patches of {patch}; give a multiple")
-    for span, (key, augment) in zip(
+    for scheduled, (key, augment) in zip(
         scheduled_phases(config.phases, config.optim), augmentations(config.phases, config.augment), strict=True
     ):
-        size, batch = augment.size, span.schedule.optim.batch_size
+        size, batch = augment.size, scheduled.schedule.optim.batch_size
         if size % patch:
             raise InputError(f"{KEY}.{key}.size: {size} pixels are no whole patches of {patch}; give a multiple")
         if config.cluster_weight and config.cluster_shifts >= size // patch:
@@ -179,7 +179,7 @@ def check_sizes(config: VilSegSettings, patch: int) -> None:
         patches, joint = (size // patch) ** 2, config.clusters**2
         if config.cluster_weight and batch * patches < joint:
             raise InputError(
-                f"{KEY}.{span.schedule.key}.batch_size: {batch} is too small for the clustering head: "
+                f"{KEY}.{scheduled.schedule.key}.batch_size: {batch} is too small for the clustering head: "
                 f"{config.clusters} x {config.clusters} pairs of clusters need at least {math.ceil(joint / patches)} images of "
                 f"{patches} patches"
             )
