@@ -194,8 +194,8 @@ class Matcher:
     def __init__(self, find: Find, scan: CaptionScanner, kept: frozenset[str], forms: pa.Table, confidence: float) -> None:
         """`forms` is a tally.
 
-        A caption is kept unread if it mentions some kept entity with a chance of `confidence` or more, and dropped unread if with
-        one of at most 1 - `confidence`.
+        A caption is kept unread if it mentions some kept entity with a chance of `confidence` or more, and dropped unread if
+        with one of at most 1 - `confidence`.
         """
         self._find = find
         self._scan = scan
