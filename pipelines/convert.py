@@ -32,7 +32,7 @@ from owseg.evaluation.convert_cityscapes import plan_cityscapes
 from owseg.evaluation.convert_coco import plan_panoptic, plan_stuff
 from owseg.evaluation.convert_context import plan_context
 from owseg.evaluation.datasets import BENCHMARKS
-from pipelines.app.arguments import Parser, run_parsed
+from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
 from pipelines.benchmark_check import print_reports
 
@@ -83,7 +83,7 @@ def _workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
 
 def main(argv: Sequence[str]) -> int:
     """The verb, with the exit codes of all verbs."""
-    parser = Parser(usage="python pipelines/convert.py SET SOURCE ROOT", description=__doc__)
+    parser = Parser(usage=f"{command_name()} SET SOURCE ROOT", description=__doc__)
     for name, meaning in (("set", " or ".join(SETS)), ("source", "the official annotations"), ("root", "as evaluate.root")):
         parser.add_argument(name, metavar=name.upper(), help=meaning)
     return run_parsed(parser, argv, _run)

@@ -1,7 +1,7 @@
 """Published checkpoints in and out.
 
-    python pipelines/official.py import tcl.pth FOLDER      a trained folder as this project writes them
-    python pipelines/official.py export FOLDER tcl.pth      and back
+    owseg official import tcl.pth FOLDER      a trained folder as this project writes them
+    owseg official export FOLDER tcl.pth      and back
 
 Such a file is accepted wherever trained weights of its method are, too.
 """
@@ -14,7 +14,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pipelines.app.arguments import Parser, run_parsed
+from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
@@ -82,7 +82,7 @@ def _absolute(name: str) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(usage="python pipelines/official.py import|export SOURCE TARGET [option ...]", description=__doc__)
+    parser = Parser(usage=f"{command_name()} import|export SOURCE TARGET [option ...]", description=__doc__)
     add = parser.add_argument
     add("verb", choices=VERBS, help="import an official file, or export a trained folder")
     add("source", help="the official file to import, or the trained folder to export")

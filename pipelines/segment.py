@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from owseg import InputError
-from pipelines.app.arguments import Parser, run_parsed
+from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError, override
 from pipelines.app.outcome import DONE, USER_MISTAKE
 
@@ -200,7 +200,7 @@ def _name(checkpoint: "Checkpoint") -> str:
 
 
 def _parser() -> Parser:
-    usage = "python pipelines/segment.py IMAGE... --labels LABELS [--checkpoint PATH] [--out FOLDER] [option ...]"
+    usage = f"{command_name()} IMAGE... --labels LABELS [--checkpoint PATH] [--out FOLDER] [option ...]"
     parser = Parser(usage=usage, description=__doc__)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="a photo, or a folder of photos")

@@ -8,6 +8,9 @@ from typing import NoReturn
 from pipelines.app.config import ConfigError
 from pipelines.app.outcome import DONE, exit_code, print_text
 
+called_as = ""
+"""What the command `owseg` was called as; empty where a verb was run as a script."""
+
 
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser without abbreviations whose errors are ConfigErrors."""
@@ -31,4 +34,4 @@ def run_parsed(parser: Parser, argv: Sequence[str], work: Callable[[argparse.Nam
 
 def command_name() -> str:
     """How the user called this verb: `owseg VERB`, or `python FILE`."""
-    return sys.argv[0] if " " in sys.argv[0] else f"python {sys.argv[0]}"
+    return called_as or f"python {sys.argv[0]}"

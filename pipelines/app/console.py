@@ -5,6 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from owseg import near_miss
+from pipelines.app import arguments
 from pipelines.app.extras import missing_extra
 from pipelines.app.outcome import DONE, USER_MISTAKE, print_text
 
@@ -31,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         print(f"error: unknown verb {verb!r}{near_miss(verb, VERBS)}; choose from {', '.join(VERBS)}", file=sys.stderr)
         return USER_MISTAKE
-    sys.argv = [f"owseg {verb}", *rest]
+    arguments.called_as = f"owseg {verb}"
+    sys.argv = [verb, *rest]
     try:
         runpy.run_module(f"pipelines.{verb}", run_name="__main__", alter_sys=True)
     except ModuleNotFoundError as error:  # met while the verb's own imports were read
