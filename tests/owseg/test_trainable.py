@@ -1,0 +1,49 @@
+"""What the base class of trainable methods catches: hooks that nothing would ever ask for, and a method without losses."""
+
+import pytest
+from torch import Tensor
+
+from owseg.data import Batch
+from owseg.phases import Phase
+from owseg.trainable import HOOKS, TrainableMethod
+
+
+@pytest.mark.parametrize(
+    ("misspelt", "right"),
+    [
+        ("after_steps", "after_step"),
+        ("begin_phases", "begin_phase"),
+        ("initialize", "initialise"),
+        ("extra_state_prefix", "extra_state_prefixes"),
+        ("diagnostic", "diagnostics"),
+        ("prepares", "prepare"),
+    ],
+)
+def test_a_misspelt_hook_is_refused_where_the_class_is_made(misspelt: str, right: str) -> None:
+    with pytest.raises(TypeError, match=rf"Method\.{misspelt} looks like {right}, .* rename it"):
+        type("Method", (TrainableMethod,), {misspelt: lambda self: None, "losses": lambda self, batch: {}})
+
+
+def test_hooks_by_their_names_and_other_names_are_left_alone() -> None:
+    class Method(TrainableMethod):
+        extra_state_prefixes = ("teacher.",)
+
+        def losses(self, batch: Batch) -> dict[str, Tensor]:
+            return {}
+
+        def begin_phase(self, phase: Phase) -> None: ...
+
+        def embed(self, image: Tensor) -> Tensor:
+            return image
+
+        def _after_steps(self) -> None: ...
+
+    method = Method()
+    assert method.overrides("begin_phase")
+    assert not method.overrides("after_step")
+    assert {"losses", "after_step", "begin_phase", "quirks", "views"} <= HOOKS
+
+
+def test_a_method_without_losses_cannot_be_made() -> None:
+    with pytest.raises(TypeError, match="losses"):
+        type("Method", (TrainableMethod,), {})()
