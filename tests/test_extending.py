@@ -12,7 +12,9 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-REPO = Path(__file__).parents[1]
+from helpers.paths import REPO
+from helpers.recipes import recipe
+
 UNTOUCHED = ("cluster", "configs", "miniature", "owseg", "pipelines")
 BUILD = """
 import json, sys
@@ -42,13 +44,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     before, union, after = re.split(r"^(RuleConfig = \(\n(?: .*\n)+)", path.read_text(), maxsplit=1, flags=re.MULTILINE)
     path.write_text(f"{before}{rule}\n\n{union}{line}{after}")
     return folder
-
-
-def recipe(opening: str) -> list[str]:
-    """The blocks of Python under a paragraph that opens so."""
-    text = (REPO / "docs" / "extending.md").read_text()
-    (section,) = re.findall(rf"^\*\*{opening}\*\*.*?(?=^\*\*|\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
 
 
 def command() -> list[str]:

@@ -10,8 +10,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from chain import DEADLINE, REPO, Chain, environment
-from test_extending import recipe
+
+from helpers.chain import DEADLINE, Chain, environment
+from helpers.paths import REPO
+from helpers.recipes import recipe
 
 UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
 

@@ -11,8 +11,8 @@ import pytest
 import filtering
 import miniature
 import owseg
+from helpers.paths import REPO
 
-ROOT = Path(__file__).resolve().parents[1]
 INFRASTRUCTURE = ("ray", "mlflow", "deepspeed")
 
 
@@ -27,7 +27,7 @@ def brought_along(modules: Sequence[str], unwanted: Sequence[str]) -> list[str]:
         f"for name in {list(modules)!r}: importlib.import_module(name)\n"
         f"print(*[name for name in {list(unwanted)!r} if name in sys.modules])"
     )
-    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return result.stdout.split()
 
@@ -61,5 +61,5 @@ def test_all_settings_are_read_without_the_libraries_that_only_models_need() -> 
 
 def test_the_layers_of_the_house_hold() -> None:
     command = [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    result = subprocess.run(command, cwd=REPO, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
