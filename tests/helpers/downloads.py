@@ -82,3 +82,8 @@ def fetch_all(*urls: str, **settings: Any) -> list[Outcome]:
             return await asyncio.gather(*(one(fetcher, url) for url in urls))
 
     return asyncio.run(all_of_them())
+
+
+def fetch_once(*urls: str, **settings: object) -> list[Outcome]:
+    settings = {"timeout": 20.0, "backoff": 0.01, "attempts": 1, "per_host_rate": 0.0, **settings}
+    return fetch_all(*urls, **settings)

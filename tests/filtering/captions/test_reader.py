@@ -1,14 +1,8 @@
 """Reading links: what files look like in the wild must neither shift, swallow nor lose a row."""
 
 import gzip
-import html
 import io
 import json
-import re
-import tarfile
-import unicodedata
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 from pathlib import Path
 
 import fsspec
@@ -19,27 +13,8 @@ import pytest
 from filtering import InputError, sources
 from filtering.captions import reader
 from filtering.captions.reader import SourceConfig, parts_of, read_links, read_part, source_fingerprint
-from filtering.cleaning import _CONTROL, _STYLED, clean
-from filtering.schema import LINKS, SAMPLE, key_of
 from filtering.sources import MAX_LINE
-from filtering.url import is_url
-from helpers.paths import CAPTIONS, needs
-
-URL = "http://pics.example/{}.jpg"
-ROWS = [(URL.format(number), f"a dog number {number} runs") for number in range(5)]
-
-
-def rows_of(path: Path | str, **settings: str) -> list[tuple[str, str]]:
-    tables = list(read_links(SourceConfig(path=str(path), **settings)))  # type: ignore[arg-type]
-    assert all(table.schema == LINKS for table in tables)
-    rows = [row for table in tables for row in table.to_pylist()]
-    assert all(row["key"] == key_of(row["url"], row["caption"]) for row in rows)
-    return [(row["url"], row["caption"]) for row in rows]
-
-
-def write(path: Path, text: str | bytes) -> Path:
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
+from helpers.links import ROWS, URL, rows_of, write
 
 
 @pytest.mark.parametrize("names", [(), ("url", "caption"), ("URL", "TEXT"), ("Image URL", "Alt_Text"), ("src", "alt")])
@@ -191,103 +166,17 @@ def test_more_mistakes(tmp_path: Path) -> None:
         rows_of("")
 
 
-# ---- parts
-
-NASTY = b"\n".join(
-    [
-        b"\xef\xbb\xbfurl\tcaption\r",
-        b"http://a.example/1\tcaf\xc3\xa9 \xe2\x82\xac \xf0\x9f\x90\x95 dog\r",
-        b'http://a.example/2\t"a quote that never closes',
-        b"",
-        b"http://a.example/3\tinvalid \xff\xe2\x82 bytes\xc3",
-        b"\r",
-        b"http://a.example/4\ta\ttab, a nul\0, a lone\rreturn, \xe2\x80\xa8 a separator \xc2\x85 next line\r\r",
-        b"no tab at all",
-        b"http://a.example/5\t" + b"a very long line " * 12,
-        b"\t",
-        b"http://a.example/6\t&amp;lt;b&amp;gt; \xef\xbb\xbf mark inside",
-        b"http://a.example/7\t" + b"\xf0\x9f\x90\x95" * 30,
-        b"x",
-        b"http://a.example/8\tno line feed at the end",
-    ]
-)
-
-
-def nasty_rows(text: bytes) -> list[tuple[str, str]]:
-    """The rows of a text with header, read as a whole by the plainest means."""
-    rows = []
-    for line in text.split(b"\n")[1:]:
-        if line := line.rstrip(b"\r"):
-            url, tab, caption = line.decode(errors="replace").partition("\t")
-            rows.append((url.strip(), clean(caption)) if tab else ("", clean(url)))
-    return rows
-
-
-@pytest.mark.parametrize("end", [b"", b"\n", b"\r\n", b"\n\n"])
-def test_every_part_size_gives_each_row_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: bytes) -> None:
-    source = SourceConfig(path=str(write(tmp_path / "links.tsv", NASTY + end)))
-    expected = nasty_rows(NASTY + end)
-    assert len(expected) == 11
-    for size in range(1, len(NASTY) + 3) if end == b"\n" else (1, 2, 3, 7, 64, 1000):
-        monkeypatch.setattr(reader, "PART_BYTES", size)
-        tables = [table for part in parts_of(source) for table in read_part(part)]
-        found = [row for table in tables for row in zip(*(table[name].to_pylist() for name in ("url", "caption")), strict=True)]
-        assert found == expected, size
-
-
-def test_lines_longer_than_memory_allows_are_cut_alike_in_every_part_size(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE", 100)
-    source = SourceConfig(path=str(write(tmp_path / "links.tsv", NASTY)))
-    whole = rows_of(source.path)
-    assert len(whole) == 11
-    assert sum(len(caption) > 100 for _, caption in whole) == 0
-    for size in (1, 2, 3, 50, 99, 100, 101, 150, 10_000):
-        monkeypatch.setattr(reader, "PART_BYTES", size)
-        assert rows_of(source.path) == whole, size
-
-
-def test_parts_of_files_with_different_headers_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write(tmp_path / "a.tsv", "url\tcaption\n" + "".join("\t".join(row) + "\n" for row in ROWS))
-    write(tmp_path / "b.tsv", "".join("\t".join(row[::-1]) + "\n" for row in ROWS))
-    write(tmp_path / "c.tsv", "id\ttext\turl\n" + "".join(f"{i}\t{text}\t{url}\n" for i, (url, text) in enumerate(ROWS)))
-    write(tmp_path / "d.tsv", "")
-    for size in (1, 40, 10_000):
-        monkeypatch.setattr(reader, "PART_BYTES", size)
-        assert rows_of(tmp_path) == ROWS * 3
-    assert all(5 <= part.rows_hint <= 6 for part in parts_of(SourceConfig(path=str(tmp_path))))
-
-
-def test_parts_are_plain_values(tmp_path: Path) -> None:
-    write(tmp_path / "a.tsv", "".join("\t".join(row) + "\n" for row in ROWS))
-    (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(b"url\tcaption\nhttp://a.example/1\ta dog\n"))
-    pq.write_table(pa.table({"url": ["http://a.example/2"], "text": ["a cat"]}), tmp_path / "c.parquet")
-    parts = parts_of(SourceConfig(path=str(tmp_path)))
-    assert [part.kind for part in parts] == ["tsv", "tsv.gz", "parquet"]
-    again = [reader.Part(**json.loads(json.dumps(asdict(part)))) for part in parts]
-    again = [reader.Part(**row) for part in again for row in pa.Table.from_pylist([asdict(part)]).to_pylist()]
-    assert again == parts
-    assert [sum(table.num_rows for table in read_part(part)) for part in again] == [5, 1, 1]
-
-
-def test_parquet_is_cut_at_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [(URL.format(number), f"a dog number {number}") for number in range(100)]
-    urls, captions = zip(*rows, strict=True)
-    pq.write_table(pa.table({"url": urls, "text": captions}), tmp_path / "links.parquet", row_group_size=7)
-    source = SourceConfig(path=str(tmp_path / "links.parquet"))
-    for size, parts in ((1, 15), (20, 5), (1000, 1)):
-        monkeypatch.setattr(reader, "PART_ROWS", size)
-        found = parts_of(source)
-        assert (len(found), sum(part.rows_hint for part in found)) == (parts, 100)
-        assert rows_of(source.path) == rows
-
-
 # ---- columns in the wild
 
 LAION = ("SAMPLE_ID", "URL", "TEXT", "HEIGHT", "WIDTH", "LICENSE", "NSFW", "similarity", "hash", "punsafe", "pwatermark")
+
+
 DATACOMP = ("uid", "url", "text", "original_width", "original_height", "clip_b32_similarity_score", "face_bboxes", "sha256")
+
+
 COYO = ("id", "url", "text", "width", "height", "image_phash", "text_length", "clip_similarity_vitb32", "watermark_score")
+
+
 TEXTS = {"LICENSE": "?", "NSFW": "UNLIKELY", "uid": "0" * 32, "sha256": "f" * 64, "image_phash": "c0ffee"}
 
 
@@ -325,16 +214,6 @@ def test_parquet_text_that_is_no_utf8(tmp_path: Path) -> None:
     broken = pa.StringArray.from_buffers(2, *pa.array([b"caf\xe9 au lait", b"a dog"]).buffers()[1:])
     pq.write_table(pa.table({"url": [URL.format(0), URL.format(1)], "caption": broken}), tmp_path / "links.parquet")
     assert rows_of(tmp_path) == [(URL.format(0), "caf\ufffd au lait"), (URL.format(1), "a dog")]
-
-
-# ---- anywhere
-
-
-@pytest.fixture
-def memory() -> Iterator[fsspec.AbstractFileSystem]:
-    files = fsspec.filesystem("memory")
-    yield files
-    files.store.clear()
 
 
 def test_links_behind_a_url(tmp_path: Path, memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -387,249 +266,3 @@ def test_the_fingerprint_tells_contents_and_not_places(
     assert before == fingerprint("memory://a.tsv")
     memory.pipe("/a.tsv", b"http://a.example/1\ta cat or so\n")
     assert before != fingerprint("memory://a.tsv")
-
-
-# ---- WebDataset tars
-
-Files = Iterable[tuple[str, bytes]]
-
-
-def tar_of(files: Files, mode: str = "w") -> bytes:
-    """A tar of (name, content) in that order."""
-    result = io.BytesIO()
-    with tarfile.open(fileobj=result, mode=mode) as tar:  # type: ignore[call-overload]
-        for name, content in files:
-            entry = tarfile.TarInfo(name)
-            entry.size = len(content)
-            tar.addfile(entry, io.BytesIO(content))
-    return result.getvalue()
-
-
-def sample(name: str, url: str = "", caption: str = "a dog", kind: str = "jpg") -> list[tuple[str, bytes]]:
-    """A sample as CC12M's tars hold it."""
-    told = {"key": name, "url": url, "status": "success", "width": 3}
-    return [(f"{name}.{kind}", b"image"), (f"{name}.json", json.dumps(told).encode()), (f"{name}.txt", caption.encode())]
-
-
-def samples_of(path: Path | str, **settings: str) -> list[tuple[str, str, str]]:
-    rows = []
-    for table in read_links(SourceConfig(path=str(path), **settings)):  # type: ignore[arg-type]
-        assert table.schema == pa.schema([*LINKS, SAMPLE])
-        rows += table.to_pylist()
-    for row in rows:
-        tar, _, name = row["sample"].partition("::")
-        assert row["key"] == key_of(row["url"] or f"{Path(tar).name}::{name}", row["caption"])
-    return [(row["sample"].partition("::")[2], row["url"], row["caption"]) for row in rows]
-
-
-def test_tars_as_they_are_published(tmp_path: Path, memory: fsspec.AbstractFileSystem) -> None:
-    first = tar_of([*sample("000000000", URL.format(0), "a  dog &amp; <PERSON>"), *sample("000000001", URL.format(1), "a cat")])
-    second = tar_of(sample("000010000", URL.format(2), "a cow", "webp"))
-    write(tmp_path / "cc12m-train-0000.tar", first)
-    write(tmp_path / "cc12m-train-0001.tar", second)
-    write(tmp_path / "00000_stats.json", "{}")
-    pq.write_table(pa.table({"url": ["http://a.example/1"], "caption": ["the same rows"]}), tmp_path / "0000.parquet")
-    expected = [
-        ("000000000", URL.format(0), "a dog & <PERSON>"),
-        ("000000001", URL.format(1), "a cat"),
-        ("000010000", URL.format(2), "a cow"),
-    ]
-    assert samples_of(tmp_path) == expected
-    assert samples_of(tmp_path, format="webdataset") == samples_of(tmp_path / "*.tar") == expected
-    memory.pipe("/wds/0.tar", first)
-    memory.pipe("/wds/1.tar", second)
-    assert samples_of("memory://wds") == expected
-    with pytest.raises(InputError, match="names both tars and tables"):
-        samples_of(tmp_path / "*0000.*")
-
-
-def test_a_tar_is_told_by_content_and_may_be_packed(tmp_path: Path) -> None:
-    files = sample("1", URL.format(1))
-    for name, mode in (("a", "w"), ("b", "w:gz"), ("c.tar.gz", "w:gz"), ("d.tgz", "w:gz"), ("e.tar", "w:xz")):
-        assert samples_of(write(tmp_path / name, tar_of(files, mode))) == [("1", URL.format(1), "a dog")], name
-
-
-@pytest.mark.parametrize(
-    ("files", "row"),
-    [
-        ({"jpg": "x", "txt": "a dog"}, ("", "a dog")),
-        ({"png": "x", "json": {"url": URL, "caption": "a dog"}}, (URL, "a dog")),
-        ({"jpeg": "x", "json": {"URL": f" {URL} ", "TEXT": "a dog", "caption": ""}}, (URL, "a dog")),
-        ({"webp": "x", "json": {"url": "no url", "alt_text": "a dog"}}, ("", "a dog")),
-        ({"JPG": "x", "TXT": "a dog", "json": {"caption": "a cat"}}, ("", "a dog")),
-        ({"jpg": "x", "txt": " ", "json": {"caption": "a cat"}}, ("", "a cat")),
-        ({"jpg": "x", "txt": "caf\xe9\0", "json": "{"}, ("", "caf\ufffd")),
-        ({"jpg": "x", "json": {"caption": 3, "text": None, "url": ["x"]}}, ("", "")),
-        ({"jpg": "x", "json": {"caption": "lone \udce9"}}, ("", "lone ?")),
-        ({"jpg": "x", "json": "[" * 100_000}, ("", "")),
-        ({"jpg": "x", "json": "[1]"}, ("", "")),
-        ({"txt": "a dog", "json": {"url": URL}}, (URL, "")),
-        ({"seg.png": "x", "txt": "a dog"}, ("", "")),
-        ({"jpg": "x"}, ("", "")),
-        ({"cls": "3"}, ("", "")),
-    ],
-)
-def test_samples_of_every_make(tmp_path: Path, files: dict[str, object], row: tuple[str, str]) -> None:
-    contents = {kind: text if isinstance(text, str) else json.dumps(text) for kind, text in files.items()}
-    tar = tar_of((f"a/b.c/0001.{kind}", text.encode("latin-1", "surrogateescape")) for kind, text in contents.items())
-    assert samples_of(write(tmp_path / "x.tar", tar)) == [("a/b.c/0001", *row)]
-
-
-def test_keys_of_samples_stay_when_the_folder_moves(tmp_path: Path) -> None:
-    tar = tar_of([*sample("1"), *sample("2", URL.format(2))])
-    keys = []
-    for folder in ("one", "two"):
-        (tmp_path / folder).mkdir()
-        write(tmp_path / folder / "x.tar", tar)
-        (table,) = read_links(SourceConfig(path=str(tmp_path / folder)))
-        keys.append(table["key"].to_pylist())
-        assert table["sample"].to_pylist() == [f"{tmp_path}/{folder}/x.tar::1", f"{tmp_path}/{folder}/x.tar::2"]
-    assert keys[0] == keys[1] == [key_of("x.tar::1", "a dog"), key_of(URL.format(2), "a dog")]
-
-
-def test_hostile_members_are_read_as_streams_or_not_at_all(tmp_path: Path) -> None:
-    result = io.BytesIO()
-    with tarfile.open(fileobj=result, mode="w") as tar:
-        for name, kind in (
-            ("1.jpg", tarfile.SYMTYPE),
-            ("1.txt", tarfile.LNKTYPE),
-            ("1.png", tarfile.CHRTYPE),
-            ("d", tarfile.DIRTYPE),
-        ):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.linkname = kind, "/etc/hostname"
-            tar.addfile(entry)
-        for name in ("/absolute/2", "../../3", "./4", "a::b", "caf\udce9", "n" * 300):
-            for suffix, content in ((".jpg", b"image"), (".txt", b"a dog")):
-                entry = tarfile.TarInfo(name + suffix)
-                entry.size = len(content)
-                tar.addfile(entry, io.BytesIO(content))
-        for name in (".DS_Store", "._5.jpg", "README"):
-            tar.addfile(tarfile.TarInfo(name), io.BytesIO())
-    (tmp_path / "in").mkdir()
-    write(tmp_path / "in" / "x.tar", result.getvalue())
-    before = sorted(tmp_path.rglob("*"))
-    assert [name for name, _, caption in samples_of(tmp_path / "in") if caption] == [
-        *("/absolute/2", "../../3", "./4", "a::b", "caf\ufffd", "n" * 300)
-    ]
-    assert sorted(tmp_path.rglob("*")) == before
-
-
-def urls_until_the_fault(source: SourceConfig) -> tuple[list[str], str]:
-    """The URLs that are read before the InputError, and its message."""
-    urls: list[str] = []
-    try:
-        for part in parts_of(source):
-            for table in read_part(part):
-                urls += table["url"].to_pylist()
-    except InputError as error:
-        return urls, str(error)
-    raise AssertionError("no fault was told")
-
-
-def test_a_cut_tar_is_read_as_far_as_it_goes_and_named(tmp_path: Path) -> None:
-    whole = tar_of([file for i in range(5) for file in sample(f"{i}", URL.format(i))])
-    for end in range(0, 15 * 1024 + 512, 512):  # a header or content ends at each of these, the archive's own end comes after
-        for cut in (end, end + 100):
-            path = write(tmp_path / "x.tar", whole[:cut])
-            found, said = urls_until_the_fault(SourceConfig(path=str(path), format="webdataset"))
-            assert re.fullmatch(
-                r"filter.source.path: the tar .*/x.tar is damaged or cut short \(.+\); fetch it again or .*", said
-            )
-            assert found == [URL.format(i) for i in range(len(found))]
-            assert cut // (3 * 1024) - 1 <= len(found) <= cut // (3 * 1024)
-    packed = tar_of([file for i in range(5) for file in sample(f"{i}", URL.format(i))], "w:gz")
-    for bad in (packed[:-30], whole[:3072] + b"garbage" * 500, b"no tar"):
-        with pytest.raises(InputError, match=r"x.tar is damaged"):
-            samples_of(write(tmp_path / "x.tar", bad))
-    with pytest.raises(InputError, match="holds no rows"):
-        samples_of(write(tmp_path / "x.tar", tar_of([])))
-
-
-def test_a_packed_table_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
-    text = "".join(f"{URL.format(i * i)}\ta dog number {i * 7919}\n" for i in range(5000)).encode()
-    path = write(tmp_path / "x.tsv.gz", gzip.compress(text)[:-2000])
-    found, said = urls_until_the_fault(SourceConfig(path=str(path)))
-    assert len(found) > 1000
-    assert "not a complete gzip file" in said
-
-
-def test_two_colons_in_the_path_of_a_tar_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "a::b").mkdir()
-    write(tmp_path / "a::b" / "x.tar", tar_of(sample("1")))
-    with pytest.raises(InputError, match="rename"):
-        samples_of(tmp_path / "a::b")
-
-
-# ---- cleaning
-
-
-def plainly_clean(caption: str) -> str:
-    """What `clean` means, without its short cut."""
-    if "&" in caption:
-        caption = html.unescape(html.unescape(caption))
-    caption = _STYLED.sub(lambda match: unicodedata.normalize("NFKC", match[0]), caption)
-    return " ".join(_CONTROL.sub("", unicodedata.normalize("NFC", caption)).split())
-
-
-def test_the_short_cut_of_cleaning_changes_nothing() -> None:
-    pieces = [
-        "a",
-        "Z",
-        " ",
-        "  ",
-        "&amp;",
-        "&",
-        "\t",
-        "\n",
-        "\r",
-        "\0",
-        "\x0b",
-        "\x1c",
-        "\x7f",
-        "\x85",
-        "\xa0",
-        "e\u0301",
-        "\u200b",
-    ]
-    pieces += ["\u2028", "\u3000", "\ufeff", "\U0001f415", "~", "!", ""]
-    for first in pieces:
-        for second in pieces:
-            for third in pieces:
-                caption = first + second + third
-                assert clean(caption) == plainly_clean(caption), repr(caption)
-    for code in range(0x3000):
-        assert clean(f" a{chr(code)} ") == plainly_clean(f" a{chr(code)} "), hex(code)
-
-
-@needs(CAPTIONS)
-def test_the_short_cut_of_cleaning_changes_nothing_on_real_captions() -> None:
-    captions = (CAPTIONS / "cc3m_validation.tsv").read_text(encoding="utf-8").split("\n")
-    captions += pq.read_table(CAPTIONS / "web_alt_text_10k.parquet")["TEXT"].to_pylist()
-    assert len(captions) > 25_000
-    assert [clean(caption) for caption in captions] == [plainly_clean(caption) for caption in captions]
-
-
-# ---- URLs
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "http://a.example/1.jpg",
-        "HTTPS://A.EXAMPLE",
-        "https://bücher.example/ä?q=1#x",
-        "http://[::1]:8080/x",
-        "http://10.0.0.1:80",
-    ],
-)
-def test_urls(url: str) -> None:
-    assert is_url(url)
-
-
-@pytest.mark.parametrize(
-    "url", ["", "a dog", "ftp://a.example/1", "http://", "http:///x", "http://?x", "data:image/png;base64,xx", "//a.example/x",
-            "http://a.example/with space", "http://user:pw@a.example/", "http://a.example/" + "x" * 3000]
-)  # fmt: skip
-def test_not_urls(url: str) -> None:
-    assert not is_url(url)

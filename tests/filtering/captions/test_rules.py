@@ -3,7 +3,7 @@
 import random
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sized
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -126,6 +126,29 @@ DROP = {
     NotEnglish: ["собака бежит по траве", "a dog 狗在草地上跑步跑步", "ein schöner Tag im Garten mit der Familie",
                  "una casa en la playa de mi abuela", "roos en lieke zitten op de fiets", "qwrt zxcv bnmp"],
 }  # fmt: skip
+DROP_LAST = {
+    BadUrl: pa.concat_tables([links("a dog"), links("a cat", url="dog.jpg")]),
+    DuplicateLink: pa.concat_tables([links("a dog", "a cat"), links("a dog")]),
+    DuplicateCaption: pa.concat_tables([links("a dog"), links("A dog!", url="http://a.example/2.jpg")]),
+}
+"""For rules that look at more than a caption: tables whose last row they drop, and no other."""
+
+
+def without_example(*examples: Mapping[type[RuleConfig], Sized]) -> list[type[RuleConfig]]:
+    """The rules for which none of `examples` holds anything."""
+    return [rule for rule in RULES if not any(len(those.get(rule, ())) for those in examples)]
+
+
+def test_every_rule_has_captions_that_it_keeps_and_that_it_drops() -> None:
+    assert without_example(KEEP) == []
+    assert without_example(DROP, DROP_LAST) == []
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_the_test_above_sees_a_rule_without_example(rule: type[RuleConfig]) -> None:
+    for examples in (KEEP, {**DROP, **DROP_LAST}):
+        assert without_example({**examples, rule: []}) == [rule]
+        assert without_example({other: those for other, those in examples.items() if other is not rule}) == [rule]
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -136,6 +159,12 @@ def test_keeps(rule: type[RuleConfig]) -> None:
 @pytest.mark.parametrize("rule", DROP)
 def test_drops(rule: type[RuleConfig]) -> None:
     assert [caption for caption, kept in zip(DROP[rule], kept_by(rule(), *DROP[rule]), strict=True) if kept] == []
+
+
+@pytest.mark.parametrize("rule", DROP_LAST)
+def test_drops_the_last_row_alone(rule: type[RuleConfig]) -> None:
+    table = DROP_LAST[rule]
+    assert rule()(table).to_pylist() == [True] * (len(table) - 1) + [False]
 
 
 @pytest.mark.parametrize("rule", RULES)

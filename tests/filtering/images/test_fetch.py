@@ -8,10 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from filtering import InputError
 from filtering.images.fetch import Fetcher, Outcome
 from filtering.images.fetch_config import FetchConfig
-from filtering.images.headers import opts_out, retry_after
 from filtering.images.politeness import NetworkDown
 from helpers.download_web import HOST, Raw, Web, answer, picture
 from helpers.downloads import fetch_all
@@ -291,74 +289,8 @@ def test_opt_out_is_respected_unless_told_otherwise(web: Web) -> None:
     assert fetch(web, "/robots?tag=noai", respect_opt_out=False)[0].status == "success"
 
 
-@pytest.mark.parametrize(
-    ("tag", "forbidden"),
-    [
-        ("noai", True),
-        ("NoImageAI", True),
-        ("nofollow, noimageindex", True),
-        ("none", True),
-        ("all", False),
-        ("nofollow, nosnippet", False),
-        ("noindexing", False),
-        ("mybot: noai", True),
-        ("MyBot: nofollow, noai", True),
-        ("otherbot: noai, noindex", False),
-        ("otherbot: noai, mybot: noindex", True),
-        ("*: noindex", True),
-        ("unavailable_after: 25 Jun 2030 15:00:00 PST", False),
-        ("unavailable_after: 25 Jun 2030 15:00:00 PST, noai", True),
-        ("max-image-preview: none", False),
-        ("", False),
-    ],
-)
-def test_robots_directives(tag: str, forbidden: bool) -> None:
-    assert opts_out(tag, "Mozilla/5.0 (compatible; mybot/1.0)") is forbidden
-
-
-@pytest.mark.parametrize(
-    ("value", "seconds"),
-    [
-        (None, None),
-        ("7", 7.0),
-        (" 7 ", 7.0),
-        ("Wed, 21 Oct 2015 07:28:00 GMT", 0.0),
-        *((nonsense, None) for nonsense in ("", "soon", "-1", "1.5 h", ",", "Wed, 99 Xyz 99999 99:99:99")),
-    ],
-)
-def test_retry_after_values(value: str | None, seconds: float | None) -> None:
-    assert retry_after(value) == seconds
-
-
 def test_the_contact_is_part_of_the_user_agent() -> None:
     assert FetchConfig(contact="https://us.test").agent == (
         "Mozilla/5.0 (compatible; open-world-segmentation/0.1; +https://us.test)"
     )
     assert FetchConfig(user_agent="probe/1", contact="a@b.test").agent == "probe/1 (+a@b.test)"
-
-
-@pytest.mark.parametrize(
-    ("settings", "named"),
-    [
-        ({"timeout": 0}, "timeout"),
-        ({"per_host": 0}, "per_host"),
-        ({"backoff": -1}, "backoff"),
-        ({"connect_to": {"h": "nowhere"}}, "connect_to"),
-        ({"connect_to": {"h": "x:0"}}, "connect_to"),
-        ({"connect_to": {"10.0.0.1": "x:80"}}, "connect_to"),
-        ({"connect_timeout": 0}, "connect_timeout"),
-        ({"first_byte_timeout": float("nan")}, "first_byte_timeout"),
-        ({"per_host_rate": -1}, "per_host_rate"),
-        ({"host_failures": 0}, "host_failures"),
-        ({"contact": "a\r\nX-Evil: 1"}, "contact"),
-        ({"user_agent": "a\nb"}, "user_agent"),
-        ({"allow": ("10.0.0.1/8",)}, "allow"),
-        ({"allow": ("localhost",)}, "allow"),
-        ({"nameservers": ("dns.test",)}, "nameservers"),
-        ({"nameservers": ("192.0.2.1:0",)}, "nameservers"),
-        ({"nameservers": ("[::1]:99999",)}, "nameservers"),
-    ],
-)
-def test_bad_settings_are_named(settings: dict[str, object], named: str) -> None:
-    with pytest.raises(InputError, match=f"^{named}: "):
-        FetchConfig(**settings)  # type: ignore[arg-type]

@@ -1,6 +1,5 @@
 """The download's report: no link is lost, its figures are right, its memory is bounded, foreign text is inert."""
 
-import hashlib
 import json
 import re
 import subprocess
@@ -23,74 +22,12 @@ from filtering.images.download import download_corpus
 from filtering.images.reasons import FAILURES, failure_of
 from filtering.images.resize import ImageConfig, Resize
 from filtering.reports.download import numbers, write
-from filtering.reports.download_hosts import HostTally
 from filtering.reports.download_meanings import meaning_of
-from filtering.schema import STATUS, key_of
-from filtering.url import hosts_of
+from filtering.schema import STATUS
+from helpers.download_reports import SETTINGS, crawl, folder, link, report
 from helpers.download_web import HOST, Web
 from helpers.downloads import config_for, images, pages, write_corpus
 from helpers.pages import Page
-
-SETTINGS = {
-    "fetch": {
-        "timeout": 10.0,
-        "contact": "me@mail.example",
-        "connect_to": {"a": "127.0.0.1:1"},
-        "nameservers": ("10.9.8.7",),
-        "allow": ("10.9.8.0/24",),
-    },
-    "image": {"image_size": 512},
-    "target": "s3://our-bucket",
-}
-LOST = ("http_404", "http_403", "dns_unknown", "timeout", "http_503", "too_small", "opt_out", "not_an_image", "http_599", "new")
-
-
-def link(url: str | None, status: str | None = "success", **columns: object) -> dict[str, Any]:
-    """A row of a status table; an obtained image has 1000 bytes that are its own."""
-    obtained = status == "success"
-    image = {
-        "bytes": 1000,
-        "sha256": hashlib.sha256(f"{url}".encode()).hexdigest(),
-        "phash": hashlib.md5(f"{url}".encode()).hexdigest()[:16],
-        "original_width": 640,
-        "original_height": 480,
-        "width": 96,
-        "height": 72,
-    }
-    return {
-        "key": key_of(url or "", "a cat"),
-        "url": url,
-        "caption": "a cat",
-        "entities": ["cat"],
-        "status": status,
-        "failure": failure_of(status or ""),
-        "retryable": failure_of(status or "") == "transient",
-        "attempts": 1,
-        "bytes": 0,
-        **(image if obtained else {}),
-        **columns,
-    }
-
-
-def crawl(seed: int, links: int, hosts: int) -> list[dict[str, Any]]:
-    """Links of all kinds; few hosts have many, most have few."""
-    random = np.random.default_rng(seed)
-    at = np.minimum((random.pareto(0.5, links) * 3).astype(int), hosts - 1).tolist()
-    statuses = random.choice(["success", *LOST], links, p=[0.6, *[0.04] * 10]).tolist()
-    return [
-        link(f"https://host-{host}.example/{n}.jpg", status) for n, (host, status) in enumerate(zip(at, statuses, strict=True))
-    ]
-
-
-def folder(out: Path, rows: list[dict[str, Any]], shard: int = 1000) -> dict[str, Any]:
-    """Write the rows as a download's tables; returns its summary."""
-    for number, start in enumerate(range(0, max(1, len(rows)), shard)):
-        write_table(out / f"{number:05d}.parquet", pa.Table.from_pylist(rows[start : start + shard], schema=STATUS))
-    return {"links": len(rows), "digest": "0123abcd"}
-
-
-def report(out: Path, rows: list[dict[str, Any]], **kinds: int) -> dict[str, Any]:
-    return write(out, folder(out, rows, **kinds), SETTINGS)
 
 
 def test_no_link_is_lost(tmp_path: Path) -> None:
@@ -142,88 +79,6 @@ def test_a_strange_table_is_named(tmp_path: Path) -> None:
     pq.write_table(pa.table({"url": ["x"]}), tmp_path / "2024.parquet")
     with pytest.raises(InputError, match=r"2024\.parquet: column 'key' is missing"):
         write(tmp_path, summary, SETTINGS)
-
-
-def test_hosts_as_counted_by_hand(tmp_path: Path) -> None:
-    rows = crawl(1, 4000, 900)
-    content = report(tmp_path, rows)["hosts"]
-    by_host: dict[str, Counter[str]] = {}
-    for row in rows:
-        by_host.setdefault(row["url"].split("/")[2], Counter())[row["status"]] += 1
-    assert (content["distinct"], content["distinct_counted"]) == (len(by_host), True)
-    most = sorted(by_host, key=lambda host: (-by_host[host].total(), host))[:50]
-    assert [row["host"] for row in content["most"]["hosts"]] == most
-    worst = sorted(by_host, key=lambda host: (by_host[host]["success"] - by_host[host].total(), host))[:50]
-    assert [row["host"] for row in content["worst"]["hosts"]] == worst
-    assert content["most"]["exact"]
-    assert content["worst"]["exact"]
-    for row in content["most"]["hosts"]:
-        statuses = by_host[row["host"]]
-        obtained = statuses.pop("success", 0)
-        assert (row["links"], row["obtained"], row["lost"]) == (obtained + statuses.total(), obtained, statuses.total())
-        assert row["transient"] == statuses["timeout"] + statuses["http_503"] + statuses["http_599"]
-        assert row["reason"] is None or statuses[row["reason"]] == max(statuses.values())
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_first_hosts_are_right_whenever_they_are_said_to_be(seed: int) -> None:
-    """With few places, hosts crowd: the table may be unsure, and is never wrong about being sure."""
-    random = np.random.default_rng(seed)
-    names = [f"h{at}" for at in np.minimum((random.pareto(0.7, 3000) * 2).astype(int), 500)]
-    statuses = random.choice(["success", "http_404"], 3000).tolist()
-    tally = tallied(names, statuses, places=2 ** int(random.integers(5, 12)), heaviest=int(random.integers(10, 60)))
-    lost = Counter(name for name, status in zip(names, statuses, strict=True) if status != "success")
-    for measure, top, counts in (("links", tally.most(10), Counter(names)), ("lost", tally.worst(10), lost)):
-        assert all(row[measure] == counts[row["host"]] for row in top.hosts)  # what is shown is always exactly counted
-        if top.exact:
-            assert [row[measure] for row in top.hosts] == sorted(counts.values(), reverse=True)[:10]
-
-
-def tallied(names: list[str], statuses: list[str], **size: int) -> HostTally:
-    tally = HostTally(**size)
-    hosts, all_statuses = pa.array(names), pa.array(statuses)
-    for start in range(0, len(names), 100):
-        tally.add(hosts[start : start + 100], pa.array([status != "success" for status in statuses[start : start + 100]]))
-    tally.choose()
-    for start in range(0, len(names), 100):
-        tally.count(hosts[start : start + 100], all_statuses[start : start + 100])
-    return tally
-
-
-def test_links_without_an_address_are_of_no_host() -> None:
-    tally = tallied(["a", "b", ""], ["success", "http_404", "bad_url"])
-    assert tally.distinct == (2, True)
-    assert [row["host"] for row in tally.most().hosts] == ["", "a", "b"]
-
-
-def test_a_crowd_of_hosts_is_said_to_be_uncertain() -> None:
-    crowd = [f"h{at}" for at in range(4000)]
-    unsure = tallied(crowd, ["http_404"] * 4000, places=256, heaviest=4).most(10)
-    assert not unsure.exact
-    sure = tallied(crowd + ["big"] * 50, ["http_404"] * 4050, places=2**16, heaviest=64)
-    assert sure.most(1).exact
-    assert sure.most(1).hosts[0]["host"] == "big"
-    distinct, counted = sure.distinct
-    assert not counted
-    assert distinct == pytest.approx(4001, rel=0.02)
-
-
-def test_hosts_of_odd_addresses() -> None:
-    urls = {
-        "http://A.Example.COM.:80/x?y=1": "a.example.com",
-        "https://user:word@b.example": "b.example",
-        "http://me@mail.example@c.example/": "c.example",
-        "http://[::1]:8080/x": "[::1]",
-        "HTTPS://d.example#x": "d.example",
-        " http://e.example/?q=http://f.example": "e.example",
-        "http://bücher.example/a": "bücher.example",
-        "http:///nothing": "",
-        "file:///etc/passwd": "",
-        "me@mail.example": "",
-        "": "",
-        None: "",
-    }
-    assert hosts_of(pa.array(list(urls), pa.string())).to_pylist() == list(urls.values())
 
 
 def test_images_as_counted_by_hand(tmp_path: Path) -> None:
