@@ -4,8 +4,8 @@ Every text in a pass of its own with all its padding; token and group features p
 not a loss reads them (batch norm's running statistics see them); the momentum encoder run to its end; masks upsampled to the
 image's size, samples matched one by one on the CPU.
 
-The measuring stick of benchmarks/ovsegmentor_step.py and tests/test_ovsegmentor_lean.py. It shares the weights and the text
-tower of an OvSegmentor with the package, and timm's ViT blocks, but no line of the rest. One process.
+The measuring stick of benchmarks/ovsegmentor_step.py and tests/owseg/methods/ovsegmentor/test_lean.py. It shares the weights
+and the text tower of an OvSegmentor with the package, and timm's ViT blocks, but no line of the rest. One process.
 """
 
 from collections.abc import Mapping

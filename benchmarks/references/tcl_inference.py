@@ -1,7 +1,8 @@
 """TCL's inference as its formulas read: one window at a time, every map at full size, the tower twice.
 
-The measuring stick of benchmarks/inference.py, benchmarks/pamr.py and tests/test_tcl_inference.py. It shares the weights of a
-Tcl with the package, and no line of code: the order of work is the official one, and nothing is saved or reordered.
+The measuring stick of benchmarks/inference.py, benchmarks/pamr.py and tests/owseg/methods/tcl/test_inference.py. It shares
+the weights of a Tcl with the package, and no line of code: the order of work is the official one, and nothing is saved or
+reordered.
 """
 
 from dataclasses import dataclass

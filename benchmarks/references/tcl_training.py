@@ -1,7 +1,7 @@
 """TCL's training step as its formulas read: maps channels-first, every [B, N, h, w] tensor held, noise for all pairs.
 
-The measuring stick of benchmarks/tcl_step.py and tests/test_tcl_lean.py. It shares the weights of a Tcl with the package,
-and no line of code. One process; the texts of other ranks are an argument.
+The measuring stick of benchmarks/tcl_step.py and tests/owseg/methods/tcl/test_lean.py. It shares the weights of a Tcl with
+the package, and no line of code. One process; the texts of other ranks are an argument.
 """
 
 from typing import Any

@@ -9,8 +9,9 @@ import pytest
 from cluster.data import run_on_ray
 from cluster.session import SessionConfig, close_session
 from filtering.captions.corpus import build_corpus
-from helpers.chain import files_under, kill_when, processes_of_session, run_well, summary, wait_for
+from helpers.chain import kill_when, processes_of_session, run_well, summary, wait_for
 from helpers.corpora import bytes_of, config_for, write_links
+from helpers.files import files_under
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -34,7 +35,7 @@ def test_the_number_of_workers_and_the_order_of_files_change_nothing(tmp_path: P
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "straight")
 
 
-@pytest.mark.slow  # without Ray, tests/test_filter_corpus.py kills in every pass
+@pytest.mark.slow  # without Ray, tests/filtering/captions/test_corpus_resume.py kills in every pass
 @pytest.mark.parametrize("label", ["mark", "split"])
 def test_a_kill_half_way(tmp_path: Path, label: str) -> None:
     write_links(tmp_path / "links.tsv", rows=2000)

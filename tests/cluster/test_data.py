@@ -21,6 +21,7 @@ from cluster.session import SessionConfig, close_session, ensure_session
 from filtering import InputError
 from filtering.files import write_json
 from filtering.shards import LIVE, Marker, digest_of_markers, run_local
+from helpers.files import files_under
 from helpers.paths import PYTHONPATH
 from helpers.ray_work import Counting, MakeUpper, Overlapping, Worried, wait_until
 
@@ -33,10 +34,6 @@ def write_sources(folder: Path, shards: int = SHARDS) -> list[Path]:
     for shard, source in enumerate(sources):
         pq.write_table(pa.table({"caption": [f"caption {shard} {row}" for row in range(5 + shard)]}), source)
     return sources
-
-
-def tree(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -58,7 +55,7 @@ def test_ray_and_local_write_the_same_bytes(tmp_path: Path, capfd: pytest.Captur
         config = SessionConfig(num_cpus=2, object_store_mb=100, data_workers=workers)
         out = tmp_path / f"ray{workers}"
         assert run_on_ray(config)(make, sources, out, fingerprint="f", label="upper") == local
-        assert tree(out) == tree(tmp_path / "local")
+        assert files_under(out) == files_under(tmp_path / "local")
     assert digest_of_markers(local) == digest_of_markers(reversed(local))
     err = capfd.readouterr().err
     assert err.splitlines()[-1].startswith(f"upper: {5 * SHARDS + 15}/{5 * SHARDS + 15} rows, ")

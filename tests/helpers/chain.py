@@ -100,17 +100,3 @@ def wait_for(ready: Callable[[], bool], alive: Callable[[], bool], what: str) ->
         assert alive(), f"the process ended before {what}"
         assert time.monotonic() < end, f"gave up waiting for {what}"
         time.sleep(0.02)
-
-
-def count_lines(file: Path) -> int:
-    return file.read_bytes().count(b"\n") if file.exists() else 0
-
-
-def files_under(folder: Path, *patterns: str) -> dict[str, bytes]:
-    """Name and bytes of each file; at least one for each pattern."""
-    found = {}
-    for pattern in patterns:
-        paths = [path for path in folder.glob(pattern) if path.is_file()]
-        assert paths, f"{folder}: no {pattern}"
-        found |= {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
-    return found

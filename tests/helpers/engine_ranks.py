@@ -1,6 +1,5 @@
 """A rank's training of a tiny TCL on the plain engine (stage 0) and with DeepSpeed's ZeRO."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,7 +7,7 @@ import torch.distributed as dist
 
 from cluster.engine import DeepSpeedEngine
 from helpers import tiny
-from helpers.ranks import shard_all_parameters
+from helpers.ranks import save_into, shard_all_parameters
 from owseg.data import CaptionBatches, ShardReader, batches_from
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
@@ -44,11 +43,6 @@ def train_stages(folder: Path, *stages: str) -> None:
             cpu = torch.device("cpu")
             return DeepSpeedEngine(method, groups, optim, batch_per_worker=8 // world, zero_stage=stage, bf16=False, device=cpu)
 
-        def checkpoint(step: int, save: Callable[[Path], None]) -> None:
-            (out / str(step)).mkdir(parents=True, exist_ok=True)
-            save(out / str(step))
-            dist.barrier()
-
         fit(
             method,
             config.phases,
@@ -58,7 +52,7 @@ def train_stages(folder: Path, *stages: str) -> None:
             seed=0,
             resume=resume,
             checkpoint_every=1,
-            on_checkpoint=checkpoint,
+            on_checkpoint=save_into(out),
         )
 
     for stage in map(int, stages):

@@ -10,10 +10,6 @@ from miniature.world import WorldConfig
 SMALL = WorldConfig(links=240, size=64, benchmark_images=12, tuning_images=10, faults=0.3)
 
 
-def files_of(root: Path) -> dict[str, bytes]:
-    return {path.relative_to(root).as_posix(): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
-
-
 def rows_of(root: Path) -> list[dict[str, str]]:
     with (root / "links.tsv").open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))

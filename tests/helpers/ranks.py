@@ -6,6 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 from helpers.paths import PYTHONPATH
 
 SCRIPT = """
@@ -49,3 +51,14 @@ def shard_all_parameters() -> None:
         return initialize(config=config, **rest)
 
     deepspeed.initialize = shard_all
+
+
+def save_into(out: Path) -> Callable[[int, Callable[[Path], None]], None]:
+    """What `fit` calls at a checkpoint: all ranks save into a folder of the step."""
+
+    def checkpoint(step: int, save: Callable[[Path], None]) -> None:
+        (out / str(step)).mkdir(parents=True, exist_ok=True)
+        save(out / str(step))
+        torch.distributed.barrier()
+
+    return checkpoint

@@ -1,6 +1,5 @@
 """What a rank does with a tiny TCL in its second phase: losses, steps and trainings on its rows of a joined batch."""
 
-from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from helpers import tiny
+from helpers.ranks import save_into
 from owseg.data import Batch
 from owseg.engine import TorchEngine
 from owseg.fit import fit, phase_groups
@@ -26,11 +26,7 @@ def build(folder: Path, fidelity: str) -> Tcl:
     config: TclConfig = replace(tiny.tcl_config(), fidelity=fidelity)
     torch.manual_seed(0)
     method = config.build(tiny.encoder(folder))
-    for name, parameter in method.named_parameters():
-        if name.endswith("gate"):
-            parameter.data.fill_(0.3)
-    method.block.requires_grad_()
-    return method
+    return tiny.open_gates(method)
 
 
 def joined_batch(folder: Path) -> tuple[Batch, Tensor]:
@@ -75,11 +71,6 @@ def train_official(home: Path, rank: int, out: Path, resume: Path | None = None)
     """Two steps in each phase with a checkpoint after the third; the weights that a rank ends with."""
     method, config, mine = build(home, "official"), tiny.tcl_config(2, 2), share(joined_batch(home)[0], rank)
 
-    def checkpoint(step: int, save: Callable[[Path], None]) -> None:
-        (out / str(step)).mkdir(parents=True, exist_ok=True)
-        save(out / str(step))
-        dist.barrier()
-
     fit(
         method,
         config.phases,
@@ -89,7 +80,7 @@ def train_official(home: Path, rank: int, out: Path, resume: Path | None = None)
         seed=0,
         resume=resume,
         checkpoint_every=3,
-        on_checkpoint=checkpoint,
+        on_checkpoint=save_into(out),
     )
     return {name: tensor.clone() for name, tensor in method.state_dict().items()}
 

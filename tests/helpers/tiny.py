@@ -21,7 +21,7 @@ from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
-from owseg.methods.tcl import GROUNDER, TclConfig
+from owseg.methods.tcl import GROUNDER, Tcl, TclConfig
 from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.vilseg.method import LEARNED
 from owseg.methods.vilseg.towers import TextSize, VitSize
@@ -61,6 +61,15 @@ def clip_config(steps: int = 6) -> ClipConfig:
 def tcl_config(first: int = 3, second: int = 3) -> TclConfig:
     phases = (Phase(steps=first, train=GROUNDER), Phase(steps=second, train=(*GROUNDER, "block.")))
     return TclConfig(phases=phases, optim=OPTIM, augment=AUGMENT, templates="simple")
+
+
+def open_gates(method: Tcl) -> Tcl:
+    """As in the second phase, with gates open so that every parameter has a gradient."""
+    for name, parameter in method.named_parameters():
+        if name.endswith("gate"):
+            parameter.data.fill_(0.3)
+    method.block.requires_grad_()
+    return method
 
 
 def ovsegmentor_config(first: int = 3, second: int = 3, **settings: Any) -> OvSegmentorConfig:
@@ -146,3 +155,8 @@ def write_run(folder: Path) -> Path:
     write_model(Checkpoint(method=config, encoder=described, view=VIEW, weights=tcl / WEIGHTS))
     (clip / "model.json").unlink()  # the architecture's own file: what tcl/model.json records must do without it
     return folder
+
+
+def encoder_of(run: Path) -> Path:
+    """The weights of a run's own CLIP."""
+    return run / "train" / "clip" / "encoder.safetensors"

@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from helpers.miniature import SMALL, files_of, mentioned_in, rows_of
+from helpers.files import files_under
+from helpers.miniature import SMALL, mentioned_in, rows_of
 from miniature import InputError
 from miniature.concepts import ID
 from miniature.junk import RARE
@@ -29,12 +30,12 @@ from miniature.world import build_world
 
 def test_the_same_seed_gives_the_same_bytes_whatever_the_number_of_processes(world: Path, tmp_path: Path) -> None:
     build_world(SMALL, tmp_path / "again", processes=3)
-    assert files_of(tmp_path / "again") == files_of(world)
+    assert files_under(tmp_path / "again") == files_under(world)
 
 
 def test_another_seed_gives_another_world(world: Path, tmp_path: Path) -> None:
     build_world(replace(SMALL, seed=1), tmp_path / "other")
-    one, other = files_of(world), files_of(tmp_path / "other")
+    one, other = files_under(world), files_under(tmp_path / "other")
     pictures = [name for name in one.keys() & other.keys() if name.endswith((".jpg", ".png"))]
     assert len(pictures) > 100
     assert not [name for name in pictures if one[name] == other[name] and "SegmentationClass" not in name]
@@ -49,7 +50,7 @@ def test_a_complete_world_is_left_alone_and_a_changed_config_rebuilds_it(world: 
     build_world(config, out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
     build_world(SMALL, out)
-    assert files_of(out) == files_of(world)
+    assert files_under(out) == files_under(world)
 
 
 def test_a_killed_build_is_redone(world: Path, tmp_path: Path) -> None:
@@ -63,7 +64,7 @@ def test_a_killed_build_is_redone(world: Path, tmp_path: Path) -> None:
         os.kill(build.pid, signal.SIGKILL)
     assert not (out / "world.json").exists()
     build_world(SMALL, out)
-    assert files_of(out) == files_of(world)
+    assert files_under(out) == files_under(world)
 
 
 def test_files_of_someone_else_are_not_touched(tmp_path: Path) -> None:

@@ -25,15 +25,6 @@ from pipelines.app.config import load as load_config
 from pipelines.app.settings import Config
 
 
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> Model:
-    return load(tiny_run)
-
-
-def encoder_of(tiny_run: Path) -> Path:
-    return tiny_run / "train" / "clip" / "encoder.safetensors"
-
-
 def test_model_json_makes_an_equal_method_without_any_path_of_this_machine(tiny_run: Path) -> None:
     text = (tiny_run / "train" / "tcl" / "model.json").read_text()
     written = json.loads(text)
@@ -97,7 +88,7 @@ def smaller(tcl: Path) -> None:
 
 def test_weights_of_unknown_make_are_taken_for_openais(tiny_run: Path) -> None:
     """OpenAI's CLIP is the default, and of its two readings of a file the default's is meant: QuickGELU."""
-    weights = str(encoder_of(tiny_run))
+    weights = str(tiny.encoder_of(tiny_run))
     assert find_checkpoint("naclip", encoder_weights=weights).encoder.quick_gelu
     assert find_checkpoint("naclip", encoder_weights=weights, encoder_model="ViT-B-16").encoder.quick_gelu is None
     assert find_checkpoint("naclip").encoder == EncoderConfig()
@@ -117,7 +108,10 @@ def test_what_can_be_named_as_a_checkpoint(tiny_run: Path, photo: Path) -> None:
 
 def test_an_official_checkpoint_gives_the_same_masks(tiny_run: Path, model: Model, photo: Path, tmp_path: Path) -> None:
     torch.save(export_official(model.segmenter), tmp_path / "tcl.pth")  # type: ignore[arg-type]
-    encoder = {"encoder_model": str(tiny_run / "train" / "tcl" / "model.json"), "encoder_weights": str(encoder_of(tiny_run))}
+    encoder = {
+        "encoder_model": str(tiny_run / "train" / "tcl" / "model.json"),
+        "encoder_weights": str(tiny.encoder_of(tiny_run)),
+    }
     official = load(tmp_path / "tcl.pth", **encoder, view=tiny.VIEW, templates="simple")
     assert (official.segment(photo, tiny.LABELS).scores == model.segment(photo, tiny.LABELS).scores).all()
     assert official.checkpoint.describe()["sha256"].keys() >= {"tcl.pth"}
@@ -169,7 +163,7 @@ def test_a_run_with_given_weights_trains_nothing_and_scores_them(tiny_run: Path,
     shutil.copytree(tiny_run / "train" / "tcl", weights)
     arguments = (
         *("methods=[tcl]", f"weights.tcl={weights}", f"encoder.model={tiny_run}/train/tcl/model.json"),
-        *(f"encoder.pretrained={encoder_of(tiny_run)}", "evaluate.datasets=[voc21]", "evaluate.limit=2"),
+        *(f"encoder.pretrained={tiny.encoder_of(tiny_run)}", "evaluate.datasets=[voc21]", "evaluate.limit=2"),
         *("evaluate.pictures=false", "tracking.enabled=false"),
     )
     for change, status in ((None, "done"), (None, "skipped"), ("mask_shift", "done")):

@@ -21,15 +21,6 @@ from owseg.predict import Model, load
 ORIENTATION = 0x0112
 
 
-@pytest.fixture(scope="module")
-def model(tiny_run: Path) -> Model:
-    return load(tiny_run)
-
-
-def encoder_of(tiny_run: Path) -> Path:
-    return tiny_run / "train" / "clip" / "encoder.safetensors"
-
-
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("suffix", ["png", "tiff"])
 def test_a_mask_lies_on_the_upright_photo(tmp_path: Path, model: Model, orientation: int, suffix: str) -> None:
@@ -142,7 +133,7 @@ def test_nothing_is_what_no_label_fits(tiny_run: Path, photo: Path) -> None:
     assert everywhere.labels.min() >= 0
     assert (everywhere.labels == result.labels)[result.labels >= 0].all()
     drawn = load(
-        "chance", encoder_model=str(tiny_run / "train" / "tcl" / "model.json"), encoder_weights=str(encoder_of(tiny_run))
+        "chance", encoder_model=str(tiny_run / "train" / "tcl" / "model.json"), encoder_weights=str(tiny.encoder_of(tiny_run))
     )
     assert set(np.unique(drawn.segment(photo, tiny.LABELS).labels)) == {-1, 0, 1, 2}  # its background is a plane of its own
 

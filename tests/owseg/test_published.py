@@ -14,6 +14,7 @@ from torch import Tensor
 
 from helpers import tiny
 from helpers.bert import save_tokenizer
+from helpers.tensors import assert_same
 from owseg import InputError
 from owseg.checkpoint import read_model
 from owseg.encoders import EncoderConfig, build_encoder
@@ -190,8 +191,7 @@ def test_the_command_line_leads_to_a_trained_folder_and_back(tmp_path: Path) -> 
     for name, tensor in load_file(tmp_path / "folder" / WEIGHTS).items():
         assert torch.equal(tensor, learned(method)[name]), name
     again = read_official(tmp_path / "again.pth")
-    assert again.keys() == export_official(method)["model"].keys()
-    assert all(torch.equal(again[name], tensor) for name, tensor in export_official(method)["model"].items())
+    assert_same(again, export_official(method)["model"])
 
 
 # ---- OVSegmentor
@@ -339,5 +339,4 @@ def test_an_ovsegmentor_of_clip_towers_serves_and_goes_through_the_command_line(
     assert isinstance(config, OvSegmentorConfig)
     assert (config.tokens, config.groups, config.hidden, config.joint) == (6, 3, 24, 16)
     before, after = read_official(file), read_official(again)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert_same(after, before)

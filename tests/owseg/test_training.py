@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from helpers import tiny
 from helpers.download_web import HOST, Web
 from helpers.downloads import images
 from helpers.paths import PYTHONPATH, REPO
+from helpers.tensors import assert_same
 from owseg import InputError
 from owseg.checkpoint import read_model
 from owseg.training import CHECKPOINT, LoopConfig, TrainJob, train
@@ -76,7 +76,7 @@ def test_it_goes_on_from_its_checkpoint_and_ends_the_same(tmp_path: Path, monkey
             train(job(tmp_path / "shards", tmp_path / "cut", checkpoint_every=2))
     assert json.loads((tmp_path / "cut" / CHECKPOINT / "position.json").read_text())["step"] == 4
     again = load_file(train(job(tmp_path / "shards", tmp_path / "cut", checkpoint_every=2)))
-    assert all(torch.equal(again[name], tensor) for name, tensor in whole.items())
+    assert_same(again, whole)
     steps = [json.loads(line)["step"] for line in (tmp_path / "cut" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [1, 2, 3, 4]
 

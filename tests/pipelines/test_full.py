@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from mlflow import MlflowClient
 
-from helpers.chain import Chain, files_under, run_well, summary
+from helpers.chain import Chain, run_well, summary
+from helpers.files import files_under
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.evaluation.intervals import read_image_counts, row_intervals
 from owseg.predict import load

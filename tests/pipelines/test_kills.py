@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.chain import count_lines, files_under, kill_when, processes_of_session, run_well, summary, wait_for
+from helpers.chain import kill_when, processes_of_session, run_well, summary, wait_for
+from helpers.files import count_lines, files_under
 
 DATA = ("corpus/kept/*.parquet", "corpus/dropped/*.parquet", "corpus/entities.parquet", "shards/*.tar")
 WORKERS, CONCURRENCY = 2, 2

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.files import files_under
 from helpers.paths import MASKS, REPO, needs
 from helpers.sources import put
 from owseg.evaluation import convert_coco
@@ -37,10 +38,6 @@ def coco_source(folder: Path, images: int = 30) -> Path:
     return folder
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_a_stopped_conversion_goes_on_and_the_bytes_do_not_depend_on_it(tmp_path: Path) -> None:
     source = coco_source(tmp_path / "maps")
     broken = source / "val2017" / f"{21:012}.png"
@@ -59,8 +56,8 @@ def test_a_stopped_conversion_goes_on_and_the_bytes_do_not_depend_on_it(tmp_path
     assert f"of {len(before) // 2} kept" in result.stdout
     assert {path: path.stat().st_mtime_ns for path in before} == before
     assert call("coco", source, tmp_path / "other").returncode == 0
-    assert len(contents(tmp_path / "root")) == 60
-    assert contents(tmp_path / "root") == contents(tmp_path / "other")
+    assert len(files_under(tmp_path / "root")) == 60
+    assert files_under(tmp_path / "root") == files_under(tmp_path / "other")
     again = call("coco", source, tmp_path / "root")
     assert "label maps of 0 images written, of 30 kept" in again.stdout
     assert "coco: val2017: 30 of 5000 images, 4970 not in " in again.stdout

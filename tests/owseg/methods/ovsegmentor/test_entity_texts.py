@@ -12,6 +12,7 @@ from filtering.captions.entities import EntityFinder
 from filtering.captions.lexicon import load_lexicon, paper_names
 from filtering.captions.tagger import load_tagger
 from filtering.captions.vocabulary import PaperList
+from helpers.tensors import assert_same
 from owseg.methods.ovsegmentor.entity_texts import MOST_LABELS, NAMES, SYNONYMS, EntityTexts
 from owseg.text import Tokenizer, clip_tokenizer, prompt_templates
 
@@ -214,7 +215,7 @@ def test_a_seed_decides_and_makers_travel_to_loader_processes(official: bool) ->
         return maker(*batch)
 
     first, second, other = drawn(maker, 1), drawn(again, 1), drawn(maker, 2)
-    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert_same(second, first)
     assert not torch.equal(first["answer"], other["answer"])
     assert torch.equal(first["question"], other["question"])
 

@@ -244,8 +244,7 @@ def damaged(folder: Path, recorded: tuple[Path, Path], what: str) -> tuple[Path,
 def test_bad_input_is_told_in_one_line(
     recorded: tuple[Path, Path], tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    weights, case = damaged(tmp_path, recorded, what)
-    assert run_parity("ovsegmentor", weights, case) == 2
-    told = capsys.readouterr().err
-    assert told.count("\n") == 1
-    assert weights.name in told or case.name in told
+    files = damaged(tmp_path, recorded, what)
+    assert run_parity("ovsegmentor", *files) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert any(file.name in line for file in files)

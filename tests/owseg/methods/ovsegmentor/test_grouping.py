@@ -13,6 +13,7 @@ from transformers import GroupViTVisionConfig
 from transformers.models.groupvit.modeling_groupvit import GroupViTTokenAssign
 
 from helpers import tiny
+from helpers.tensors import assert_same
 from owseg import InputError
 from owseg.encoders import build_encoder, embed_patches, run_blocks
 from owseg.methods.ovsegmentor.grouping import GroupingBlock, GroupingEncoder, hard_assignment
@@ -196,7 +197,7 @@ def test_a_tower_begins_with_the_halves_of_a_vit(tmp_path: Path, vit: nn.Module,
     tower = vit_tower(VIT, **BINDING)
     before = {name: value.clone() for name, value in tower.state_dict().items() if name.startswith(("tokens", "grouping"))}
     load_vit(tower, VIT, str(path))
-    assert all(torch.equal(tower.state_dict()[name], value) for name, value in before.items())
+    assert_same(tower.state_dict(), before)
     image = torch.randn(1, 3, 224, 224)
     with torch.no_grad():
         bound, (segments, features) = inside(tower, image)

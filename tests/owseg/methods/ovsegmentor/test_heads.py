@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from helpers.head_ranks import step_of_each_case
 from helpers.ranks import start_ranks, wait_for_ranks
+from helpers.tensors import assert_same
 from owseg.methods.ovsegmentor.heads import BatchNorm, ProjectionHead
 
 
@@ -152,7 +153,7 @@ def test_observing_leaves_all_but_the_statistics_alone() -> None:
     before = copy.deepcopy(head.state_dict())
     assert isinstance(head, ProjectionHead)
     head.eval().observe(x)
-    assert all(torch.equal(tensor, before[name]) for name, tensor in head.state_dict().items())
+    assert_same(head.state_dict(), before)
 
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(kept.append, lambda _: x):

@@ -11,6 +11,7 @@ from cluster.session import SessionConfig
 from cluster.train import RayTrainJob, TrainConfig, train
 from helpers import tiny
 from helpers.paths import REPO
+from helpers.tensors import assert_same
 from helpers.vilseg import batch_of
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, find_checkpoint, write_model
@@ -134,7 +135,7 @@ def test_a_resumed_training_ends_the_same(tmp_path: Path) -> None:
     (tmp_path / "at 2").mkdir()
     whole = fitted(config, shards, None, tmp_path / "at 2")
     resumed = fitted(config, shards, tmp_path / "at 2")
-    assert all(torch.equal(resumed[name], value) for name, value in whole.items())
+    assert_same(resumed, whole)
     assert int(whole["taken"]) == 4
 
 
