@@ -1,7 +1,7 @@
 """A list of links by somebody hostile, from its TSV to the shards: every row is told, nothing is reached or written elsewhere.
 
-The single defences have tests of their own (test_addresses, test_resolver, test_fetch_hostile, test_resize_hostile, test_reader);
-here they stand together, against a real server in its own process.
+The single defences have tests of their own (test_addresses, test_resolver, test_fetch_hostile, test_resize_hostile,
+test_reader); here they stand together, against a real server in its own process.
 """
 
 import json
