@@ -3,7 +3,7 @@
     python benchmarks/engines.py [ROUNDS]
 
 Both engines train the miniature world's TCL on the same random batch, in alternating rounds of five steps. Prints the median of
-each, the ratio, and its spread over rounds. Only time is measured here; tests/test_engines.py compares the results.
+each, the ratio, and its spread over rounds. Only time is measured here; tests/cluster/test_engine.py compares the results.
 """
 
 import os

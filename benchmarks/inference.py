@@ -16,7 +16,6 @@ from dataclasses import replace
 
 import numpy as np
 import open_clip
-import tcl_reference_inference as reference
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -26,6 +25,7 @@ from owseg.evaluation.inference import predict, predict_scores
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.methods.tcl import Tcl, TclConfig
 from owseg.normalisation import Normalisation
+from references import tcl_inference as reference
 
 BENCHMARKS = {21: "voc21", 60: "context60", 171: "coco_stuff"}
 

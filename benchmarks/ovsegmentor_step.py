@@ -2,11 +2,12 @@
 
     python benchmarks/ovsegmentor_step.py [--device cuda] [--batch 8] [--rounds 3] [--parts step text image ...]
 
-The reference (ovsegmentor_reference.py) and the package in both its forms, "official" and "exact", run in a process each, with
-the same random weights (ViT-B/16, BERT-base), images and real captions, and take their steps in turn; the first step of each is
-left out. A step is losses, backward, clipping, AdamW and the momentum encoder's update. The other parts show where time goes:
-each is measured alone, forward and backward where it learns. Memory is a step's peak above what the process held before it: on
-a CPU, of its resident set (Linux); on a GPU, of what torch allocated. The texts' lengths decide a lot, so they are printed.
+The reference (references/ovsegmentor_training.py) and the package in both its forms, "official" and "exact", run in a process
+each, with the same random weights (ViT-B/16, BERT-base), images and real captions, and take their steps in turn; the first
+step of each is left out. A step is losses, backward, clipping, AdamW and the momentum encoder's update. The other parts show
+where time goes: each is measured alone, forward and backward where it learns. Memory is a step's peak above what the process
+held before it: on a CPU, of its resident set (Linux); on a GPU, of what torch allocated. The texts' lengths decide a lot, so
+they are printed.
 """
 
 import argparse
@@ -22,7 +23,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ovsegmentor_reference as reference
 import torch
 from tcl_step import PeakMemory
 from torch import Tensor
@@ -32,6 +32,7 @@ from owseg.methods.ovsegmentor import OvSegmentor, OvSegmentorConfig
 from owseg.methods.ovsegmentor.consistency import mask_consistency
 from owseg.methods.ovsegmentor.grouping import Binding
 from owseg.text import prompt_templates
+from references import ovsegmentor_training as reference
 
 VARIANTS = ("reference", "official", "exact")
 PARTS = ("step", "text", "image", "momentum", "completion", "masks", "update")

@@ -12,13 +12,13 @@ import statistics
 import time
 from collections.abc import Callable
 
-import tcl_reference_inference as reference
 import torch
 import torch.nn.functional as F
 from memory import reset_peak, resident
 from torch import Tensor
 
 from owseg.pamr import pamr
+from references import tcl_inference as reference
 
 KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"reference": reference.pamr, "ours": pamr}
 

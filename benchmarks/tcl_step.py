@@ -1,4 +1,4 @@
-"""Peak memory and time of one TCL training step: the package against the formulas written plainly (tcl_reference.py).
+"""Peak memory and time of one TCL training step: the package against the formulas written plainly (references/tcl_training.py).
 
     python benchmarks/tcl_step.py [--device cuda] [--batch 16] [--texts 256] [--rounds 3] [--part masks]
 
@@ -17,7 +17,6 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
-import tcl_reference as reference
 import torch
 import torch.nn.functional as F
 from memory import reset_peak, resident
@@ -28,6 +27,7 @@ from owseg.encoders import EncoderConfig, build_encoder
 from owseg.losses import gumbel_sigmoid
 from owseg.methods.tcl import GROUNDER, Tcl, TclConfig
 from owseg.methods.tcl import method as tcl
+from references import tcl_training as reference
 
 VARIANTS = ("reference", "package")
 

@@ -5,9 +5,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from chain import Chain, run_well, summary
-from download_web import Web
 from PIL import Image
+
+from helpers.chain import Chain, run_well, summary
+from helpers.download_web import Web
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,7 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run's folder with a small TCL of random weights, to be read only."""
-    import tiny  # torch takes seconds to load, and most tests do without
+    from helpers import tiny  # torch takes seconds to load, and most tests do without
 
     return tiny.write_run(tmp_path_factory.mktemp("tiny") / "run")
 
@@ -42,7 +43,7 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     """A picture of 40 x 56 pixels, alone in its folder."""
-    import tiny
+    from helpers import tiny
 
     path = tmp_path / "photo.png"
     Image.fromarray(tiny.blocks(40, 56)).save(path)

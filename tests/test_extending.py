@@ -1,18 +1,16 @@
 """docs/extending.md, followed to the letter in a copy of the package: its example becomes a rule like any other."""
 
 import json
-import os
 import re
-import shlex
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-REPO = Path(__file__).parents[1]
+from helpers.paths import REPO
+from helpers.recipes import command, recipe, run
+
 UNTOUCHED = ("cluster", "configs", "miniature", "owseg", "pipelines")
 BUILD = """
 import json, sys
@@ -44,27 +42,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def recipe(opening: str) -> list[str]:
-    """The blocks of Python under a paragraph that opens so."""
-    text = (REPO / "docs" / "extending.md").read_text()
-    (section,) = re.findall(rf"^\*\*{opening}\*\*.*?(?=^\*\*|\Z)", text, flags=re.MULTILINE | re.DOTALL)
-    return re.findall(r"^```python\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
-
-
-def command() -> list[str]:
-    """The settings of the command line that the recipe gives, without those of its source."""
-    text = (REPO / "docs" / "extending.md").read_text()
-    (line,) = re.findall(r"^python pipelines/filter\.py (.*hashtags.*)$", text, flags=re.MULTILINE)
-    return [setting for setting in shlex.split(line) if not setting.startswith("filter.source")]
-
-
-def run(copy: Path, *argv: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(copy), "COLUMNS": "200"}
-    done = subprocess.run([sys.executable, *argv], cwd=copy, env=environment, text=True, capture_output=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 def test_help_tells_of_the_rule(copy: Path) -> None:
     text = " ".join(run(copy, "pipelines/filter.py", "--help").split())
     assert "or duplicate_caption or hashtags)]" in text
@@ -74,7 +51,8 @@ def test_help_tells_of_the_rule(copy: Path) -> None:
 def test_the_rule_drops_and_is_reported(copy: Path, tmp_path: Path) -> None:
     lines = [f"http://a.example/{row}.jpg\t{caption}\n" for row, caption in enumerate([*PLAIN, *TAGGED, "dog #a #b"])]
     (tmp_path / "links.tsv").write_text("".join(lines))
-    settings = [*command(), f"filter.source.path={tmp_path / 'links.tsv'}", "filter.min_count=1", "filter.shards=2"]
+    chosen = [setting for setting in command("filter", "hashtags") if not setting.startswith("filter.source")]
+    settings = [*chosen, f"filter.source.path={tmp_path / 'links.tsv'}", "filter.min_count=1", "filter.shards=2"]
     told = run(copy, "-c", BUILD, str(tmp_path / "corpus"), *settings)
     dropped = [row for path in (tmp_path / "corpus" / "dropped").glob("*.parquet") for row in pq.read_table(path).to_pylist()]
     assert sorted(row["caption"] for row in dropped if row["drop_reason"] == "hashtags") == sorted([*TAGGED, "dog #a #b"])

@@ -3,15 +3,16 @@
 import json
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from chain import DEADLINE, REPO, Chain, environment
-from test_extending import recipe
+
+from helpers.chain import Chain
+from helpers.paths import REPO
+from helpers.recipes import command, recipe, run
 
 UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
 
@@ -39,27 +40,6 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(copy: Path, *argv: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *argv],
-        cwd=copy,
-        env=environment() | {"PYTHONPATH": str(copy), "COLUMNS": "200"},
-        text=True,
-        capture_output=True,
-        check=False,
-        timeout=DEADLINE,
-    )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def command() -> list[str]:
-    """The settings of the command that the recipe gives."""
-    text = (REPO / "docs" / "extending.md").read_text()
-    (line,) = re.findall(r"^python pipelines/full\.py (.*colours.*)$", text, flags=re.MULTILINE)
-    return shlex.split(line)
-
-
 def test_help_tells_of_the_method(copy: Path) -> None:
     text = " ".join(run(copy, "pipelines/evaluate.py", "--help").split())
     assert "method_settings.colours colours Pixels by their colour." in text
@@ -70,7 +50,7 @@ def test_it_trains_and_is_a_row_of_the_table(copy: Path, chain: Chain, tmp_path:
     """The recipe's command, on the shards and the CLIP of the smallest run."""
     folder = tmp_path / "run"
     shutil.copytree(chain.folder, folder, ignore=shutil.ignore_patterns("config.yaml", "mlflow*", "evaluate", "tcl"))
-    printed = run(copy, "pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={folder}", *command())
+    printed = run(copy, "pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={folder}", *command("full", "colours"))
     assert "download: skipped, complete already" in printed
     assert re.search(r"^│ colours +│", printed, flags=re.MULTILINE)
     summary = json.loads((folder / "summary.json").read_text())

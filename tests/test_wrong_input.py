@@ -7,9 +7,10 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
-from chain import REPO, run
 from safetensors.torch import save_file
 
+from helpers.chain import run
+from helpers.paths import REPO
 from pipelines.app.stage_marker import StageMarker, write_marker
 
 CASES: dict[str, tuple[str, tuple[str, ...], str]] = {

@@ -4,10 +4,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from helpers import tiny
 from owseg import InputError
 from owseg.published import export_official, load_start
 from owseg.training import LoopConfig, TrainJob, build, train

@@ -9,10 +9,12 @@ from importlib.metadata import PackageNotFoundError, packages_distributions, req
 from pathlib import Path
 
 import pytest
-from chain import REPO, environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from helpers import tiny
+from helpers.chain import environment
+from helpers.paths import REPO
 from pipelines.app.console import VERBS, main
 from pipelines.app.extras import EXTRAS, missing_extra
 
@@ -163,7 +165,6 @@ def test_the_installed_command_outside_the_clone(installed: Path, tmp_path: Path
 
 def test_the_installed_command_segments_a_photo(installed: Path, tmp_path: Path) -> None:
     """With a training-free mode on a small CLIP of random weights."""
-    import tiny
     from PIL import Image
     from safetensors.torch import save_file
 

@@ -1,0 +1,97 @@
+"""What a rank does with a tiny TCL in its second phase: losses, steps and trainings on its rows of a joined batch."""
+
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from helpers import tiny
+from helpers.ranks import save_into
+from owseg.data import Batch
+from owseg.engine import TorchEngine
+from owseg.fit import fit, phase_groups
+from owseg.methods.tcl import Tcl, TclConfig
+
+RANKS, PER_RANK = 2, 4
+
+
+def build(folder: Path, fidelity: str) -> Tcl:
+    """A tiny TCL in its second phase, gates open so that every parameter has a gradient."""
+    folder.mkdir(exist_ok=True)
+    config: TclConfig = replace(tiny.tcl_config(), fidelity=fidelity)
+    torch.manual_seed(0)
+    method = config.build(tiny.encoder(folder))
+    return tiny.open_gates(method)
+
+
+def joined_batch(folder: Path) -> tuple[Batch, Tensor]:
+    """Eight images and captions, and the uniform noise of their own masks."""
+    generator = torch.Generator().manual_seed(1)
+    tokens = tiny.encoder(folder).tokenize([f"a {name} wall number {i}" for i, name in enumerate(["red", "blue"] * 4)])
+    images = torch.randn(8, 3, 32, 32, generator=generator)
+    return Batch(images, tokens, [], []), torch.rand(8, 16, 16, generator=generator).clamp(1e-6, 1 - 1e-6)
+
+
+def share(batch: Batch, rank: int) -> Batch:
+    mine = slice(rank * PER_RANK, (rank + 1) * PER_RANK)
+    return Batch(batch.image[mine], batch.tokens[mine], [], [])
+
+
+def losses_and_gradients(method: Tcl, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand_like", lambda _: uniform.clone())
+        losses = method.losses(batch)
+    torch.stack(list(losses.values())).sum().backward()
+    return {name: loss.detach() for name, loss in losses.items()} | gradients(method)
+
+
+def gradients(method: Tcl) -> dict[str, Tensor]:
+    return {f"grad/{name}": p.grad.clone() for name, p in method.named_parameters() if p.grad is not None}
+
+
+def engine_step(method: Tcl, batch: Batch, uniform: Tensor, clip_norm: float) -> dict[str, Any]:
+    """What one step of the second phase leaves on a rank: clipped gradients and weights."""
+    optim = replace(tiny.OPTIM, clip_norm=clip_norm)
+    engine = TorchEngine(method, phase_groups(method, method.config.phases, optim)[1], optim)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand_like", lambda _: uniform.clone())
+        engine.step(batch, 1e-3)
+    return {"gradients": gradients(method), "stepped": method.state_dict()}
+
+
+def train_official(home: Path, rank: int, out: Path, resume: Path | None = None) -> dict[str, Tensor]:
+    """Two steps in each phase with a checkpoint after the third; the weights that a rank ends with."""
+    method, config, mine = build(home, "official"), tiny.tcl_config(2, 2), share(joined_batch(home)[0], rank)
+
+    fit(
+        method,
+        config.phases,
+        config.optim,
+        lambda groups, optim: TorchEngine(method, groups, optim),
+        lambda span, step: (mine for _ in range(step, span.stop)),
+        seed=0,
+        resume=resume,
+        checkpoint_every=3,
+        on_checkpoint=save_into(out),
+    )
+    return {name: tensor.clone() for name, tensor in method.state_dict().items()}
+
+
+def compare_on_a_rank(folder: Path) -> None:
+    """All that the tests compare of one rank, into a file of the folder."""
+    rank = dist.get_rank()
+    home = folder / f"home{rank}"
+    methods = {fidelity: build(home, fidelity) for fidelity in ("exact", "official")}
+    batch, uniform = joined_batch(home)
+    mine, noise = share(batch, rank), uniform[rank * PER_RANK : (rank + 1) * PER_RANK]
+    result: dict[str, Any] = {name: losses_and_gradients(deepcopy(method), mine, noise) for name, method in methods.items()}
+    for clip_norm in (1e9, 0.1):
+        result[f"step {clip_norm}"] = engine_step(deepcopy(methods["official"]), mine, noise, clip_norm)
+    result["whole"] = train_official(home, rank, folder / "whole")
+    result["resumed"] = train_official(home, rank, folder / "rest", resume=folder / "whole" / "3")
+    torch.save(result, folder / f"rank{rank}.pt")
