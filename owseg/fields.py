@@ -1,6 +1,6 @@
 """What else there is to know of a method's settings, said on the field itself."""
 
-from dataclasses import Field, field, fields
+from dataclasses import Field, field, fields, is_dataclass
 from typing import Any, TypeVar
 
 from owseg import InputError
@@ -53,5 +53,7 @@ def former_values(kind: Any) -> dict[str, dict[str, str]]:
 
 
 def _names(config: Any, fact: str) -> frozenset[str]:
-    every: tuple[Field[Any], ...] = fields(config)
+    """Names of the fields of which a fact is said, where a class or one that it extends declares them."""
+    classes = [cls for cls in type(config).__mro__ if is_dataclass(cls)]
+    every: list[Field[Any]] = [one for cls in classes for one in fields(cls)]
     return frozenset(one.name for one in every if one.metadata.get(fact))

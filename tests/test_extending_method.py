@@ -23,19 +23,13 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     for name in ("owseg", *UNTOUCHED):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    method, imported, field, unions = recipe("A method")
+    method, imported, field = recipe("A method")
     (folder / "owseg" / "methods" / "colours.py").write_text(method)
     registry = folder / "owseg" / "methods" / "__init__.py"
     text = registry.read_text()
     text = text.replace("from owseg.methods.ovsegmentor import", f"{imported}from owseg.methods.ovsegmentor import", 1)
     before, last, after = re.split(r'(    vilseg: .*\n    """.*"""\n)', text, maxsplit=1)
     text = f"{before}{last}{field}{after}"
-    for line in unions.splitlines():
-        name = line.split(" = ")[0]
-        there = re.search(rf"^{name} = .*$", text, flags=re.MULTILINE)
-        assert there is not None
-        assert line.startswith(there[0]), f"the recipe's line for {name} is the code's and one more"
-        text = text.replace(there[0], line)
     registry.write_text(text)
     return folder
 

@@ -1,5 +1,7 @@
 """A user's own dataset from the configuration alone: CamVid-like folders, a list, 16 bits, colours, and what is told wrong."""
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from helpers.camvid import CAMVID, VOID, write_camvid
+from helpers.chain import run
+from helpers.paths import REPO
 from owseg import InputError
 from owseg.evaluation.check import check_benchmark
 from owseg.evaluation.datasets import IGNORE, list_items, read_image, read_label
@@ -15,26 +20,10 @@ from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from pipelines.app.config import ConfigError, from_dict, load, to_dict
 from pipelines.app.settings import Config
 
-CAMVID = ("Sky", "Building", "Pole", "Road", "Pavement", "Tree", "SignSymbol", "Fence", "Car", "Pedestrian", "Bicyclist")
-VOID = 11
-
 
 @pytest.fixture
 def camvid(tmp_path: Path) -> Path:
-    """Two folders and a list, as CamVid comes: 11 classes, label 11 is void; three of four images are in the list."""
-    rng = np.random.default_rng(0)
-    for number in range(4):
-        id_ = f"seq{number % 2}/{number:04d}"
-        for folder, suffix, pixels in (
-            ("images", ".png", rng.integers(256, size=(6, 8, 3))),
-            ("labels", "_L.png", rng.integers(12, size=(6, 8))),
-        ):
-            path = tmp_path / folder / f"{id_}{suffix}"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels.astype(np.uint8)).save(path)
-    (tmp_path / "names.txt").write_text("\n".join(CAMVID) + "\n")
-    (tmp_path / "val.txt").write_text("seq1/0003\nseq0/0000.png\nseq1/0001 extra\n")
-    return tmp_path
+    return write_camvid(tmp_path)
 
 
 def settings(camvid: Path, **changes: Any) -> OwnDataset:
@@ -159,3 +148,21 @@ def test_mistakes_are_told(camvid: Path) -> None:
     (camvid / "grey.txt").write_text("1 2 3\n4 5\n")
     with pytest.raises(InputError, match=r"grey\.txt, line 2: '4 5' is not of the form"):
         settings(camvid, colours=str(camvid / "grey.txt")).dataset()
+
+
+def test_the_pages_configuration_is_checked_and_scored(camvid: Path) -> None:
+    """The lines of docs/evaluation.md with the paths of this folder, and nothing else; beside a benchmark of the world."""
+    page = (REPO / "docs" / "evaluation.md").read_text()
+    (lines,) = re.findall(r"```yaml\n(evaluate:\n  datasets:\n.*?)```", page, flags=re.DOTALL)
+    file, folder = camvid / "camvid.yaml", camvid / "run"
+    world = "  pictures: false\nminiature: {links: 40, eval_images: 2}\nmethods: [chance]\n"
+    file.write_text(lines.replace("/data/camvid", str(camvid)) + world)
+    checked = run("evaluate", folder, "--check", config=file)
+    assert checked.returncode == 0, checked.stderr
+    assert re.search(r"camvid .* 3 ", checked.stdout)
+    done = run("evaluate", folder, config=file)
+    assert done.returncode == 0, done.stderr
+    report = json.loads((folder / "evaluate" / "chance" / "camvid.json").read_text())
+    assert report["images"] == 3
+    assert report["IoU"].keys() == {*CAMVID}
+    assert "Sky" in (folder / "evaluate" / "chance" / "camvid.json").read_text()
