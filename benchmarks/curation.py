@@ -20,7 +20,7 @@ import argparse
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain
 from random import Random
 
@@ -66,6 +66,17 @@ def some_captions(source: str | None, count: int) -> list[str]:
     return long_enough[:count]
 
 
+def timed(approaches: Mapping[str, Approach], captions: Sequence[str], rounds: int) -> dict[str, list[float]]:
+    """CPU-seconds of each approach by round, in turns and back, so that none has the warmer machine."""
+    seconds: dict[str, list[float]] = {name: [] for name in approaches}
+    for turn in range(rounds):
+        for name in list(approaches)[:: 1 if turn % 2 == 0 else -1]:
+            began = time.process_time()
+            approaches[name](captions)
+            seconds[name].append(time.process_time() - began)
+    return seconds
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", nargs="?", metavar="CAPTIONS")
@@ -109,12 +120,7 @@ def main() -> None:
     before = dict(matcher.counts)
     matcher.keep(captions)
     ways = {way: (count - before[way]) / len(captions) for way, count in matcher.counts.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in approaches}
-    for turn in range(args.rounds):
-        for name in list(approaches)[:: 1 if turn % 2 == 0 else -1]:
-            began = time.process_time()
-            approaches[name](captions)
-            seconds[name].append(time.process_time() - began)
+    seconds = timed(approaches, captions, args.rounds)
 
     length = statistics.mean(len(caption.split()) for caption in captions)
     print(f"{len(captions)} captions of {length:.1f} words, {len(kept)} entities, 1 thread, {args.rounds} rounds")

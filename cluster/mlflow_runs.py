@@ -112,13 +112,11 @@ class MlflowRun:
                 return
             del self._waiting[:METRICS_PER_BATCH]
 
-    def dataset(
-        self, name: str, *, source: str, digest: str, context: str, profile: Mapping[str, object] | None = None
-    ) -> None:
+    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
         digest = digest[:LONGEST_DIGEST]
         if (name, digest) in self._datasets:
             return
-        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}), profile=json.dumps(dict(profile or {})))
+        dataset = Dataset(name, digest, "local", json.dumps({"uri": source}))
         item = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
         if self._outage.call(lambda: self._client.log_inputs(self.run_id, datasets=[item])):
             self._datasets.add((name, digest))

@@ -15,9 +15,8 @@ class StageMarker:
     fingerprint: str
     digest: str
     seconds: float
-    counts: dict[str, int] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
-    """What later stages and the summary need besides counts: paths relative to the run's folder, scores."""
+    """What later stages and the summary need: paths relative to the run's folder, scores."""
 
 
 def write_marker(run_dir: Path, stage: str, marker: StageMarker) -> None:

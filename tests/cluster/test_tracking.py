@@ -59,7 +59,7 @@ def log(run: Run, run_dir: Path, steps: int) -> None:
     run.tags({"digest": "abc"})
     for step in range(steps):
         run.metrics({"train/loss": 1 / (step + 1)}, step)
-    run.dataset("corpus", source="corpus/kept", digest="ab" * 32, context="training", profile={"rows": 3})
+    run.dataset("corpus", source="corpus/kept", digest="ab" * 32, context="training")
     run.table([{"class": "cat", "IoU": 0.5}, {"class": "dog", "IoU": 0.75}], "per_class.json")
     picture = run_dir / "overlay.png"
     picture.write_bytes(b"png")
