@@ -152,3 +152,15 @@ def test_circles_are_seen(tmp_path: Path, files: dict[str, str], expected: list[
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
     assert circles(import_graph(tmp_path, ["a"])) == expected
+
+
+def test_files_and_functions_stay_short() -> None:
+    """At most 350 lines a file and 60 a function: what is longer holds two subjects."""
+    for path in sorted(
+        path for folder in (*PACKAGES, "benchmarks", "tests", "tools") for path in (REPO / folder).rglob("*.py")
+    ):
+        text = path.read_text()
+        assert text.count("\n") <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+                assert (node.end_lineno or 0) - node.lineno < 60, (path, node.name)

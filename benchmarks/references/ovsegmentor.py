@@ -14,75 +14,87 @@ Weights = dict[str, Tensor]
 HEADS, PATCH = 8, 16
 
 
+class OfficialWeights:
+    """Random weights with the official names and shapes, made layer by layer."""
+
+    def __init__(self, width: int) -> None:
+        self.width = width
+        self.state: Weights = {}
+
+    def linear(self, name: str, out: int, into: int, *kernel: int) -> None:
+        self.state[f"{name}.weight"] = torch.randn(out, into, *kernel) * (into * int(np.prod(kernel))) ** -0.5
+        self.state[f"{name}.bias"] = torch.randn(out) * 0.1
+
+    def norm(self, name: str, size: int = 0) -> None:
+        for part, base in (("weight", 1), ("bias", 0)):
+            self.state[f"{name}.{part}"] = base + torch.randn(size or self.width) * 0.1
+
+    def mlp(self, name: str, hidden: int = 0, into: int = 0, out: int = 0) -> None:
+        hidden = hidden or 4 * self.width
+        self.linear(f"{name}.fc1", hidden, into or self.width)
+        self.linear(f"{name}.fc2", out or self.width, hidden)
+
+    def block(self, name: str) -> None:
+        for part in ("norm1", "norm2"):
+            self.norm(f"{name}.{part}")
+        self.linear(f"{name}.attn.qkv", 3 * self.width, self.width)
+        self.linear(f"{name}.attn.proj", self.width, self.width)
+        self.mlp(f"{name}.mlp")
+
+    def projections(self, name: str) -> None:
+        for part in ("q_proj", "k_proj", "v_proj", "proj"):
+            self.linear(f"{name}.{part}", self.width, self.width)
+
+    def reader(self, name: str) -> None:
+        self.norm(f"{name}.norm_post")
+        self.projections(f"{name}.attn")
+        self.norm(f"{name}.norm2")
+        self.mlp(f"{name}.mlp")
+
+    def encoder(self, name: str, depths: tuple[int, int], tokens: int, groups: int, side: int) -> None:
+        self.state[f"{name}.pos_embed"] = torch.randn(1, side * side, self.width) * 0.5
+        self.linear(f"{name}.patch_embed.proj", self.width, 3, PATCH, PATCH)
+        self.state[f"{name}.layers.0.group_token"] = torch.randn(1, tokens, self.width) * 0.5
+        for stage, depth in enumerate(depths):
+            for index in range(depth):
+                self.block(f"{name}.layers.{stage}.blocks.{index}")
+        binding = f"{name}.layers.0.downsample"
+        for part in ("norm_tokens", "norm_post_tokens", "norm_x", "norm_new_x"):
+            self.norm(f"{binding}.{part}")
+        self.mlp(f"{binding}.mlp_inter", self.width // 2, tokens, groups)
+        self.reader(f"{binding}.pre_assign_attn")
+        self.projections(f"{binding}.assign")
+        for part in ("q_proj", "k_proj"):  # random ones assign nearly everything to one group
+            self.state[f"{binding}.assign.{part}.weight"] *= 3
+        self.mlp(f"{binding}.mlp_channels")
+        self.norm(f"{name}.norm")
+
+    def head(self, name: str, hidden: int, joint: int) -> None:
+        self.linear(f"{name}.linear_hidden.0", hidden, self.width, 1)
+        self.norm(f"{name}.linear_hidden.1", hidden)
+        self.state[f"{name}.linear_hidden.1.running_mean"] = torch.randn(hidden) * 0.1
+        self.state[f"{name}.linear_hidden.1.running_var"] = torch.rand(hidden) + 0.5
+        self.state[f"{name}.linear_hidden.1.num_batches_tracked"] = torch.tensor(0)
+        self.linear(f"{name}.linear_out", joint, hidden, 1)
+
+
 def random_weights(
     *, width: int, depths: tuple[int, int], tokens: int, groups: int, hidden: int, joint: int, side: int = 14
 ) -> Weights:
     """Random weights with the official names and shapes."""
-    state: Weights = {}
-
-    def linear(name: str, out: int, into: int, *kernel: int) -> None:
-        state[f"{name}.weight"] = torch.randn(out, into, *kernel) * (into * int(np.prod(kernel))) ** -0.5
-        state[f"{name}.bias"] = torch.randn(out) * 0.1
-
-    def norm(name: str, size: int = width) -> None:
-        state[f"{name}.weight"], state[f"{name}.bias"] = 1 + torch.randn(size) * 0.1, torch.randn(size) * 0.1
-
-    def mlp(name: str, hidden: int = 4 * width, into: int = width, out: int = width) -> None:
-        linear(f"{name}.fc1", hidden, into)
-        linear(f"{name}.fc2", out, hidden)
-
-    def block(name: str) -> None:
-        for part in ("norm1", "norm2"):
-            norm(f"{name}.{part}")
-        linear(f"{name}.attn.qkv", 3 * width, width)
-        linear(f"{name}.attn.proj", width, width)
-        mlp(f"{name}.mlp")
-
-    def projections(name: str) -> None:
-        for part in ("q_proj", "k_proj", "v_proj", "proj"):
-            linear(f"{name}.{part}", width, width)
-
-    def reader(name: str) -> None:
-        norm(f"{name}.norm_post")
-        projections(f"{name}.attn")
-        norm(f"{name}.norm2")
-        mlp(f"{name}.mlp")
-
-    def encoder(name: str) -> None:
-        state[f"{name}.pos_embed"] = torch.randn(1, side * side, width) * 0.5
-        linear(f"{name}.patch_embed.proj", width, 3, PATCH, PATCH)
-        state[f"{name}.layers.0.group_token"] = torch.randn(1, tokens, width) * 0.5
-        for stage, depth in enumerate(depths):
-            for index in range(depth):
-                block(f"{name}.layers.{stage}.blocks.{index}")
-        binding = f"{name}.layers.0.downsample"
-        for part in ("norm_tokens", "norm_post_tokens", "norm_x", "norm_new_x"):
-            norm(f"{binding}.{part}")
-        mlp(f"{binding}.mlp_inter", width // 2, tokens, groups)
-        reader(f"{binding}.pre_assign_attn")
-        projections(f"{binding}.assign")
-        for part in ("q_proj", "k_proj"):  # random ones assign nearly everything to one group
-            state[f"{binding}.assign.{part}.weight"] *= 3
-        mlp(f"{binding}.mlp_channels")
-        norm(f"{name}.norm")
-
-    state["logit_scale"], state["logit_scale_mask"] = torch.tensor(2.5), torch.tensor(2.6)
-    encoder("img_encoder")
-    encoder("img_encoder_momentum")
-    for head in ("img_projector", "text_projector", "bridge_projector"):
-        linear(f"{head}.linear_hidden.0", hidden, width, 1)
-        norm(f"{head}.linear_hidden.1", hidden)
-        state[f"{head}.linear_hidden.1.running_mean"] = torch.randn(hidden) * 0.1
-        state[f"{head}.linear_hidden.1.running_var"] = torch.rand(hidden) + 0.5
-        state[f"{head}.linear_hidden.1.num_batches_tracked"] = torch.tensor(0)
-        linear(f"{head}.linear_out", joint, hidden, 1)
+    made = OfficialWeights(width)
+    made.state["logit_scale"], made.state["logit_scale_mask"] = torch.tensor(2.5), torch.tensor(2.6)
+    for name in ("img_encoder", "img_encoder_momentum"):
+        made.encoder(name, depths, tokens, groups, side)
+    for name in ("img_projector", "text_projector", "bridge_projector"):
+        made.head(name, hidden, joint)
     decoder = "multimodal_groupingblock.blocks.0"
     for part in ("norm_tokens", "norm_x", "norm_new_x"):
-        norm(f"{decoder}.{part}")
-    reader(f"{decoder}.pre_assign_attn")
-    block(f"{decoder}.post_attn")
-    projections(f"{decoder}.assign")
-    return state
+        made.norm(f"{decoder}.{part}")
+    made.reader(f"{decoder}.pre_assign_attn")
+    made.block(f"{decoder}.post_attn")
+    made.projections(f"{decoder}.assign")
+    return made.state
 
 
 # ------------------------------------------------------------------------------------------------------------------ parts

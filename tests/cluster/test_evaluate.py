@@ -1,7 +1,7 @@
 """Scoring in parts: the same counts however the work is cut and spread, resumed where it stopped, and clear about bad files."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -246,6 +246,25 @@ def stage_settings(run_dir: Path) -> str:
     return settings
 
 
+def assert_told_what_was_left_out(run_dir: Path, datasets: Sequence[str]) -> None:
+    """The summary and the files of a run that left one image out."""
+    stage = summary(run_dir)["stages"]["evaluate"]
+    assert stage["mIoU"].keys() == {"chance", "maskclip"}
+    row = stage["mIoU"]["maskclip"]
+    assert row["average"] == pytest.approx((row["voc21"] + row["voc20"]) / 2)
+    assert row["voc_unseen"] != pytest.approx(row["average"])
+    assert stage["skipped"] == {name: ["2007_000002"] for name in datasets}
+    folder = run_dir / "evaluate"
+    scored = json.loads((folder / "maskclip" / "voc21.json").read_text())
+    assert scored["preset"] == "tcl"
+    assert scored["images"] == 6
+    assert scored["mIoU"] == row["voc21"]
+    assert {"fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "threshold_sweep", "settings"} <= scored.keys()
+    assert (folder / "pictures" / "maskclip" / "threshold_sweep.png").is_file()
+    assert "2007_000002" not in read_image_counts(folder / "maskclip" / "voc21.npz").ids
+    assert "oracle_mIoU" not in stage
+
+
 def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     tmp_path: Path,
     voc: EvaluateConfig,
@@ -284,21 +303,9 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     assert stage_settings(tmp_path / "run") == "mode maskclip, templates simple, unit prompts off, background 0.1"
     for dataset in (*voc.datasets, "voc_unseen"):
         assert f"{dataset}: 1 of 7 images left out, unreadable: 2007_000002" in printed
+    assert_told_what_was_left_out(tmp_path / "run", (*voc.names, "voc_unseen"))
     stage = summary(tmp_path / "run")["stages"]["evaluate"]
-    assert stage["mIoU"].keys() == {"chance", "maskclip"}
-    row = stage["mIoU"]["maskclip"]
-    assert row["average"] == pytest.approx((row["voc21"] + row["voc20"]) / 2)
-    assert row["voc_unseen"] != pytest.approx(row["average"])
-    assert stage["skipped"] == {name: ["2007_000002"] for name in (*voc.datasets, "voc_unseen")}
     folder = tmp_path / "run" / "evaluate"
-    scored = json.loads((folder / "maskclip" / "voc21.json").read_text())
-    assert scored["preset"] == "tcl"
-    assert scored["images"] == 6
-    assert scored["mIoU"] == row["voc21"]
-    assert {"fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "threshold_sweep", "settings"} <= scored.keys()
-    assert (folder / "pictures" / "maskclip" / "threshold_sweep.png").is_file()
-    assert "2007_000002" not in read_image_counts(folder / "maskclip" / "voc21.npz").ids
-    assert "oracle_mIoU" not in stage
 
     # Asked for later, in the same folder: no intervals, and the regions under their best names.
     assert main(evaluate_verb, doc="", argv=[*arguments, *later]) == 0

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -148,10 +148,8 @@ class OvSegmentorConfig(TrainableConfig):
         """The method with random weights, but for towers that are copies of the run's encoder."""
         if self.uses_clip and encoder is None:
             raise InputError(f"{self.name}: a tower is the run's CLIP, and there is none")
-        of_clip, of_vit = (
-            partial(tower, heads=self.heads, tokens=self.tokens, groups=self.groups, drop_path=self.drop_path)
-            for tower in (clip_tower, vit_tower)
-        )
+        sizes: dict[str, Any] = {"heads": self.heads, "tokens": self.tokens, "groups": self.groups, "drop_path": self.drop_path}
+        of_clip, of_vit = partial(clip_tower, **sizes), partial(vit_tower, **sizes)
         return OvSegmentor(
             self,
             of_clip(encoder.clip.visual) if encoder and self.image_tower == CLIP else of_vit(self.image_tower),
