@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import log
-from typing import Any, Literal, Self
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -39,10 +39,8 @@ from owseg.trainable import TrainableMethod
 CLIP = "clip"
 """As the name of a tower: the run's CLIP."""
 VISION = ("encoder.", "image_head.", "text_head.", "completion.", "answer_head.", "log_scale")
-STAGE_1 = OptimConfig(
-    batch_size=4096, lr=6.4e-4, lr_batch=4096, min_lr=1.6e-4, eps=1e-8,
-    schedule="cosine_unshifted", warmup=1953, warmup_lr=1.6e-5,
-)  # fmt: skip
+STAGE_1 = OptimConfig(batch_size=4096, lr=6.4e-4, lr_batch=4096, min_lr=1.6e-4, eps=1e-8,
+                      schedule="cosine_unshifted", warmup=1953, warmup_lr=1.6e-5)  # fmt: skip
 STAGE_2 = replace(STAGE_1, batch_size=1024, lr=1e-5, min_lr=1e-6, warmup_lr=4e-6, warmup=0)
 
 
@@ -148,8 +146,10 @@ class OvSegmentorConfig(TrainableConfig):
         """The method with random weights, but for towers that are copies of the run's encoder."""
         if self.uses_clip and encoder is None:
             raise InputError(f"{self.name}: a tower is the run's CLIP, and there is none")
-        sizes: dict[str, Any] = {"heads": self.heads, "tokens": self.tokens, "groups": self.groups, "drop_path": self.drop_path}
-        of_clip, of_vit = partial(clip_tower, **sizes), partial(vit_tower, **sizes)
+        of_clip, of_vit = (
+            partial(tower, heads=self.heads, tokens=self.tokens, groups=self.groups, drop_path=self.drop_path)
+            for tower in (clip_tower, vit_tower)
+        )
         return OvSegmentor(
             self,
             of_clip(encoder.clip.visual) if encoder and self.image_tower == CLIP else of_vit(self.image_tower),
