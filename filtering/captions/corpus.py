@@ -23,7 +23,6 @@ import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.captions.balance import Balance
-from filtering.captions.entity_rules import ENTITY_RULES
 from filtering.captions.index import merge_index
 from filtering.captions.leakage import leaked
 from filtering.captions.matching import add_tallies, entity_counts
@@ -31,7 +30,7 @@ from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
 from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
 from filtering.captions.read_pass import ReadWork, point_at_parts
 from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
-from filtering.captions.rules import DEFAULT_RULES, RuleConfig
+from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import merge
 from filtering.captions.vocabulary import FrequencyList, ListConfig
 from filtering.files import digest_of, digest_of_file, write_json, write_table

@@ -12,11 +12,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filtering.captions.caption_counts import with_counts
-from filtering.captions.entity_rules import NoEntity, RareEntity
 from filtering.captions.index import write_index_part
 from filtering.captions.lexicon import Lexicon, lexicon_digest, load_lexicon
 from filtering.captions.matching import Matcher, tally
 from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
+from filtering.captions.rules import NoEntity, RareEntity
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
 from filtering.captions.vocabulary import ListConfig, kept_entities

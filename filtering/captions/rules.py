@@ -12,14 +12,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from filtering import InputError
+from filtering.captions.balance import Balanced
 from filtering.captions.caption_counts import counts_of
+from filtering.captions.near_duplicates import NearDuplicate
 from filtering.captions.text import PERSON_TOKEN, normalised
 from filtering.captions.words import normalised_of
 from filtering.schema import SAMPLE
@@ -297,3 +299,31 @@ DEFAULT_RULES: tuple[RuleConfig, ...] = (
     NotEnglish(), DuplicateLink(), DuplicateCaption(),
 )  # fmt: skip
 """Every rule once, the cheap ones first."""
+
+
+# ---- rules about entities, made by the settings of a corpus and not by the list `filter.rules`
+
+
+@dataclass(frozen=True)
+class NoEntity:
+    """Refuses captions that mention nothing one could see."""
+
+    name: ClassVar[str] = "no_entity"
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        return pc.greater(pc.list_value_length(table["entities"]), 0)
+
+
+@dataclass(frozen=True)
+class RareEntity:
+    """Refuses captions that mention visible things, but none of the vocabulary."""
+
+    kept: frozenset[str]
+    name: ClassVar[str] = "rare_entity"
+
+    def __call__(self, table: pa.Table) -> pa.BooleanArray:
+        return pa.array([not self.kept.isdisjoint(names) for names in table["entities"].to_pylist()], pa.bool_())
+
+
+ENTITY_RULES = (NoEntity, RareEntity, NearDuplicate, Balanced)
+"""In the order in which they judge; a rule's first docstring line is its explanation in the report, as with `RuleConfig`."""
