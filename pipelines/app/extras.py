@@ -16,4 +16,4 @@ def missing_extra(error: ModuleNotFoundError) -> str | None:
     extra = next((extra for extra, modules in EXTRAS.items() if module in modules), None)
     if extra is None:
         return None
-    return f"{module} is not installed, which this command needs; it comes with pip install 'open-world-segmentation[{extra}]'"
+    return f"{module} is not installed, which this command needs; in the clone: pip install '.[{extra}]'"

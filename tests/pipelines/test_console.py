@@ -115,7 +115,7 @@ def test_a_missing_library_names_its_extra(capsys: pytest.CaptureFixture[str], m
     monkeypatch.setattr("runpy.run_module", without)
     assert main(["filter"]) == 2
     assert capsys.readouterr().err == (
-        "error: ray is not installed, which this command needs; it comes with pip install 'open-world-segmentation[cluster]'\n"
+        "error: ray is not installed, which this command needs; in the clone: pip install '.[cluster]'\n"
     )
     assert missing_extra(ModuleNotFoundError("No module named 'typo'", name="typo")) is None
 
