@@ -27,10 +27,11 @@ from owseg.evaluation.protocols import OVERRIDES, EvaluateConfig, protocol_of, s
 from owseg.evaluation.scoring import Score, report
 from owseg.fields import shown_settings
 from owseg.method_config import TrainableConfig
-from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights, located_model
+from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.resolve import located_model
 from pipelines.app.settings import Config
 from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check

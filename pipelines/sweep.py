@@ -18,17 +18,11 @@ from cluster.tasks import TaskPool
 from cluster.tracking import Tracker
 from filtering.files import digest_of
 from owseg.evaluation.protocols import EvaluateConfig
-from pipelines.app.checks import (
-    check_benchmarks,
-    check_encoder,
-    check_methods,
-    check_weights,
-    methods_to_train,
-    spread_training,
-)
+from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import Option, main
 from pipelines.app.config import ConfigError, digest, to_dict
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
+from pipelines.app.resolve import methods_to_train, spread_training
 from pipelines.app.run_dir import holds_single_run, refuse_other_run
 from pipelines.app.settings import Config
 from pipelines.download import check_target

@@ -18,19 +18,11 @@ from owseg.fields import path_settings
 from owseg.fit import WEIGHTS
 from owseg.method_config import TrainableConfig
 from owseg.training import TrainJob, costs_of, shards_of
-from pipelines.app.checks import (
-    check_encoder,
-    check_methods,
-    check_weights,
-    given_weights,
-    methods_to_train,
-    resolve_encoder_paths,
-    spread_training,
-    starting_weights,
-)
+from pipelines.app.checks import check_encoder, check_methods, check_weights
 from pipelines.app.cli import main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.resolve import given_weights, methods_to_train, resolve_encoder_paths, spread_training, starting_weights
 from pipelines.app.settings import Config
 from pipelines.download import run_download
 from pipelines.filter import run_filter

@@ -1,56 +1,35 @@
 """What can be found wrong with a run's inputs at once, before hours of work lead up to it."""
 
-import os
-from collections.abc import Mapping
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
 import torch
 
-from cluster.train import TrainConfig
 from miniature.benchmarks import CLASSES, SUBSETS
 from owseg import InputError
 from owseg.checkpoint import MODEL, located, read_model
 from owseg.data import check_batch_size
-from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder, weight_tag
+from owseg.encoders import PRETRAIN, build_encoder, load_encoder, weight_tag
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
-from owseg.method_config import MethodConfig, TrainableConfig
+from owseg.method_config import TrainableConfig
 from owseg.phases import augmentations, scheduled_phases
 from owseg.published import load_start, load_trained
 from owseg.segmenter import build_trained
-from pipelines.app.cli import CONFIGS
+from pipelines.app.resolve import (
+    given_weights,
+    located_model,
+    methods_to_train,
+    needs_clip,
+    resolve_encoder_paths,
+    spread_training,
+    starting_weights,
+)
 from pipelines.app.settings import Config
 
 MINIATURE = CLASSES | SUBSETS
 """The class names of the miniature world's benchmarks."""
-
-
-def resolve_encoder_paths(config: Config) -> EncoderConfig:
-    """The run's encoder with absolute paths: Ray's workers have another working directory.
-
-    A model file that is not found from here is looked for beside the shipped configs, which name theirs as configs/FILE.
-    """
-    encoder = config.encoder
-    if encoder.model.endswith(".json"):
-        here, shipped = Path(encoder.model), CONFIGS.parent / encoder.model
-        encoder = replace(encoder, model=str((here if here.exists() or not shipped.exists() else shipped).resolve()))
-    if Path(encoder.pretrained).is_file():
-        encoder = replace(encoder, pretrained=str(Path(encoder.pretrained).resolve()))
-    return encoder
-
-
-def located_model(config: Config, name: str) -> MethodConfig:
-    """The settings of a row of the table, with absolute paths for the same reason."""
-    model: MethodConfig = getattr(config.method_settings, name)
-    return located(model, Path())
-
-
-def needs_clip(config: Config) -> bool:
-    """Whether any method of the run uses its CLIP."""
-    return any(getattr(config.method_settings, name).uses_clip for name in config.methods)
 
 
 def check_encoder(config: Config) -> None:
@@ -69,14 +48,6 @@ def check_encoder(config: Config) -> None:
         weight_tag(encoder)
     with torch.device("meta"):  # the architecture alone, at no cost
         build_encoder(encoder)
-
-
-def methods_to_train(config: Config) -> list[TrainableConfig]:
-    """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
-    chosen = [getattr(config.method_settings, name) for name in config.methods if name not in config.weights]
-    pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
-    first: list[TrainableConfig] = [config.method_settings.clip] if pretrains else []
-    return [*first, *(model for model in chosen if isinstance(model, TrainableConfig))]
 
 
 def check_crops(config: Config, method: TrainableConfig) -> None:
@@ -110,29 +81,6 @@ def check_methods(config: Config) -> None:
         except InputError as error:
             raise InputError(f"method_settings.{model.name}.{error}") from error
         method.initialise()
-
-
-def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
-    """How a method's training is spread on this machine, in numbers."""
-    cores = config.session.num_cpus or len(os.sched_getaffinity(0))
-    return config.train.spread(
-        [scheduled.schedule.optim.batch_size for scheduled in scheduled_phases(method.phases, method.optim)], cores
-    )
-
-
-def given_weights(config: Config) -> dict[str, Path]:
-    """The trained weights that the settings give, by method, with absolute paths; of a checkpoint's folder the file in it."""
-    return _files_of_weights(config.weights)
-
-
-def starting_weights(config: Config) -> dict[str, Path]:
-    """The weights that trainings begin with, likewise."""
-    return _files_of_weights(config.init)
-
-
-def _files_of_weights(given: Mapping[str, str]) -> dict[str, Path]:
-    paths = {name: Path(path).expanduser().resolve() for name, path in given.items()}
-    return {name: path / WEIGHTS if path.is_dir() else path for name, path in paths.items()}
 
 
 def check_weights(config: Config) -> None:

@@ -25,10 +25,10 @@ from cluster.tracking import TrackingConfig
 from owseg.method_config import TrainableConfig
 from owseg.methods import Methods
 from pipelines import download, full, train
-from pipelines.app.checks import methods_to_train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
+from pipelines.app.resolve import methods_to_train
 from pipelines.app.run_dir import digest_of_run, open_run_dir
 from pipelines.app.settings import Config
 from pipelines.sweeps.grid import Cell

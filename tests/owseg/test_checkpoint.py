@@ -19,9 +19,10 @@ from owseg.fit import WEIGHTS
 from owseg.methods.tcl import TclConfig
 from owseg.predict import Model, load
 from owseg.published import export_official
-from pipelines.app.checks import check_weights, given_weights
+from pipelines.app.checks import check_weights
 from pipelines.app.config import ConfigError, from_dict
 from pipelines.app.config import load as load_config
+from pipelines.app.resolve import given_weights
 from pipelines.app.settings import Config
 
 

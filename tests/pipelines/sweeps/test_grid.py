@@ -12,10 +12,10 @@ from helpers.sweeps import ABLATION, cells_of
 from owseg.phases import scheduled_phases
 from owseg.training import pairs_between
 from pipelines import sweep
-from pipelines.app.checks import methods_to_train
 from pipelines.app.cli import main
 from pipelines.app.config import load
 from pipelines.app.outcome import DONE, USER_MISTAKE
+from pipelines.app.resolve import methods_to_train
 from pipelines.app.settings import Config
 from pipelines.sweeps.grid import make_grid
 

@@ -28,8 +28,9 @@ from owseg.methods.ovsegmentor import OvSegmentorConfig
 from owseg.normalisation import Normalisation
 from owseg.predict import load
 from owseg.published import export_official
-from pipelines.app.checks import check_encoder, check_methods, check_weights, located_model
+from pipelines.app.checks import check_encoder, check_methods, check_weights
 from pipelines.app.config import load as load_config
+from pipelines.app.resolve import located_model
 from pipelines.app.settings import Config
 from pipelines.evaluate import settings_of
 from pipelines.segment import main as segment
