@@ -289,9 +289,8 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     assert main(evaluate_verb, doc="", argv=[*arguments, "evaluate.bootstrap=99"]) == 2
     assert "bootstrap: 99 resamples are too few; give at least 100, or 0" in capsys.readouterr().err
     assert main(evaluate_verb, doc="", argv=arguments) == 2
-    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(told) == 1
-    assert str(bad) in told[0]
+    (told,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(bad) in told
     assert not (tmp_path / "run" / "summary.json").exists()
     later = ("evaluate.unreadable=skip", "evaluate.bootstrap=0", "evaluate.oracle=true")
 
@@ -305,7 +304,6 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
         assert f"{dataset}: 1 of 7 images left out, unreadable: 2007_000002" in printed
     assert_told_what_was_left_out(tmp_path / "run", (*voc.names, "voc_unseen"))
     stage = summary(tmp_path / "run")["stages"]["evaluate"]
-    folder = tmp_path / "run" / "evaluate"
 
     # Asked for later, in the same folder: no intervals, and the regions under their best names.
     assert main(evaluate_verb, doc="", argv=[*arguments, *later]) == 0
@@ -318,7 +316,7 @@ def test_the_verb_tells_the_protocol_the_rows_settings_and_what_was_left_out(
     oracle = again["oracle_mIoU"]["maskclip"]
     assert oracle["average"] == pytest.approx((oracle["voc21"] + oracle["voc20"]) / 2)
     for dataset in voc.datasets:
-        scored = json.loads((folder / "maskclip" / f"{dataset}.json").read_text())
+        scored = json.loads((tmp_path / "run" / "evaluate" / "maskclip" / f"{dataset}.json").read_text())
         assert scored["oracle_mIoU"] == oracle[dataset]
         assert 1 <= scored["regions_per_image"] <= 21
         assert "mIoU_interval" not in scored
