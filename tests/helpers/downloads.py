@@ -51,7 +51,7 @@ def write_corpus(folder: Path, links: list[str] | pa.Table, files: int = 2) -> P
     for old in (folder / "kept").iterdir():
         old.unlink()
     for i in range(files):
-        pq.write_table(rows.take(range(i, len(rows), files)), folder / "kept" / f"{i:05d}.parquet")
+        pq.write_table(rows.take(pa.array(range(i, len(rows), files), pa.int64())), folder / "kept" / f"{i:05d}.parquet")
     return folder
 
 

@@ -130,8 +130,8 @@ def test_a_phase_without_one_goes_on_with_the_last() -> None:
     whole, rates = train((PHASES[0], second))
     parted, same = train((PHASES[0], replace(second, steps=2), replace(second, steps=3, optim=None)))
     assert rates == same
-    assert_same(parted.layer, whole.layer)
-    assert_same(parted.head, whole.head)
+    assert_same(parted.layer.state_dict(), whole.layer.state_dict())
+    assert_same(parted.head.state_dict(), whole.head.state_dict())
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 8])
