@@ -158,7 +158,7 @@ def test_a_bar_that_stands_still_does_not_go_on_telling_its_old_rate(monkeypatch
 
 def test_a_stage_is_complete_only_for_its_fingerprint(tmp_path: Path) -> None:
     assert read_marker(tmp_path, "filter", "f") is None
-    marker = StageMarker(fingerprint="f", digest="d", seconds=1.5, counts={"kept": 3}, result={"path": "corpus"})
+    marker = StageMarker(fingerprint="f", digest="d", seconds=1.5, result={"path": "corpus", "kept": 3})
     write_marker(tmp_path, "filter", marker)
     assert read_marker(tmp_path, "filter", "f") == marker
     assert read_marker(tmp_path, "filter", "g") is None

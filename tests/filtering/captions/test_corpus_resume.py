@@ -112,7 +112,7 @@ def test_a_change_that_was_cut_short_leaves_nothing_behind(tmp_path: Path, monke
             raise KeyboardInterrupt
         write_json(path, value)
 
-    monkeypatch.setattr("filtering.files.write_json", killed_before_the_marker)
+    monkeypatch.setattr("filtering.shards.write_json", killed_before_the_marker)
     with pytest.raises(KeyboardInterrupt):
         build_corpus(replace(config, top_k=1), out)
     monkeypatch.undo()

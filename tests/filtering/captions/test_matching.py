@@ -313,7 +313,7 @@ def test_two_tiers_keep_what_full_tagging_keeps(scan: Scanner, find: EntityFinde
         FrequencyList().choose(Counter(chain.from_iterable(truth)), top_k=100, min_count=2, excluded=frozenset())
     )
     tallied = tally(scan(captions[::2]), truth[::2], scan.means)
-    matcher = Matcher(find, scan, kept, tallied, certain=0.9)
+    matcher = Matcher(find, scan, kept, tallied, confidence=0.9)
     others, expected = captions[1::2], [[name for name in names if name in kept] for names in truth[1::2]]
     keep = np.array([bool(names) for names in expected])
     decided = matcher.keep(others)
