@@ -119,7 +119,7 @@ def test_the_masks_are_those_that_the_evaluator_scores(model: Model, photo: Path
         class_of_query=(1, 2, 3),
     )
     classes = model.segmenter.embed_classes(tiny.LABELS)
-    scored = predict(model.segmenter, image, classes, protocol, model.checkpoint.encoder).labels
+    scored = predict(model.segmenter, image, classes, protocol, model.checkpoint.normalisation).labels
     assert (model.segment(photo, tiny.LABELS).labels + 1 == scored).all()
 
 

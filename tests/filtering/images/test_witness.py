@@ -20,11 +20,11 @@ def test_dead_links_are_believed_while_a_witness_lives(symptom: str) -> None:
     async def main() -> None:
         heard: list[float] = []
 
-        async def witness() -> bool:
+        async def probe() -> bool:
             heard.append(now())
             return True
 
-        client = Client(make(witness=witness, pause=0.0), answers(symptom))
+        client = Client(make(probe=probe, pause=0.0), answers(symptom))
         assert await client.get_all(DEAD) == {symptom: len(DEAD)}
         assert heard
         assert len(client.asked) == len(DEAD)  # each was asked once
@@ -35,11 +35,11 @@ def test_dead_links_are_believed_while_a_witness_lives(symptom: str) -> None:
 
 def test_a_dead_witness_proves_nothing() -> None:
     async def main() -> None:
-        async def witness() -> bool:
+        async def probe() -> bool:
             return False
 
         with pytest.raises(NetworkDown):
-            await Client(make(witness=witness, warn=str), answers("connect")).get_all(DEAD)
+            await Client(make(probe=probe, warn=str), answers("connect")).get_all(DEAD)
         assert now() == pytest.approx(120.0, abs=5.0)
 
     run(main())
@@ -50,11 +50,11 @@ def test_a_dead_witness_does_not_stop_a_run_whose_names_are_all_unknown(seconds:
     async def main() -> None:
         told: list[str] = []
 
-        async def witness() -> bool:
+        async def probe() -> bool:
             await asyncio.sleep(seconds)
             return False
 
-        hosts = make(witness=witness, warn=told.append, pause=0.0)
+        hosts = make(probe=probe, warn=told.append, pause=0.0)
         await Client(hosts, answers("dns_unknown")).get_all(DEAD)
         assert hosts.network.names_doubted
         assert now() < 90.0
@@ -68,10 +68,10 @@ def test_a_witness_that_comes_back_ends_the_outage() -> None:
     async def main() -> None:
         told: list[str] = []
 
-        async def witness() -> bool:
+        async def probe() -> bool:
             return now() > 50.0
 
-        hosts = make(witness=witness, warn=told.append, pause=0.0)
+        hosts = make(probe=probe, warn=told.append, pause=0.0)
         assert await Client(hosts, answers("connect")).get_all(DEAD) == {"connect": len(DEAD)}
         assert 50.0 < now() < 90.0
         assert len(told) == 2

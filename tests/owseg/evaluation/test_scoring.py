@@ -17,6 +17,7 @@ from owseg.evaluation.inference import normalise, predict, resize, slide, window
 from owseg.evaluation.metrics import class_iou, confusion, mean_iou
 from owseg.evaluation.protocols import EvaluateConfig, View, protocol_of
 from owseg.evaluation.scoring import Score, best_median_worst, report, score_items
+from owseg.normalisation import Normalisation
 from owseg.photos import read_photo
 
 VIEW = View(short_side=32, window=32, stride=16)
@@ -166,7 +167,7 @@ def test_background_wins_where_nothing_is_sure(tmp_path: Path) -> None:
 
 
 def test_normalise_uses_mean_and_deviation() -> None:
-    tensor = normalise(np.full((1, 1, 3), 255, np.uint8), (0.5, 0.25, 0.0), (0.5, 0.25, 2.0))
+    tensor = normalise(np.full((1, 1, 3), 255, np.uint8), Normalisation(mean=(0.5, 0.25, 0.0), std=(0.5, 0.25, 2.0)))
     assert tensor.flatten().tolist() == pytest.approx([1.0, 3.0, 0.5])
 
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owseg import InputError
-from owseg.encoders import Encoder, EncoderConfig
+from owseg.encoders import Encoder
 from owseg.evaluation.inference import predict, predict_scores
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.methods.chance import Chance
@@ -120,7 +120,7 @@ def noise(height: int, width: int) -> np.ndarray:
 def test_the_whole_path_equals_the_reference(
     method: Tcl, draw: Callable[[int, int], np.ndarray], dataset: str, size: tuple[int, int], refine: bool
 ) -> None:
-    protocol, encoder, image = protocol_of(EvaluateConfig(), dataset), EncoderConfig(), draw(*size)
+    protocol, image = protocol_of(EvaluateConfig(), dataset), draw(*size)
     background = protocol.benchmark.background
     _, classes = example(1, 8, 8, len(protocol.queries))
     configured(method, pamr=refine)
@@ -128,6 +128,6 @@ def test_the_whole_path_equals_the_reference(
     scores = predict_scores(method, image, classes, background, protocol.view, Normalisation())
     assert scores.shape[-2:] == expected.scores.shape[-2:] != size
     assert (scores - expected.scores).abs().max() <= 1e-4
-    labels = predict(method, image, classes, protocol, encoder).labels
+    labels = predict(method, image, classes, protocol, Normalisation()).labels
     assert labels.shape == size
     assert (labels == expected.labels).mean() >= 0.999

@@ -72,7 +72,7 @@ def test_no_clip_is_asked_for() -> None:
         ),
         (
             "method_settings.vilseg.augment.size=1024",
-            r"^method_settings\.vilseg\.augment\.size: crops of 1024 pixels are larger than the images",
+            r"^method_settings\.vilseg\.augment\.size: crops of 1024 pixels are larger than the shards' images",
         ),
         (
             "method_settings.vilseg.image_tower=resnet50",
