@@ -62,7 +62,7 @@ def build_trained(config: TrainableConfig, make_encoder: Callable[[], Encoder]) 
 def load_segmenter(config: MethodConfig, encoder: EncoderConfig, weights: Path | None) -> Segmenter:
     """A method ready to segment. Raises InputError where a file is missing or belongs to another architecture."""
     if not isinstance(config, TrainableConfig):
-        free: Segmenter = config.build(load_encoder(encoder)).eval()
+        free: Segmenter = config.build(load_encoder(encoder) if config.uses_clip else None).eval()
         return free
     if weights is None:
         raise InputError(f"{config.name} needs trained weights; run the train stage first")

@@ -18,13 +18,18 @@ class ChanceConfig(MethodConfig):
     name: Literal["chance"] = "chance"
     """Method name."""
 
+    @property
+    def uses_clip(self) -> bool:
+        """Never: nothing is looked at."""
+        return False
+
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
         del encoder
         return "none"
 
-    def build(self, encoder: Encoder) -> "Chance":
-        """The method; the encoder is not looked at."""
+    def build(self, encoder: Encoder | None) -> "Chance":
+        """The method; no encoder is looked at."""
         del encoder
         return Chance()
 

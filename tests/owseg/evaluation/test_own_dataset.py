@@ -155,7 +155,7 @@ def test_the_pages_configuration_is_checked_and_scored(camvid: Path) -> None:
     page = (REPO / "docs" / "evaluation.md").read_text()
     (lines,) = re.findall(r"```yaml\n(evaluate:\n  datasets:\n.*?)```", page, flags=re.DOTALL)
     file, folder = camvid / "camvid.yaml", camvid / "run"
-    world = "  pictures: false\nminiature: {links: 40, eval_images: 2}\nmethods: [chance]\n"
+    world = "  pictures: false\nminiature: {links: 40, benchmark_images: 10, tuning_images: 10, size: 64}\nmethods: [chance]\n"
     file.write_text(lines.replace("/data/camvid", str(camvid)) + world)
     checked = run("evaluate", folder, "--check", config=file)
     assert checked.returncode == 0, checked.stderr
