@@ -1,6 +1,7 @@
 """The user's mistakes: one line that says what to do, exit code 2, nothing lost, and no work done before it is told."""
 
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -9,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import save_file
 
-from helpers.chain import run
+from helpers.chain import command, run, run_each
 from helpers.paths import REPO
 from pipelines.app.stage_marker import StageMarker, write_marker
 
@@ -91,20 +92,32 @@ def there(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("verb", "settings", "message"), CASES.values(), ids=CASES.keys())
-def test_a_mistake_is_one_line_and_exit_code_2(
-    there: Path, tmp_path: Path, verb: str, settings: tuple[str, ...], message: str
-) -> None:
-    run_dir = tmp_path / "run"
+@pytest.fixture(scope="module")
+def results(there: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, CompletedProcess[str]]]:
+    """What became of each case, and its run's folder; the faulty inputs are as they were."""
     before = {path: path.stat().st_mtime_ns for path in there.rglob("*")}
-    result = run(verb, run_dir, "tracking.enabled=false", *(setting.format(there=there) for setting in settings))
+    folders = [tmp_path_factory.mktemp("case") / "run" for _ in CASES]
+    given = [
+        command(verb, folder, "tracking.enabled=false", *(setting.format(there=there) for setting in settings))[1:]
+        for (verb, settings, _), folder in zip(CASES.values(), folders, strict=True)
+    ]
+    found = dict(zip(CASES, zip(folders, run_each(given), strict=True), strict=True))
+    assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    there: Path, results: dict[str, tuple[Path, CompletedProcess[str]]], name: str
+) -> None:
+    run_dir, result = results[name]
+    _, _, message = CASES[name]
     assert result.returncode == 2, result.stderr
     lines = [line for line in result.stderr.splitlines() if not line.startswith("read: ")]  # progress
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: " + message.format(there=there, repo=REPO))
     assert not list(run_dir.glob("*.done.json"))
     assert not (run_dir / "summary.json").exists()
-    assert {path: path.stat().st_mtime_ns for path in there.rglob("*")} == before
 
 
 def test_a_config_of_another_run_is_refused_and_its_folder_left_alone(tmp_path: Path) -> None:
@@ -128,18 +141,18 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
     assert result.stderr.startswith(f"error: {config}: unknown key 'filter.shard'; did you mean 'filter.shards'?")
 
 
-@pytest.mark.parametrize("verb", ["filter", "download", "train", "evaluate", "full"])
-def test_help_names_every_section(tmp_path: Path, verb: str) -> None:
-    result = run(verb, tmp_path / "run", "--help")
-    assert result.returncode == 0, result.stderr
-    for key in (
-        "--config FILE",
-        "run_dir",
-        "filter.source.path",
-        "method_settings.tcl.area_prior",
-        "evaluate.stride",
-        "tracking.uri",
-    ):
-        assert key in result.stdout
-    assert ("[--retry none|transient|permanent]" in result.stdout) == (verb in ("download", "full"))
+def test_help_names_every_section(tmp_path: Path) -> None:
+    verbs = ("filter", "download", "train", "evaluate", "full")
+    for verb, result in zip(verbs, run_each([command(verb, tmp_path / "run", "--help")[1:] for verb in verbs]), strict=True):
+        assert result.returncode == 0, result.stderr
+        for key in (
+            "--config FILE",
+            "run_dir",
+            "filter.source.path",
+            "method_settings.tcl.area_prior",
+            "evaluate.stride",
+            "tracking.uri",
+        ):
+            assert key in result.stdout
+        assert ("[--retry none|transient|permanent]" in result.stdout) == (verb in ("download", "full"))
     assert not (tmp_path / "run").exists()

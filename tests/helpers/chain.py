@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -44,6 +44,47 @@ def run(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE) ->
         check=False,
         timeout=DEADLINE,
     )
+
+
+ONE_AFTER_ANOTHER = """
+import json, os, runpy, sys, tempfile
+
+def call(verb, argv):
+    sys.argv = [f"pipelines/{verb}.py", *argv]
+    try:
+        runpy.run_path(sys.argv[0], run_name="__main__")
+    except SystemExit as end:
+        return end.code or 0
+
+results, kept = [], (os.dup(1), os.dup(2))
+for verb, argv in json.load(sys.stdin):
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        for file, number in ((out, 1), (err, 2)):
+            os.dup2(file.fileno(), number)
+        code = call(verb, argv)
+        for stream, number, original in ((sys.stdout, 1, kept[0]), (sys.stderr, 2, kept[1])):
+            stream.flush()
+            os.dup2(original, number)
+        results.append([code, *(file.seek(0) or file.read() for file in (out, err))])
+print(json.dumps(results))
+"""
+
+
+def run_each(calls: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess[str]]:
+    """Verbs with their arguments, from the script on, one after another in one process, so that libraries load once."""
+    given = json.dumps([[Path(script).stem, argv] for script, *argv in calls])
+    process = subprocess.run(
+        [sys.executable, "-c", ONE_AFTER_ANOTHER],
+        cwd=REPO,
+        env=environment() | {"PYTHONPATH": str(REPO)},
+        input=given,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=DEADLINE,
+    )
+    results = json.loads(process.stdout.splitlines()[-1])
+    return [subprocess.CompletedProcess(list(call), *result) for call, result in zip(calls, results, strict=True)]
 
 
 def run_well(verb: str, run_dir: Path, *settings: str) -> str:

@@ -11,7 +11,7 @@ import torch
 from helpers.paths import PYTHONPATH
 
 SCRIPT = """
-import sys
+import os, sys
 from importlib import import_module
 from pathlib import Path
 import torch
@@ -19,7 +19,10 @@ module, name, folder, *rest = sys.argv[1:]
 torch.set_num_threads(1)
 torch.distributed.init_process_group("gloo")
 getattr(import_module(module), name)(Path(folder), *rest)
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
+sys.stdout.flush(), sys.stderr.flush()
+os._exit(0)  # gloo's threads now and then abort an interpreter that takes itself down
 """
 
 
