@@ -219,6 +219,19 @@ def _folder_in(folder: Path, method: str) -> Path:
     raise InputError(f"{folder}: holds no {MODEL}; give a folder that the train stage wrote, or a run's")
 
 
+def check_digest(weights: Path) -> None:
+    """Raise InputError where the `model.json` beside trained weights was written for others."""
+    file = weights.with_name(MODEL)
+    if not file.is_file():
+        return
+    try:
+        digest = json.loads(file.read_text(encoding="utf-8"))["sha256"].get(weights.name)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{file}: not what the train stage writes ({error!r})") from error
+    if digest is not None:
+        _check_weights(weights, digest, file)
+
+
 def _check_weights(path: Path, digest: str, file: Path) -> None:
     if not path.is_file():
         raise InputError(

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader, Dataset
 from owseg import InputError
 from owseg.normalisation import Normalisation
 from owseg.partners import EntityLists, Partners
+from owseg.photos import UNREADABLE
 from owseg.text import Tokenizer
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
@@ -278,9 +279,14 @@ class CaptionBatches(Dataset[Batch]):
 
     def _open(self, index: int) -> tuple[Image.Image, str]:
         """A sample's image, RGB, and its caption."""
-        encoded, caption = self.reader.read(index)
-        with Image.open(io.BytesIO(encoded)) as image:
-            return image.convert("RGB"), caption
+        try:
+            encoded, caption = self.reader.read(index)
+            with Image.open(io.BytesIO(encoded)) as image:
+                return image.convert("RGB"), caption
+        except UNREADABLE as error:
+            shard = self.reader.shards[self.reader.samples.place(index)[0]]
+            key = self.reader.samples.key(index)
+            raise InputError(f"{shard}: sample {key} cannot be read ({error}); take it out of the tar") from error
 
     def _draw_views(self, photos: Sequence[Image.Image]) -> dict[str, Tensor]:
         """What the method's `views` draws of each image, normalised and stacked by name."""

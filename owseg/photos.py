@@ -8,7 +8,9 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from owseg import InputError
-from owseg.evaluation.datasets import UNREADABLE
+
+UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, Image.DecompressionBombError)
+"""What Pillow and its decoders raise for files that they cannot decode (RuntimeError: AVIF)."""
 
 Photo = str | Path | Image.Image | np.ndarray
 """A file, a Pillow image, or an array: [H, W] grey, [H, W, 3] RGB or [H, W, 4] RGBA in uint8, or [H, W] grey in uint16."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.fit import load_learned
+from owseg.fit import WEIGHTS, learned_state, load_learned
 from owseg.methods import TRAINABLE
 from owseg.phases import Phase
 from owseg.published_layout import Layout
@@ -162,19 +162,38 @@ def read_official(path: Path) -> dict[str, Any]:
             f"if you trust it, re-save it where it was made: {resave}"
         ) from error
     state = found.get("model") if isinstance(found, dict) else None
+    if isinstance(state, dict) and any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in state.values()):
+        raise InputError(f"{path}: its tensors have shapes alone and no values; save it where the weights are")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):
         raise InputError(f'{path}: holds no state dict under the key "model", as official checkpoints do')
     return state
 
 
-def load_start(method: TrainableMethod, path: Path) -> None:
+def load_start(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> None:
     """Fill a method with weights that its training begins with: an official checkpoint, or this project's of any phases.
 
-    What the file lacks stays as the method began, and is logged. Raises InputError where the file holds something else.
+    What the file lacks stays as the method began, and is logged. Raises InputError where the file holds something else,
+    nothing that a phase trains, or what no phase trains and differs here: checkpoints do not hold that, so that what is
+    trained on it would be scored on something else.
     """
+    path = path / WEIGHTS if path.is_dir() else path
+    learned = learned_state(method, phases).keys()
+    frozen = {name: tensor.clone() for name, tensor in method.state_dict().items() if name not in learned}
     if path.suffix in SUFFIXES:
         _log_differences(path, import_official(method, read_official(path), path))
-        return
+    else:
+        _load_some(method, learned, path)
+    for name, tensor in method.state_dict().items():
+        if not tensor.isfinite().all():
+            raise InputError(f"{path}: {name} holds numbers that are not finite; give a checkpoint from before they were")
+        if name in frozen and not torch.allclose(tensor, frozen[name], atol=1e-6):
+            raise InputError(
+                f"{path}: {name} is another than here, and no phase trains it; give the encoder that belongs to these weights, "
+                "or train it, too"
+            )
+
+
+def _load_some(method: TrainableMethod, learned: Collection[str], path: Path) -> None:
     try:
         found = load_file(path)
     except Exception as error:  # safetensors raises its own untyped errors for truncated and foreign files
@@ -182,8 +201,8 @@ def load_start(method: TrainableMethod, path: Path) -> None:
     own = method.state_dict()
     if wrong := differences(found, {name: tensor for name, tensor in own.items() if name in found}):
         raise InputError(f"{path}: belongs to another architecture ({wrong})")
-    if not found:
-        raise InputError(f"{path}: holds no weights")
+    if not found.keys() & learned:
+        raise InputError(f"{path}: holds no weights that are trained here")
     method.load_state_dict(found, strict=False)
     log.info("%s: %d of %d tensors", path, len(found), len(own))
 

@@ -8,7 +8,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,8 @@ from owseg.trainable import TrainableMethod
 
 CHECKPOINT = "checkpoint"
 """Folder below a plain training's own that holds its last checkpoint."""
+JOB = "job.json"
+"""In a checkpoint: the settings of the training that wrote it."""
 COSTS = ("pairs", "cpu_seconds", "gpu_seconds", "peak_memory_mb")
 """What lines of the step log say of all that was spent until then, over all ranks and starts."""
 
@@ -98,7 +100,7 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
     Alone, or as one of torchrun's ranks (gloo, or NCCL on a GPU), each of which calls it with the same job. The folder of the
     job gets `metrics.jsonl`, the weights, and `model.json`, which makes it a checkpoint that `segment` and `evaluate` take.
     """
-    device = torch.device(device)
+    device = usable_device(device)
     started = "WORLD_SIZE" in os.environ and not dist.is_initialized()
     if started:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
@@ -107,6 +109,8 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
         job.out.mkdir(parents=True, exist_ok=True)
         method = build(job)
         resume = job.out / CHECKPOINT if (job.out / CHECKPOINT / WEIGHTS).is_file() else None
+        if resume is not None:
+            refuse_other_job(job, ranks, resume / JOB)
         log = StepLog(job, resume, Spent(device), write=rank == 0)
 
         def make_engine(groups: Sequence[ParameterGroup], optim: OptimConfig) -> TorchEngine:
@@ -123,7 +127,7 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
             log_every=job.train.log_every,
             checkpoint_every=job.train.checkpoint_every,
             on_log=log,
-            on_checkpoint=lambda step, save: _keep(job, save, first=rank == 0),
+            on_checkpoint=lambda step, save: _keep(job, save, ranks, first=rank == 0),
         )
         if rank == 0:
             shutil.copyfile(job.out / CHECKPOINT / WEIGHTS, job.weights)
@@ -135,12 +139,61 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
     return job.weights
 
 
-def _keep(job: TrainJob, save: Callable[[Path], None], *, first: bool) -> None:
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises InputError where there is none here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device: {str(name)!r} cannot be used here ({error}); give cpu, or cuda where there is a GPU"
+        ) from error
+    return device
+
+
+def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
+    """All that decides the weights, as it is kept beside a checkpoint: a dotted key for each setting."""
+    data = [[shard.name, shard.stat().st_size] for shard in job.shards]
+    given = {"seed": job.seed, "ranks": ranks, "bf16": job.train.bf16, "shards": data, "start": job.start and str(job.start)}
+    given |= {"method": asdict(job.method), "normalisation": asdict(job.normalisation)}
+    if job.method.uses_clip:
+        given["encoder"] = asdict(job.encoder)
+    found: dict[str, Any] = json.loads(json.dumps(dict(_flat("", given))))
+    return found
+
+
+def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            yield from _flat(f"{key}.{name}" if key else name, inner)
+    else:
+        yield key, value
+
+
+def refuse_other_job(job: TrainJob, ranks: int, file: Path) -> None:
+    """Raise InputError where a checkpoint was written by a training of other settings, whose weights these are not."""
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        before = None
+    now = settings_of(job, ranks)
+    if not isinstance(before, dict):
+        raise InputError(f"out: {job.out} holds a checkpoint that does not say of what training it is; give another folder")
+    for key in [*now, *(key for key in before if key not in now)]:
+        if before.get(key) != now.get(key):
+            raise InputError(
+                f"out: {job.out} holds a training of other settings: {key} was {before.get(key)} and is now {now.get(key)}; "
+                "give another folder, or delete that one"
+            )
+
+
+def _keep(job: TrainJob, save: Callable[[Path], None], ranks: int, *, first: bool) -> None:
     """Write a checkpoint beside the last one, and put it in its place when all ranks have written their part."""
     new, kept = job.out / f".{CHECKPOINT}", job.out / CHECKPOINT
     if first:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
+        (new / JOB).write_text(json.dumps(settings_of(job, ranks)), encoding="utf-8")
     _barrier()
     save(new)
     _barrier()
@@ -162,7 +215,7 @@ def build(job: TrainJob) -> TrainableMethod:
     method = build_trained(job.method, make_encoder)
     method.initialise()  # also where training resumes: checkpoints hold no weights that stay frozen throughout
     if job.start is not None:
-        load_start(method, job.start)
+        load_start(method, job.method.phases, job.start)
     return method
 
 

@@ -18,9 +18,9 @@ from pipelines.app.world import evaluate_config
 
 def check(config: Config) -> None:
     """validate the benchmark folders in seconds and stop: exit code 0, or 2 with a line for each problem"""
-    if config.evaluate.root:
+    if config.evaluate.root or len(config.evaluate.own) == len(config.evaluate.datasets):
         settings = config.evaluate
-        if not settings.folder.is_dir():
+        if settings.root and not settings.folder.is_dir():
             raise InputError(f"evaluate.root: {settings.root} is no folder; it must hold VOCdevkit, coco_stuff164k, ...")
     else:
         with open_run_dir(config, None) as held:
@@ -42,7 +42,7 @@ def print_reports(reports: Mapping[str, Report], root: str) -> None:
     console = Console()
     with console.capture() as rows:
         console.print(table)
-    lines = [f"benchmarks in {root}", rows.get().rstrip()]
+    lines = [f"benchmarks in {root}" if root else "own datasets", rows.get().rstrip()]
     for name, report in reports.items():
         for kind, findings in (("problem", report.problems), ("warning", report.warnings)):
             lines += [f"{kind}: {name}: {finding.removeprefix(f'{name}: ')}" for finding in findings]

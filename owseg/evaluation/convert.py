@@ -18,7 +18,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from owseg import InputError
-from owseg.evaluation.datasets import UNREADABLE
+from owseg.photos import UNREADABLE
 
 SOURCE = "Source"
 """The PNG text that names the set that a label map was made of."""

@@ -18,7 +18,8 @@ from PIL import Image
 
 from owseg import InputError
 from owseg.evaluation.convert import Plan, lookup, read_json, relabel
-from owseg.evaluation.datasets import IGNORE, UNREADABLE, official_files, read_indices
+from owseg.evaluation.datasets import IGNORE, official_files, read_indices
+from owseg.photos import UNREADABLE
 
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 """Ids of the pixel maps that no category has."""

@@ -13,12 +13,13 @@ import numpy as np
 from PIL import Image
 
 from owseg import InputError
+from owseg.photos import UNREADABLE
 
 IGNORE = 255
+WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
+"""Pillow's modes of more than 8 bits, which it would clip to white."""
 INDEXED, IN_COLOURS = ("1", "L", "P", "I", "I;16", "I;16B"), ("RGB", "RGBA")
 """Pillow's modes of label maps with one channel, and of those in colours."""
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, MemoryError, RuntimeError, Image.DecompressionBombError)
-"""What Pillow and its decoders raise for files that they cannot decode (RuntimeError: AVIF)."""
 
 
 class UnreadableError(InputError):
@@ -270,6 +271,8 @@ def read_image(path: Path) -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
+            if image.mode in WIDE:
+                raise InputError(f"{path}: mode {image.mode}; images have 8 bits a channel, so convert it first")
             return np.asarray(image.convert("RGB"))
     except UNREADABLE as error:
         raise UnreadableError(f"{path}: not a readable image ({error})") from error
@@ -294,7 +297,8 @@ def read_stored(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np.
     """
     try:
         with Image.open(path) as image:
-            mode, values = image.mode, np.asarray(image.convert("RGB") if colours and image.mode in IN_COLOURS else image)
+            mode = "RGB" if colours and image.mode in ("P", "PA") else image.mode  # a palette says which colours are meant
+            values = np.asarray(image.convert("RGB") if colours and mode in IN_COLOURS else image)
     except UNREADABLE as error:
         raise UnreadableError(f"{path}: not a readable label map ({error})") from error
     if colours and mode in IN_COLOURS:

@@ -1,12 +1,14 @@
 """A user's own dataset: folders of images and label maps, and a list of names, from the config alone."""
 
+import os
 import re
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from owseg import InputError
-from owseg.evaluation.datasets import DATASETS, IGNORE, EvalDataset, Item, read_names
+from owseg.evaluation.datasets import DATASETS, IGNORE, EvalDataset, Item
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -53,6 +55,9 @@ class OwnDataset:
             raise InputError(f"name: {self.name!r} must be letters, digits, _ and -")
         if self.name in DATASETS or self.name == "average":
             raise InputError(f"name: {self.name!r} is a benchmark's; choose another")
+        for key in ("images", "labels", "names"):
+            if not getattr(self, key):
+                raise InputError(f"{key}: is empty; give a {'file' if key == 'names' else 'folder'}")
         if self.reduce_zero_label and self.background is not None:
             raise InputError("background: label 0 does not count with reduce_zero_label; set one of the two")
 
@@ -70,6 +75,9 @@ class OwnDataset:
             raise InputError(f"{self.names}: names {repeated!r} twice; first names must be unique")
         if len(names) > IGNORE:
             raise InputError(f"{self.names}: has {len(names)} classes; at most {IGNORE} can be told apart")
+        label = None if self.ignore is None else self.ignore - self.reduce_zero_label
+        if label is not None and 0 <= label < len(names):
+            raise InputError(f"{self.name}.ignore: {self.ignore} is the label of {names[label]!r}; give another, or null")
         if self.background is not None and names[0] != self.background:
             raise InputError(f"{self.name}.background: {self.background!r} must be the first class of {self.names}")
         return EvalDataset(
@@ -79,8 +87,14 @@ class OwnDataset:
             background=self.background is not None,
             reduce_zero=self.reduce_zero_label,
             ignore=self.ignore,
-            colours=_colours(Path(self.colours)) if self.colours else (),
+            colours=self._colours(len(names) + self.reduce_zero_label) if self.colours else (),
         )
+
+    def _colours(self, labels: int) -> tuple[tuple[int, int, int], ...]:
+        found = _colours(Path(self.colours))
+        if len(found) < labels:
+            raise InputError(f"{self.colours}: has {len(found)} colours for {labels} labels; give each a line")
+        return found
 
     def texts(self) -> tuple[str, ...]:
         """The lines that the text tower is shown, in label order."""
@@ -108,12 +122,12 @@ class OwnFiles:
         if not folder.is_dir():
             raise InputError(f"{own.name}: images: {own.images} is no folder")
         found: dict[str, Path] = {}
-        for path in sorted(folder.rglob("*")):
-            if path.is_file() and (id_ := self._id(path.relative_to(folder).as_posix())):
+        for path in sorted(_files_below(folder)):
+            if id_ := self._id(path.relative_to(folder).as_posix()):
                 if id_ in found:
                     raise InputError(f"{own.name}: {found[id_]} and {path} have one id; set suffix.images")
                 found[id_] = path
-        ids = self._listed() if own.split else list(found)
+        ids = self._listed(found) if own.split else list(found)
         labels = Path(own.labels).expanduser()
         missing = own.suffix.images or ".*"
         return [Item(id_, found.get(id_, folder / f"{id_}{missing}"), labels / f"{id_}{own.suffix.labels}") for id_ in ids]
@@ -133,21 +147,34 @@ class OwnFiles:
         suffix = Path(path).suffix
         return path.removesuffix(suffix) if suffix.lower() in IMAGE_SUFFIXES else ""
 
-    def _listed(self) -> list[str]:
-        """The ids of the split file; an ending of an image is cut off, and what follows a space is left out."""
-        lines = _lines(Path(self.own.split), f"{self.own.name}.split")
-        return list(dict.fromkeys(self._id(first) or first for first in (line.split()[0] for line in lines)))
+    def _listed(self, found: Collection[str]) -> list[str]:
+        """The ids of the split file; an ending of an image is cut off, and what follows a space where that is no id."""
+        ids: dict[str, None] = {}
+        for line in _lines(Path(self.own.split), f"{self.own.name}.split"):
+            whole, first = (self._id(text) or text for text in (line.strip(), line.split()[0]))
+            ids[whole if whole in found else first] = None
+        return list(ids)
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    """Every file, those behind links to folders among them; a link that leads nowhere counts, so that it is missed."""
+    for parent, _, names in os.walk(folder, followlinks=True):
+        yield from (Path(parent) / name for name in names)
 
 
 def _lines(path: Path, key: str) -> tuple[str, ...]:
-    """The lines of a list. Raises InputError, naming its setting, where it is missing or empty."""
+    """The lines of a list. Raises InputError, naming its setting, where it is missing or empty, or a line says nothing."""
     try:
-        lines = read_names(path.expanduser())
-    except OSError as error:
-        raise InputError(f"{key}: {path} cannot be read ({error.strerror})") from error
+        lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{key}: {path} cannot be read ({reason}); give a text file in UTF-8, one a line") from error
     if not lines:
         raise InputError(f"{key}: {path} is empty; give a line for each")
-    return lines
+    for number, line in enumerate(lines, 1):
+        if not line.split(",")[0].strip():
+            raise InputError(f"{key}: {path}, line {number} names nothing; labels are counted by lines, so give each a name")
+    return tuple(lines)
 
 
 def _colours(path: Path) -> tuple[tuple[int, int, int], ...]:

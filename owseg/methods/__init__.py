@@ -1,4 +1,4 @@
-"""The methods. Adding one = one file or room here, and one line in `Methods`."""
+"""The methods. Adding one = one file or folder here, and one line in `Methods`."""
 
 from dataclasses import dataclass, fields
 

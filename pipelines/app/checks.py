@@ -1,13 +1,13 @@
 """What can be found wrong with a run's inputs at once, before hours of work lead up to it."""
 
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
 
 from miniature.benchmarks import CLASSES, SUBSETS
 from owseg import InputError
-from owseg.checkpoint import MODEL, located, read_model
+from owseg.checkpoint import MODEL, check_digest, located, read_model
 from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, build_encoder, load_encoder, weight_tag
 from owseg.evaluation.datasets import list_items
@@ -89,7 +89,12 @@ def check_weights(config: Config) -> None:
     for name, path in starting_weights(config).items():
         if not path.is_file():
             raise InputError(f"init.{name}: {path} does not exist")
-        load_start(build_trained(getattr(config.method_settings, name), lambda: build_encoder(encoder)), path)
+        model = getattr(config.method_settings, name)
+        if name == config.method_settings.clip.name and encoder.pretrained != PRETRAIN:
+            raise InputError("init.clip: this run trains no CLIP; set encoder.pretrained=pretrain, or leave init.clip out")
+        make_encoder = build_encoder if encoder.pretrained == PRETRAIN else load_encoder
+        load_start(build_trained(model, partial(make_encoder, encoder)), model.phases, path)
+        check_digest(path)
     for name, path in given_weights(config).items():
         if not path.is_file():
             raise InputError(f"weights.{name}: {path} does not exist")

@@ -47,3 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _help() -> str:
     verbs = "\n".join(f"  {verb:<10}{meaning}" for verb, meaning in VERBS.items())
     return f"usage: owseg VERB [--config FILE] [key=value ...]\n\n{verbs}\n\nowseg VERB --help tells what each takes."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
