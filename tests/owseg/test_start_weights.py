@@ -47,30 +47,54 @@ def test_official_weights_and_weights_of_other_phases(tmp_path: Path) -> None:
     torch.save(export_official(method), official)
     torch.manual_seed(2)
     other = tiny.tcl_config(1, 1).build(tiny.encoder(tmp_path))
-    load_start(other, official)
+    load_start(other, other.config.phases, official)
     learned = dict(method.named_parameters())
     for name, parameter in other.named_parameters():
         if not name.startswith("clip."):
             assert torch.equal(parameter, learned[name]), name
     part = tmp_path / "part.safetensors"
     save_file({"mask_scale": torch.tensor(7.0)}, part)
-    load_start(other, part)
+    load_start(other, other.config.phases, part)
     assert other.mask_scale.item() == 7.0
+
+
+def test_a_folder_is_its_weights(tmp_path: Path) -> None:
+    tiny.write_shards(tmp_path / "shards", samples=16)
+    given = load_file(train(job(tmp_path)))
+    begun = build(job(tmp_path, start=tmp_path / "out")).state_dict()
+    assert all(torch.equal(begun[name], tensor) for name, tensor in given.items())
+
+
+def test_what_no_phase_trains_must_be_the_runs(tmp_path: Path) -> None:
+    """Checkpoints do not hold a frozen CLIP: a decoder that is trained on another one would be scored on the run's."""
+    method = tiny.tcl_config().build(tiny.encoder(tmp_path))
+    state = {name: tensor.clone() for name, tensor in method.state_dict().items()}
+    save_file(state, tmp_path / "whole.safetensors")
+    load_start(method, method.config.phases, tmp_path / "whole.safetensors")
+    frozen = next(name for name in state if name.startswith("clip.") and name.endswith("weight"))
+    save_file(state | {frozen: state[frozen] + 1}, tmp_path / "other.safetensors")
+    with pytest.raises(InputError, match=rf"{frozen} is another than here, and no phase trains it; give the encoder"):
+        load_start(method, method.config.phases, tmp_path / "other.safetensors")
+    save_file({"mask_scale": torch.tensor(torch.nan)}, tmp_path / "nan.safetensors")
+    with pytest.raises(InputError, match="mask_scale holds numbers that are not finite"):
+        load_start(tiny.tcl_config().build(tiny.encoder(tmp_path)), method.config.phases, tmp_path / "nan.safetensors")
 
 
 @pytest.mark.parametrize("content", [{"strange": torch.zeros(1)}, {"mask_scale": torch.zeros(2)}, {}])
 def test_weights_of_something_else_are_refused(tmp_path: Path, content: dict[str, torch.Tensor]) -> None:
     save_file(content, tmp_path / "other.safetensors")
     method = tiny.tcl_config().build(tiny.encoder(tmp_path))
-    with pytest.raises(InputError, match=r"other\.safetensors: (belongs to another architecture|holds no weights)"):
-        load_start(method, tmp_path / "other.safetensors")
+    with pytest.raises(
+        InputError, match=r"other\.safetensors: (belongs to another architecture|holds no weights that are trained here)"
+    ):
+        load_start(method, method.config.phases, tmp_path / "other.safetensors")
 
 
 def test_methods_without_published_checkpoints_take_none(tmp_path: Path) -> None:
     torch.save({"model": {}}, tmp_path / "x.pth")
     method = tiny.clip_config().build(tiny.encoder(tmp_path))
     with pytest.raises(InputError, match="no published checkpoints of Clip are known"):
-        load_start(method, tmp_path / "x.pth")
+        load_start(method, tiny.clip_config().phases, tmp_path / "x.pth")
 
 
 def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:

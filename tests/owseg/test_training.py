@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
@@ -125,3 +127,31 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
         train(job(tmp_path / "shards", tmp_path / "out"))
     with pytest.raises(InputError, match="log_every must be at least 1"):
         LoopConfig(log_every=0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [({"seed": 7}, "seed"), ({"method": tiny.clip_config(5)}, "method.phases"), ({"shards": ()}, "shards")],
+)
+def test_a_training_of_other_settings_is_not_resumed(tmp_path: Path, changes: dict[str, Any], key: str) -> None:
+    tiny.write_shards(tmp_path / "shards", samples=16)
+    first = job(tmp_path / "shards", tmp_path / "out", steps=2)
+    before = train(first).read_bytes()
+    with pytest.raises(InputError, match=rf"holds a training of other settings: {key} was"):
+        train(replace(first, **changes))
+    assert train(first).read_bytes() == before
+
+
+def test_a_bad_sample_is_named(tmp_path: Path) -> None:
+    tiny.write_shards(tmp_path / "shards", samples=8)
+    (shard, *_) = sorted((tmp_path / "shards").glob("*.tar"))
+    content = shard.read_bytes()
+    shard.write_bytes(content.replace(b"\xff\xd8\xff", b"\0\0\0").replace(b"\x89PNG", b"\0\0\0\0"))
+    with pytest.raises(InputError, match=rf"{shard.name}: sample \w+ cannot be read .*take it out of the tar"):
+        train(job(tmp_path / "shards", tmp_path / "out", steps=1))
+
+
+def test_a_device_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    tiny.write_shards(tmp_path / "shards", samples=16)
+    with pytest.raises(InputError, match="device: 'nowhere' cannot be used here"):
+        train(job(tmp_path / "shards", tmp_path / "out"), device="nowhere")

@@ -14,7 +14,7 @@ from helpers.chain import run
 from helpers.paths import REPO
 from owseg import InputError
 from owseg.evaluation.check import check_benchmark
-from owseg.evaluation.datasets import IGNORE, list_items, read_image, read_label
+from owseg.evaluation.datasets import IGNORE, Item, list_items, read_image, read_label
 from owseg.evaluation.own_dataset import OwnDataset, Suffixes
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from pipelines.app.config import ConfigError, from_dict, load, to_dict
@@ -148,6 +148,59 @@ def test_mistakes_are_told(camvid: Path) -> None:
     (camvid / "grey.txt").write_text("1 2 3\n4 5\n")
     with pytest.raises(InputError, match=r"grey\.txt, line 2: '4 5' is not of the form"):
         settings(camvid, colours=str(camvid / "grey.txt")).dataset()
+
+
+def test_ids_with_spaces_and_folders_behind_links_are_found(camvid: Path) -> None:
+    for kind, suffix in (("images", ""), ("labels", "_L")):
+        (camvid / "elsewhere" / kind).mkdir(parents=True)
+        for name in ("street 1", "street"):
+            Image.new("L", (2, 2)).save(camvid / "elsewhere" / kind / f"{name}{suffix}.png")
+        (camvid / kind / "linked").symlink_to(camvid / "elsewhere" / kind)
+    (camvid / "val.txt").write_text("linked/street 1\nseq1/0003 extra\n")
+    assert [item.id for item in list_items(settings(camvid).dataset(), Path())] == ["linked/street 1", "seq1/0003"]
+    assert len(list_items(settings(camvid, split="").dataset(), Path())) == 6
+    (camvid / "images" / "gone.png").symlink_to(camvid / "nowhere.png")
+    with pytest.raises(InputError, match=r"gone\.png is missing"):
+        list_items(settings(camvid, split="").dataset(), Path())
+
+
+def test_a_palette_means_its_colours_where_they_are_listed(camvid: Path) -> None:
+    red, green = (200, 0, 0), (0, 200, 0)
+    (camvid / "two.txt").write_text("cat\ndog\n")
+    (camvid / "colours.txt").write_text("200 0 0\n0 200 0\n")
+    own = settings(camvid, names=str(camvid / "two.txt"), colours=str(camvid / "colours.txt"), ignore=None).dataset()
+    picture = Image.fromarray(np.array([[green, red], [red, green]], np.uint8))
+    picture.convert("P", palette=Image.Palette.ADAPTIVE, colors=2).save(camvid / "map.png")
+    label = read_label(own, Item("map", camvid / "map.png", camvid / "map.png"), (2, 2))
+    assert label.tolist() == [[1, 0], [0, 1]]
+
+
+def test_images_of_16_bits_are_refused(camvid: Path) -> None:
+    Image.fromarray(np.full((2, 2), 5000, np.uint16)).save(camvid / "deep.png")
+    with pytest.raises(InputError, match=r"deep\.png: mode I;16; images have 8 bits a channel"):
+        read_image(camvid / "deep.png")
+
+
+@pytest.mark.parametrize(
+    ("changes", "lines", "message"),
+    [
+        ({}, "cat\n\ntree\n", r"line 2 names nothing; labels are counted by lines"),
+        ({}, "cat\n,dog\n", r"line 2 names nothing"),
+        ({}, ",\n,\n", r"line 1 names nothing"),
+        ({"ignore": 1}, "cat\ndog\n", r"camvid\.ignore: 1 is the label of 'dog'; give another, or null"),
+        ({"ignore": 255, "reduce_zero_label": True}, "\n".join(map(str, range(255))), r"ignore: 255 is the label of '254'"),
+        ({"images": ""}, "cat\n", r"images: is empty; give a folder"),
+        ({"colours": "{colours}"}, "cat\ndog\n", r"has 1 colours for 2 labels"),
+    ],
+)
+def test_lists_that_cannot_be_meant_are_refused(camvid: Path, changes: dict[str, Any], lines: str, message: str) -> None:
+    (camvid / "own.txt").write_text(lines)
+    (camvid / "colours.txt").write_text("1 2 3\n")
+    given = {"names": str(camvid / "own.txt"), **changes}
+    if "colours" in given:
+        given["colours"] = str(camvid / "colours.txt")
+    with pytest.raises(InputError, match=message):
+        settings(camvid, **given).dataset()
 
 
 def test_the_pages_configuration_is_checked_and_scored(camvid: Path) -> None:
