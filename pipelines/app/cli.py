@@ -66,6 +66,11 @@ def main(
             print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
             return
         config = load(Config, given.file, given.overrides)
+        if given.file == DEFAULT_CONFIG and (config.filter.source.path or config.evaluate.root):
+            print(
+                f"settings: the demo's ({DEFAULT_CONFIG.name}), as there is no --config: look at them before real data",
+                flush=True,
+            )
         if given.instead:
             given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return

@@ -84,9 +84,7 @@ def test_what_no_phase_trains_must_be_the_runs(tmp_path: Path) -> None:
 def test_weights_of_something_else_are_refused(tmp_path: Path, content: dict[str, torch.Tensor]) -> None:
     save_file(content, tmp_path / "other.safetensors")
     method = tiny.tcl_config().build(tiny.encoder(tmp_path))
-    with pytest.raises(
-        InputError, match=r"other\.safetensors: (belongs to another architecture|holds no weights that are trained here)"
-    ):
+    with pytest.raises(InputError, match=r"other\.safetensors: (belongs to another architecture|holds no weights that are)"):
         load_start(method, method.config.phases, tmp_path / "other.safetensors")
 
 
