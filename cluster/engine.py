@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
-from owseg.trainable import TrainableMethod
+from owseg.trainable import TrainableMethod, losses_of
 
 TAG = "step"
 """One constant tag: every checkpoint folder holds one checkpoint, so folders of all ranks merge without renaming."""
@@ -21,15 +21,14 @@ _BASE_STATE = ("base_optimizer_state", "optimizer_state_dict")
 
 
 class _Losses(nn.Module):
-    """DeepSpeed runs a module's forward; ours is the method's losses."""
+    """DeepSpeed runs a module's forward; this one is the method's losses."""
 
     def __init__(self, method: TrainableMethod) -> None:
         super().__init__()
         self.method = method
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        losses: dict[str, Tensor] = self.method.losses(batch)
-        return losses
+        return losses_of(self.method, batch)
 
 
 class DeepSpeedEngine:

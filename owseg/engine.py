@@ -11,7 +11,7 @@ from torch import Tensor
 
 from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
-from owseg.trainable import TrainableMethod
+from owseg.trainable import TrainableMethod, losses_of
 
 STATE = "optimizer.pt"
 """The plain engine's file in a checkpoint."""
@@ -72,7 +72,7 @@ class TorchEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-            losses: dict[str, Tensor] = self.method.losses(batch.to(self.device))
+            losses = losses_of(self.method, batch.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
         if self.ranks > 1:

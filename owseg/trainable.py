@@ -58,6 +58,14 @@ class TrainableMethod(nn.Module, ABC):
         return getattr(type(self), hook) is not getattr(TrainableMethod, hook)
 
 
+def losses_of(method: TrainableMethod, batch: Batch) -> dict[str, Tensor]:
+    """`method.losses(batch)`. Raises TypeError that names the method where these are no named scalars."""
+    found: Any = method.losses(batch)
+    if not isinstance(found, dict) or not found or not all(isinstance(one, Tensor) and one.ndim == 0 for one in found.values()):
+        raise TypeError(f"{type(method).__name__}.losses must return {{name: scalar tensor}} with one at least")
+    return found
+
+
 HOOKS = frozenset(name for name in (*vars(TrainableMethod), *TrainableMethod.__annotations__) if not name.startswith("_"))
 
 

@@ -28,7 +28,7 @@ def run(config: Config, retry: Retry = "none") -> None:
         print_funnel(corpus, shards)
         print(f"corpus report: {context.run_dir / 'corpus' / 'report.html'}")
         if context.tracker.uri:
-            print(f"MLflow: run `make up` or `mlflow ui --backend-store-uri {context.tracker.uri}`")
+            print(f"MLflow: run `make up RUN_DIR={config.run_dir}` or `mlflow ui --backend-store-uri {context.tracker.uri}`")
     print(f"summary: {context.run_dir / SUMMARY}")
 
 

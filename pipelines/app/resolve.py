@@ -67,5 +67,12 @@ def starting_weights(config: Config) -> dict[str, Path]:
 
 
 def _files_of_weights(given: Mapping[str, str]) -> dict[str, Path]:
-    paths = {name: Path(path).expanduser().resolve() for name, path in given.items()}
-    return {name: path / WEIGHTS if path.is_dir() else path for name, path in paths.items()}
+    return {name: _file_of_weights(Path(path).expanduser().resolve(), name) for name, path in given.items()}
+
+
+def _file_of_weights(path: Path, method: str) -> Path:
+    """A file itself, the one in a trained folder, or that of the method in a run's folder."""
+    in_run = path / "train" / method / WEIGHTS
+    if in_run.is_file() and not (path / WEIGHTS).is_file():
+        return in_run
+    return path / WEIGHTS if path.is_dir() else path

@@ -68,6 +68,10 @@ class Config:
                 raise ConfigError(f"methods: unknown method {name!r}{known}")
         if len(set(self.methods)) != len(self.methods):
             raise ConfigError("methods: a method is named twice")
+        for section, given in (("weights", self.weights), ("init", self.init)):
+            for name, path in given.items():
+                if not path:
+                    raise ConfigError(f"{section}.{name}: is empty; give a file or folder, or leave it out")
         for name in self.init:
             if name not in TRAINABLE:
                 known = f"{near_miss(name, TRAINABLE)}; there are {', '.join(TRAINABLE)}"

@@ -13,6 +13,7 @@ from owseg.published import export_official, load_start
 from owseg.training import LoopConfig, TrainJob, build, train
 from pipelines.app.checks import check_weights
 from pipelines.app.config import ConfigError, load
+from pipelines.app.resolve import starting_weights
 from pipelines.app.settings import Config
 
 
@@ -107,3 +108,14 @@ def test_mistakes_are_found_before_any_work(tmp_path: Path) -> None:
         load(Config, file, ["init.maskclip=x"])
     with pytest.raises(ConfigError, match=r"init\.tcl: weights\.tcl takes the place of its training; give one of the two"):
         load(Config, file, ["init.tcl=x", "weights.tcl=y"])
+
+
+def test_a_runs_folder_stands_for_what_it_trained_and_an_empty_path_for_nothing(tmp_path: Path) -> None:
+    folder = tmp_path / "run" / "train" / "tcl"
+    folder.mkdir(parents=True)
+    save_file({"mask_scale": torch.tensor(1.0)}, folder / "method.safetensors")
+    for given in (folder, folder.parents[1], folder / "method.safetensors"):
+        assert starting_weights(Config(init={"tcl": str(given)})) == {"tcl": folder / "method.safetensors"}
+    for section in ("init", "weights"):
+        with pytest.raises(ConfigError, match=rf"{section}\.tcl: is empty; give a file or folder"):
+            Config(**{section: {"tcl": ""}})  # type: ignore[arg-type]

@@ -1,11 +1,12 @@
 """What the base class of trainable methods catches: hooks that nothing would ever ask for, and a method without losses."""
 
 import pytest
+import torch
 from torch import Tensor
 
 from owseg.data import Batch
 from owseg.phases import Phase
-from owseg.trainable import HOOKS, TrainableMethod
+from owseg.trainable import HOOKS, TrainableMethod, losses_of
 
 
 @pytest.mark.parametrize(
@@ -47,3 +48,10 @@ def test_hooks_by_their_names_and_other_names_are_left_alone() -> None:
 def test_a_method_without_losses_cannot_be_made() -> None:
     with pytest.raises(TypeError, match="losses"):
         type("Method", (TrainableMethod,), {})()
+
+
+@pytest.mark.parametrize("given", [{}, None, 0.5, torch.zeros(()), {"loss": 0.5}, {"loss": torch.zeros(2)}])
+def test_losses_that_are_no_named_scalars_name_the_method(given: object) -> None:
+    method = type("Odd", (TrainableMethod,), {"losses": lambda self, batch: given})()
+    with pytest.raises(TypeError, match=r"Odd\.losses must return"):
+        losses_of(method, Batch(torch.zeros(1), torch.zeros(1), [], []))

@@ -36,10 +36,8 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(
-    "group",
-    [pytest.param(True, id="process group"), pytest.param(False, id="driver alone", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("group", [True, False], ids=["process group", "driver alone"])
 def test_a_kill_during_the_download_fetches_nothing_twice(undisturbed: Path, tmp_path: Path, group: bool) -> None:
     run = tmp_path / "run"
     requests = run / "world" / "requests.log"
