@@ -2,16 +2,13 @@
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from helpers.paths import REPO
-from helpers.recipes import command, recipe, run
+from helpers.recipes import command, copied, recipe, run
 
-UNTOUCHED = ("cluster", "configs", "miniature", "owseg", "pipelines")
 BUILD = """
 import json, sys
 from pathlib import Path
@@ -31,10 +28,7 @@ PLAIN = ["a dog on a lawn", "dog number # 7 and its #1 fan", "the red dog is asl
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with the recipe applied: the class above the union, the line at its end."""
-    folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(REPO / "filtering", folder / "filtering", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in UNTOUCHED:
-        (folder / name).symlink_to(REPO / name)
+    folder = copied(tmp_path_factory.mktemp("copy"), "filtering")
     rule, line = recipe("A caption rule")
     path = folder / "filtering" / "captions" / "rules.py"
     before, union, after = re.split(r"^(RuleConfig = \(\n(?: .*\n)+)", path.read_text(), maxsplit=1, flags=re.MULTILINE)

@@ -1,15 +1,12 @@
 """docs/extending.md, followed to the letter in a copy of the package: its example becomes a benchmark like any other."""
 
-import shutil
 from pathlib import Path
 
 import pytest
 
 from helpers.camvid import CAMVID, LISTED, write_camvid
-from helpers.paths import REPO
-from helpers.recipes import recipe, run
+from helpers.recipes import copied, recipe, run
 
-UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
 SCORE = """
 import sys
 from pathlib import Path
@@ -31,10 +28,7 @@ for preset in ("tcl", "sclip"):
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The repository with the recipe applied: the row at the end of `ON_REQUEST`, and the file of names."""
-    folder = tmp_path_factory.mktemp("copy")
-    shutil.copytree(REPO / "owseg", folder / "owseg", ignore=shutil.ignore_patterns("__pycache__"))
-    for name in UNTOUCHED:
-        (folder / name).symlink_to(REPO / name)
+    folder = copied(tmp_path_factory.mktemp("copy"), "owseg")
     (row,) = recipe("A benchmark")
     path = folder / "owseg" / "evaluation" / "datasets.py"
     before, opening, rest = path.read_text().partition("ON_REQUEST: dict[str, EvalDataset] = {")

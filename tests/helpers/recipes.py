@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -37,3 +38,11 @@ def run(copy: Path, *argv: str) -> str:
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     return done.stdout
+
+
+def copied(folder: Path, package: str) -> Path:
+    """A folder with a copy of one package, for a recipe to change, beside the others as they are."""
+    shutil.copytree(REPO / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in {"cluster", "configs", "filtering", "miniature", "owseg", "pipelines"} - {package}:
+        (folder / name).symlink_to(REPO / name)
+    return folder
