@@ -158,17 +158,24 @@ class OwnFiles:
 
 def _files_below(folder: Path) -> Iterator[Path]:
     """Every file, those behind links to folders among them; a link that leads nowhere counts, so that it is missed."""
-    for parent, _, names in os.walk(folder, followlinks=True):
+    seen: set[str] = set()
+    for parent, below, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # a link back up would never end
+            below.clear()
+            continue
+        seen.add(real)
         yield from (Path(parent) / name for name in names)
 
 
 def _lines(path: Path, key: str) -> tuple[str, ...]:
     """The lines of a list. Raises InputError, naming its setting, where it is missing or empty, or a line says nothing."""
     try:
-        lines = path.expanduser().read_text(encoding="utf-8-sig").rstrip().splitlines()
+        lines = path.expanduser().read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{key}: {path} cannot be read ({reason}); give a text file in UTF-8, one a line") from error
+    while lines and not lines[-1].strip():
+        lines.pop()
     if not lines:
         raise InputError(f"{key}: {path} is empty; give a line for each")
     for number, line in enumerate(lines, 1):

@@ -159,6 +159,8 @@ def test_ids_with_spaces_and_folders_behind_links_are_found(camvid: Path) -> Non
     (camvid / "val.txt").write_text("linked/street 1\nseq1/0003 extra\n")
     assert [item.id for item in list_items(settings(camvid).dataset(), Path())] == ["linked/street 1", "seq1/0003"]
     assert len(list_items(settings(camvid, split="").dataset(), Path())) == 6
+    (camvid / "images" / "back").symlink_to(camvid / "images")
+    assert len(list_items(settings(camvid, split="").dataset(), Path())) == 6, "a link back up ends"
     (camvid / "images" / "gone.png").symlink_to(camvid / "nowhere.png")
     with pytest.raises(InputError, match=r"gone\.png is missing"):
         list_items(settings(camvid, split="").dataset(), Path())
