@@ -35,6 +35,16 @@ KINDS = {"common nouns": (COMMON_NOUNS, COMMON), "all nouns": (NOUNS, COMMON + P
 TOP_K = 100
 
 
+def interval(part: int, whole: int) -> str:
+    """Wilson's 95 % interval of a share, in percent."""
+    if not whole:
+        return "-"
+    share, z = part / whole, 1.96
+    middle = (share + z * z / (2 * whole)) / (1 + z * z / whole)
+    half = z * (share * (1 - share) / whole + z * z / (4 * whole * whole)) ** 0.5 / (1 + z * z / whole)
+    return f"{100 * (middle - half):.0f} to {100 * min(middle + half, 1):.0f} %"
+
+
 @dataclass(frozen=True)
 class Score:
     """How much of what was found is there, and how much of what is there was found."""

@@ -21,8 +21,9 @@ import pyarrow.compute as pc
 from filtering import InputError
 from filtering.captions.balance import Balanced
 from filtering.captions.caption_counts import counts_of
+from filtering.captions.markup import MAYBE, is_markup
 from filtering.captions.near_duplicates import NearDuplicate
-from filtering.captions.text import PERSON_TOKEN, normalised
+from filtering.captions.text import PERSON_TOKEN, normalised, says_twice
 from filtering.captions.words import normalised_of
 from filtering.schema import SAMPLE
 from filtering.url import MAX_LENGTH, is_url
@@ -115,7 +116,7 @@ class FewLetters:
     """Refuses product codes, prices, dates and rows of signs."""
 
     name: Literal["few_letters"] = "few_letters"
-    """Refuses captions in which letters are rare."""
+    """Refuses captions in which letters are rare and fewer than two words are known."""
     min_share: float = 0.5
     """Smallest share of letters among the characters that are not white space (0 to 1)."""
 
@@ -124,7 +125,8 @@ class FewLetters:
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
         counts = counts_of(table)
-        return pa.array((counts["letters"] > 0) & (counts["letters"] >= self.min_share * counts["visible"]))
+        many = counts["letters"] >= self.min_share * counts["visible"]
+        return pa.array((counts["letters"] > 0) & (many | (counts["known"] > 1)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,23 +134,35 @@ class Repetition:
     """Refuses keyword lists that say the same again and again."""
 
     name: Literal["repetition"] = "repetition"
-    """Refuses captions that repeat their words, or one character many times."""
+    """Refuses captions that repeat their words without making sentences of them, or one character many times."""
     min_distinct: float = 0.6
-    """Smallest share of distinct words among the words of a caption (0 to 1); five words or fewer always pass."""
+    """Smallest share of distinct words (0 to 1), function words such as "a" and "of" aside; up to five words always pass."""
+    sentence: float = 0.25
+    """Share of function words from which a caption is a person's sentence, which may repeat its words (0 to 1)."""
     max_run: int = 5
     """Most times that one character may follow itself."""
 
     def __post_init__(self) -> None:
         _check_share(self.min_distinct, "min_distinct")
+        _check_share(self.sentence, "sentence")
         _check(self.max_run >= 1, "max_run", "must be at least 1")
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
         counts = counts_of(table)
-        varied = (counts["words"] <= 5) | (counts["distinct"] >= self.min_distinct * counts["words"])
+        names = counts["words"] - counts["small"]
+        varied = (names <= 5) | (counts["distinct"] >= self.min_distinct * names)
+        varied |= (names <= SHORT) & (2 * counts["distinct"] > names)
+        sentence = (counts["small"] > 0) & (counts["small"] >= self.sentence * counts["words"])
+        asked = pa.chunked_array([sentence & ~varied])
+        varied |= sentence & np.array(_judge(table["caption"], asked, lambda caption: not says_twice(caption)))
         run = re.compile(rf"([^\W\d_])\1{{{self.max_run},}}", re.IGNORECASE)
         opening = min(self.max_run, 5) + 1  # RE2 knows no back-references, and counts up to 1000 only
         doubted = _doubt(table["caption"], "(?i)" + "|".join(f"{letter}{{{opening}}}" for letter in ascii_lowercase))
         return pc.and_(pa.array(varied), _judge(table["caption"], doubted, lambda caption: not run.search(caption)))
+
+
+SHORT = 8
+"""Words but function words up to which half of them must be repetitions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,19 +170,11 @@ class Markup:
     """Refuses captions that carry traces of a web page."""
 
     name: Literal["markup"] = "markup"
-    """Refuses captions with HTML tags, CSS or template code, web addresses, or file names."""
+    """Refuses captions with HTML tags, CSS or template code, web addresses, or file names; a sentence may name a site."""
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
         captions = pc.replace_substring(table["caption"], PERSON_TOKEN, "")
-        return _judge(captions, _doubt(captions, _MARKUP.pattern), lambda caption: not _MARKUP.search(caption))
-
-
-_MARKUP = re.compile(
-    r"(?i)</?[a-z][^<>]*>|<!--|\{\{|\}\}|\[/?(caption|url|img|b|i)\b|&#?\w+;"  # tags, templates, forum code, left entities
-    r"|https?:|\bwww\.|\w\.(com|org|net)\b"  # addresses
-    r"|\w\.(jpe?g|png|gif|webp|bmp|tiff?|svg|pdf|mp4|html?|php|aspx?)\b"  # file names
-    r"|\b(img|dsc|dscn|dscf|screenshot)[_-]?\d{3,}"  # what cameras call their files
-)
+        return _judge(captions, _doubt(captions, f"(?i){MAYBE}"), lambda caption: not is_markup(caption))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,7 +186,8 @@ class Boilerplate:
     phrases: tuple[str, ...] = (
         "all rights reserved", "click for", "click here", "click on", "click to", "cookie policy", "free shipping",
         "image may contain", "image not available", "image not found", "image result for", "no image available",
-        "no photo available", "photo not available", "placeholder image", "read more", "sign up", "terms of use",
+        "no photo available", "photo not available", "placeholder image", "read more about", "read more at", "read more here",
+        "sign up bonus", "sign up free", "sign up here", "sign up now", "sign up today", "terms of use",
     )  # fmt: skip
     """The phrases, in any case."""
 
@@ -239,7 +246,8 @@ class NotEnglish:
     min_ascii: float = 0.85
     """Smallest share of a to z among the letters (0 to 1)."""
     min_known: float = 0.4
-    """Smallest share of words that an English dictionary knows (0 to 1); captions of up to three words need one."""
+    """Share of words that an English dictionary knows (0 to 1) below which a caption is refused if anything speaks for another
+    language: its function words, letters beyond a to z, or no known word at all and few capitals (names are no language)."""
 
     def __post_init__(self) -> None:
         _check_share(self.min_ascii, "min_ascii")
@@ -247,9 +255,20 @@ class NotEnglish:
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
         counts = counts_of(table)
-        spelt = counts["spelt"]
-        needed = np.where(spelt > 3, self.min_known * spelt, np.minimum(1, spelt))
-        return pa.array((counts["latin"] >= self.min_ascii * counts["letters"]) & (counts["known"] >= needed))
+        unknown = counts["known"] < self.min_known * counts["spelt"]
+        other_letters = counts["letters"] - counts["latin"]
+        nothing_known = (counts["known"] == 0) & (2 * counts["capitals"] < counts["spelt"])
+        function_words = counts["foreign"] > counts["small"]  # a single one may be of a name: Lana Del Rey on the stage
+        foreign = unknown & (function_words | (other_letters > 1) | nothing_known)
+        foreign |= function_words & (counts["foreign"] > 2)
+        english = (counts["known"] > 3) & (
+            counts["known"] >= STAMPED * counts["spelt"]
+        )  # with a stock agency's stamp in Russian
+        return pa.array(((counts["latin"] >= self.min_ascii * counts["letters"]) | english) & ~foreign)
+
+
+STAMPED = 0.7
+"""Share of known words from which a caption is English, whatever letters stand beside them."""
 
 
 @dataclass(frozen=True, kw_only=True)

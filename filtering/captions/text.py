@@ -8,6 +8,9 @@ PERSON_TOKEN = "<PERSON>"
 MAX_TAGGED = 10_000
 """Characters of a caption that the tagger reads, whatever the rules let through."""
 
+PASSAGE = 7
+"""Words in a row that no person says twice in a caption."""
+
 _STAND_IN = "Alex"  # a name that is no thing: the tagger reads "<PERSON>" as a proper noun
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SMALL_WORDS = frozenset(
@@ -21,6 +24,13 @@ _SHOUTED = re.compile(r"\b[A-Z]{4,}\b")
 def words(caption: str) -> list[str]:
     """The words of a caption in lower case, without punctuation; CC12M's person token is none of them."""
     return _WORD.findall(caption.replace(PERSON_TOKEN, " ").lower())
+
+
+def says_twice(caption: str) -> bool:
+    """Whether `PASSAGE` words in a row are there again: titles and templates do so, sentences do not."""
+    found = words(caption)
+    passages = [tuple(found[at : at + PASSAGE]) for at in range(len(found) - PASSAGE + 1)]
+    return len(set(passages)) < len(passages)
 
 
 def normalised(caption: str) -> str:

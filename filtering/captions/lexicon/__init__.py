@@ -78,7 +78,17 @@ def is_english(word: str) -> bool:
     The tables hold no function words but all sorts of letters and loans ("la", "en", "die"): `foreign.txt` takes out the
     small words of other languages, which are no evidence for English.
     """
-    return (word in _words(ENGLISH) or any(word in table for table in _lemma_tables())) and word not in _words(FOREIGN)
+    return (is_small(word) or any(word in table for table in _lemma_tables())) and not is_foreign(word)
+
+
+def is_small(word: str) -> bool:
+    """Whether a word in lower case is an English function word: it holds sentences together and names nothing."""
+    return word in _words(ENGLISH)
+
+
+def is_foreign(word: str) -> bool:
+    """Whether a word in lower case is a function word of another language that English captions do without."""
+    return word in _words(FOREIGN) or word[:2] in ("d'", "l'", "d’", "l’")
 
 
 @cache
