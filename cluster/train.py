@@ -77,9 +77,13 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """None: Ray's handler aborts silently for up to minutes, and stays after the training, where it ignores Ctrl-C."""
+
     job.out.mkdir(parents=True, exist_ok=True)
     cpus = job.train.threads + job.train.loader_workers if job.train.use_gpu else 0.5
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(

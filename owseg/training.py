@@ -24,6 +24,7 @@ from owseg.data import Batch, CaptionBatches, ShardReader, batches_from, check_b
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit
+from owseg.listing import is_leftover
 from owseg.method_config import TrainableConfig
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig, ParameterGroup
@@ -328,4 +329,4 @@ def read_log(path: Path) -> list[dict[str, Any]]:
 
 def shards_of(folder: Path) -> Iterator[Path]:
     """The tars of a download folder, in order."""
-    yield from sorted(folder.resolve().glob("*.tar"))
+    yield from sorted(tar for tar in folder.resolve().glob("*.tar") if not is_leftover(tar.name))
