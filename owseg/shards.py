@@ -17,7 +17,7 @@ from owseg.left_out import MAX_SHARE, BadSample, most, refuse_more
 from owseg.partners import EntityLists
 from owseg.tars import DamagedTarError, members
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 """Of several images of a sample, the first of these counts."""
 CAPTION, ABOUT = ".txt", ".json"
 SIZES = "sizes.json"

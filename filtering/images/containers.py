@@ -60,6 +60,11 @@ def container_of(data: bytes) -> Container | None:
     return None
 
 
+def begins_as_image(data: bytes) -> bool:
+    """Whether a file begins as one of the formats that are decoded."""
+    return any(signature.match(data) for signature, _ in _FORMATS)
+
+
 def _limit(count: int, limit: int, parts: str) -> None:
     if count > limit:
         raise CostlyError(f"more than {limit} {parts}")

@@ -2,13 +2,11 @@
 
 import asyncio
 import logging
-import os
 import random
 import resource
-import ssl
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from types import TracebackType
@@ -16,9 +14,9 @@ from typing import Any, Self
 
 import aiohttp
 
-from filtering.images.addresses import ConnectError, ForbiddenAddressError, Gate
+from filtering.images.addresses import ForbiddenAddressError, Gate
+from filtering.images.answers import HEADERS, LINE_BYTES, Answer, DisconnectedError, failure, read
 from filtering.images.fetch_config import FetchConfig
-from filtering.images.headers import opts_out, retry_after
 from filtering.images.politeness import HostDown, Hosts
 from filtering.images.reasons import failure_of
 from filtering.images.resolver import NameServerError, Resolver, UnknownNameError, nameserver_of
@@ -29,15 +27,17 @@ from filtering.url import Link, LinkError, follow, link_of
 class Outcome:
     """What became of one URL: `body` is there if and only if `status` is "success".
 
-    Other statuses: http_<code>, timeout, dns, dns_unknown, connect, tls, incomplete, host_down, bad_http, bad_url, bad_scheme,
-    forbidden_address, too_large, too_many_redirects, opt_out, client_error. `attempts` counts the requests made, redirects not
-    counted; `message` says in words what was wrong.
+    Other statuses: http_<code>, timeout, dns, dns_unknown, connect, tls, incomplete, unknown_coding, host_down, bad_http,
+    bad_url, bad_scheme, forbidden_address, too_large, too_many_redirects, opt_out, client_error. `attempts` counts the requests
+    made, redirects not counted; `message` says in words what was wrong.
     """
 
     status: str
     http_status: int | None = None
     attempts: int = 0
     body: bytes = field(default=b"", repr=False)
+    delimited: bool = True
+    """Whether the server said where the body ends. Otherwise one that was cut looks as if it were whole."""
     message: str | None = field(default=None, compare=False)
 
     @property
@@ -46,37 +46,9 @@ class Outcome:
         return failure_of(self.status) == "transient"
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Answer:
-    """What came of one request."""
-
-    status: str
-    http_status: int | None = None
-    body: bytes = b""
-    message: str | None = None
-    answered: bool = False
-    """Whether the head of an answer was there."""
-    retry_after: float | None = None
-    location: str | None = None
-
-
-# In this order: aiohttp's exceptions inherit from one another.
-_FAILURES: tuple[tuple[type[BaseException], str], ...] = (
-    (TimeoutError, "timeout"),
-    (aiohttp.ClientConnectorDNSError, "dns"),
-    (aiohttp.ClientSSLError, "tls"),
-    (aiohttp.ClientPayloadError, "incomplete"),
-    (aiohttp.ClientConnectionError, "connect"),
-    (aiohttp.ClientResponseError, "bad_http"),
-    (OSError, "connect"),
-    (ValueError, "bad_url"),  # aiohttp.InvalidURL, and what an impossible host name raises on its way to the wire
-    (Exception, "client_error"),  # a flaw of the client's that some server found: it must not stop millions of other links
-)
-
 # Worth another attempt within the run. A timeout has had its full time and mostly meets a slow host; a certificate will not
 # heal in seconds.
 _ASK_AGAIN = frozenset({"dns", "connect", "incomplete", "http_408", "http_425", "http_429"})
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _BUFFER = 2**17  # bytes: twice as many are read ahead before the server has to wait
 _IDLE = 3.0  # seconds that a connection is kept for the next link; with a host per link, most are never used again
 _OPEN_FILES = 2**14
@@ -144,6 +116,11 @@ class Fetcher:
             cookie_jar=aiohttp.DummyCookieJar(),
             headers={"User-Agent": self._agent, "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"},
             read_bufsize=_BUFFER,
+            auto_decompress=False,  # it knows some codings, and takes a stream that is cut for whole
+            max_line_size=LINE_BYTES,
+            max_field_size=LINE_BYTES,
+            max_headers=HEADERS,
+            middlewares=(_once,),
             trust_env=False,  # a proxy would resolve names itself and connect to what the gate refuses
         )
         return self
@@ -206,15 +183,16 @@ class Fetcher:
             http_status=answer.http_status,
             attempts=flight.requests,
             body=answer.body,
+            delimited=answer.delimited,
             message=answer.message,
         )
 
-    def _is_worth_asking_again(self, answer: _Answer, flight: _Flight) -> bool:
+    def _is_worth_asking_again(self, answer: Answer, flight: _Flight) -> bool:
         if flight.requests >= self._config.attempts or flight.seconds <= 0:
             return False
         return answer.status in _ASK_AGAIN or answer.status.startswith("http_5")
 
-    async def _follow(self, link: Link, flight: _Flight) -> _Answer:
+    async def _follow(self, link: Link, flight: _Flight) -> Answer:
         """One attempt: a request, and those that its redirects lead to."""
         for hop in range(self._config.max_redirects + 1):
             answer = await self._hop(link, flight, first=hop == 0)
@@ -223,24 +201,24 @@ class Fetcher:
             try:
                 link = follow(link, answer.location)
             except LinkError as refusal:
-                return _Answer(status=refusal.status, http_status=answer.http_status, message=str(refusal))
-        return _Answer(
+                return Answer(status=refusal.status, http_status=answer.http_status, message=str(refusal))
+        return Answer(
             status="too_many_redirects",
             http_status=answer.http_status,
             message=f"more than {self._config.max_redirects} redirects",
         )
 
-    async def _hop(self, link: Link, flight: _Flight, first: bool) -> _Answer:
+    async def _hop(self, link: Link, flight: _Flight, first: bool) -> Answer:
         """One request, when its host's turn has come; again if it was the network that failed. Only a body keeps its turn."""
         if link.is_address and not self._gate.permits(link.host):
-            return _Answer(status=ForbiddenAddressError.status, message=f"{link.host} is not a public address")
+            return Answer(status=ForbiddenAddressError.status, message=f"{link.host} is not a public address")
         if self._unknown.get(link.host, 0.0) > time.monotonic():
-            return _Answer(status=UnknownNameError.status, message=f"{link.host} does not exist")
+            return Answer(status=UnknownNameError.status, message=f"{link.host} does not exist")
         while True:
             try:
                 turn = await flight.held.enter_async_context(self._hosts.turn(link.host))
             except HostDown as down:
-                return _Answer(status="host_down", message=str(down))
+                return Answer(status="host_down", message=str(down))
             began = time.monotonic()
             answer = await self._request(link, flight.seconds)
             spent = time.monotonic() - began
@@ -256,7 +234,7 @@ class Fetcher:
             self._remember_witness(link)
         elif answer.status == UnknownNameError.status:
             if self._hosts.network.names_doubted:
-                return _Answer(status=NameServerError.status, message="the name server knows none of the names")
+                return Answer(status=NameServerError.status, message="the name server knows none of the names")
             self._remember_unknown(link.host)
         return answer
 
@@ -265,7 +243,7 @@ class Fetcher:
             self._unknown.clear()
         self._unknown[host] = time.monotonic() + _UNKNOWN_FOR
 
-    async def _request(self, link: Link, seconds: float) -> _Answer:
+    async def _request(self, link: Link, seconds: float) -> Answer:
         """One request, over at the deadline whatever the server does."""
         self._resolver.set_route(link.host)
         began = asyncio.get_running_loop().time()
@@ -275,67 +253,27 @@ class Fetcher:
             async with asyncio.timeout(limit) as deadline, self._session.get(link.url, allow_redirects=False) as response:
                 answered = True
                 deadline.reschedule(began + seconds)
-                return await self._read(response)
+                return await read(response, self._config)
         except aiohttp.ServerTimeoutError:  # aiohttp's own: no connection
-            return _Answer(status="timeout", message=f"no connection within {self._config.connect_timeout:g} s")
+            return Answer(status="timeout", message=f"no connection within {self._config.connect_timeout:g} s")
         except TimeoutError:
             message = f"not all of the body within {seconds:.3g} s" if answered else f"no answer within {limit:.3g} s"
-            return _Answer(status="timeout", message=message, answered=answered)
+            return Answer(status="timeout", message=message, answered=answered)
         except Exception as error:
-            status, message = _failure(error)
+            status, message = failure(error)
             if status == "client_error":
                 _LOG.warning("%s", link.url, exc_info=error)
-            return _Answer(status=status, message=message, answered=answered)
-
-    async def _read(self, response: Any) -> _Answer:
-        code: int = response.status
-        headers = response.headers
-        location = (headers.get("Location") or None) if code in _REDIRECTS else None
-        if self._config.respect_opt_out and (code == 200 or location is not None):
-            for tag in headers.getall("X-Robots-Tag", ()):
-                if opts_out(tag, self._agent):
-                    return _Answer(status="opt_out", http_status=code, message=_line(f"X-Robots-Tag: {tag}"))
-        if code != 200:
-            return _Answer(
-                status=f"http_{code}",
-                http_status=code,
-                message=_line(f"{code} {response.reason or ''}"),
-                retry_after=retry_after(headers.get("Retry-After")),
-                location=location,
-            )
-        most = self._config.max_bytes
-        if (announced := response.content_length) is not None and announced > most:
-            return _Answer(status="too_large", http_status=code, message=f"{announced} bytes announced, at most {most} wanted")
-        chunks, size = [], 0
-        while chunk := await response.content.readany():
-            chunks.append(chunk)
-            size += len(chunk)
-            if size > most:
-                return _Answer(status="too_large", http_status=code, message=f"more than {most} bytes")
-        return _Answer(status="success", http_status=code, body=b"".join(chunks))
+            return Answer(status=status, message=message, answered=answered)
 
 
-def _failure(error: Exception) -> tuple[str, str]:
-    """The status of what a request raised, and the reason in words."""
-    cause = getattr(error, "os_error", None)
-    if isinstance(cause, ConnectError):
-        return cause.status, str(cause)
-    status = next(status for kind, status in _FAILURES if isinstance(error, kind))
-    if isinstance(cause, ssl.SSLCertVerificationError):
-        return status, cause.verify_message
-    if isinstance(cause, ssl.SSLError):
-        return status, (cause.reason or "TLS failed").lower().replace("_", " ")
-    if (number := getattr(cause or error, "errno", None)) is not None:
-        return status, os.strerror(number)
-    if cause is not None:
-        return status, _line(str(cause)) or "the server closed the connection"
-    text = str(getattr(error, "message", "") or error).removeprefix("400, message:").strip()
-    return status, _line(text.partition("\n")[0].rstrip(":")) or type(error).__name__
-
-
-def _line(text: str) -> str:
-    """What a server wrote, fit to be shown: one line, no control characters, not long."""
-    return "".join(c if c.isprintable() else " " for c in text[:200]).strip()
+async def _once(request: Any, send: Callable[[Any], Awaitable[Any]]) -> Any:
+    """Send a request, and hide from aiohttp that the server hung up: it would send another, which nobody counts or limits."""
+    try:
+        return await send(request)
+    except aiohttp.ClientConnectorError:  # there was no connection
+        raise
+    except (aiohttp.ClientOSError, aiohttp.ServerDisconnectedError) as error:
+        raise DisconnectedError(failure(error)[1]) from error
 
 
 def _allow_open_files() -> None:

@@ -1,6 +1,7 @@
 """What servers ask for in the headers of an answer: not to use an image, or to be left alone for a while."""
 
 import email.utils
+import re
 import time
 
 _OPT_OUT = frozenset({"noai", "noimageai", "noindex", "noimageindex", "none"})  # "none" is short for "noindex, nofollow"
@@ -35,3 +36,12 @@ def retry_after(value: str | None) -> float | None:
         return max(0.0, date - time.time())
     except (ValueError, TypeError, IndexError, OverflowError):  # what the parser raises, depending on the nonsense
         return None
+
+
+def whole_of(content_range: str | None) -> int | None:
+    """The size of a file of which a part was sent that is all of it, by the Content-Range header; None if it is not all."""
+    if match := re.fullmatch(r"\s*bytes\s+0+-(\d{1,18})/(\d{1,18})\s*", content_range or "", re.ASCII | re.IGNORECASE):
+        last, size = int(match[1]), int(match[2])
+        if last + 1 == size:
+            return size
+    return None

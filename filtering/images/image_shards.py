@@ -55,6 +55,10 @@ def finish(outcome: Outcome, resize: Callable[[bytes], Resized]) -> tuple[Record
     """What became of a row, as `Results` keeps it, and the file of its image."""
     obtained = outcome.status == "success"
     resized = resize(outcome.body) if obtained else Resized(status=outcome.status, message=outcome.message)
+    if resized.status in ("truncated", "undecodable") and not outcome.delimited:
+        resized = replace(
+            resized, status="incomplete", message="a part of an image, from a server that did not say how large it is"
+        )
     failure = failure_of(resized.status)
     record = {
         "status": resized.status,

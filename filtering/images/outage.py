@@ -18,7 +18,7 @@ from contextlib import asynccontextmanager
 
 from filtering import InputError
 
-_ANSWERS = frozenset({"success", "opt_out", "too_large", "too_many_redirects", "bad_http", "tls"})
+_ANSWERS = frozenset({"success", "opt_out", "too_large", "too_many_redirects", "bad_http", "unknown_coding", "tls"})
 _SILENT = frozenset({"dns", "dns_unknown", "connect", "timeout"})
 _BROKEN_OFF = frozenset({"incomplete"})  # and what is silent after an answer: nobody knows when the last byte came
 _REQUESTS, _HOSTS = 20, 5

@@ -143,8 +143,6 @@ class Resize:
             return Resized(status="not_an_image", message=f"begins with {data[:16]!r}")
         try:
             image = Image.open(io.BytesIO(file.data), formats=(file.kind,))
-        except Image.DecompressionBombError as error:
-            return Resized(status="too_many_pixels", message=_said(error))
         except Exception as error:
             # Pillow's readers raise whatever a hostile header makes them stumble over.
             return _illegible(data, file, error)
@@ -194,7 +192,7 @@ class Resize:
     def _encoded(self, picture: Picture) -> bytes:
         kind = self._config.encode_format
         if kind == "webp" and max(picture.shape) > _LARGEST_WEBP:
-            raise CostlyError(f"a WebP has {_LARGEST_WEBP} pixels a side at most")
+            raise Image.DecompressionBombError(f"a WebP has {_LARGEST_WEBP} pixels a side at most")
         try:
             done, file = cv2.imencode(f".{kind}", picture, self._encoding)
         except cv2.error as error:
@@ -245,7 +243,9 @@ def img2dataset_resizer() -> Any:
 
 def _status_of(error: Exception) -> str:
     """The status of an image whose header was legible, by what its decoding raised."""
-    if isinstance(error, MemoryError | CostlyError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
+    if isinstance(error, Image.DecompressionBombError):
+        return "too_many_pixels"
+    if isinstance(error, MemoryError) or (isinstance(error, cv2.error) and error.code == cv2.Error.StsNoMem):
         return "too_costly"
     if isinstance(error, AttributeError | ImportError | NameError | NotImplementedError):
         return "client_error"  # a flaw or a lack of ours is no verdict on the image

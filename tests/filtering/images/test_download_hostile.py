@@ -47,11 +47,11 @@ LINKS = {
     "http://192.168.1.1/admin": "forbidden_address",
     "http://224.0.0.1/": "forbidden_address",
     "http://user:password@photos.test/fine.jpg": "bad_url",
-    "http://photos.test\\@127.0.0.1:PORT/": "bad_url",
+    "http://photos.test\\@127.0.0.1:PORT/": "http_404",
     "http://photos.test:99999/fine.jpg": "bad_url",
     "http:///fine.jpg": "bad_url",
     "//photos.test/fine.jpg": "bad_url",
-    f"{SITE}/fine.jpg#\x01": "bad_url",
+    f"{SITE}/fi\x01ne.jpg": "http_404",  # sent as %01
     f"{SITE}/{'a' * 3000}.jpg": "bad_url",
     f"{SITE}/x%0d%0aX-Injected:%20yes%0d%0a.jpg": "http_404",
     f"{SITE}/../../../../etc/passwd": "http_404",
