@@ -99,6 +99,10 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     import ray.train
     from ray.train.torch import TorchTrainer
 
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """None: Ray's handler aborts silently for up to minutes, and stays after the training, where it ignores Ctrl-C."""
+
     label, storage = selector_of(session.train_label), job.out / CHECKPOINTS
     storage.mkdir(parents=True, exist_ok=True)
     (job.out / MISTAKE).unlink(missing_ok=True)
@@ -106,7 +110,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     ensure_room(job.train.workers, job.train.each, label, patience=patience, say=partial(_say, job))
     for line in mend(storage, ray.__version__):
         _say(job, line)
-    trainer = TorchTrainer(
+    trainer = Trainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(

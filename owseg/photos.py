@@ -35,7 +35,15 @@ def read_photo(photo: Photo) -> np.ndarray:
         except FileNotFoundError:
             raise InputError(f"{name}: no such file") from None
         except UNREADABLE as error:
-            raise InputError(f"{name}: not a readable image ({error})") from error
+            raise InputError(f"{name}: not a readable image ({reason(Path(name), error)})") from error
+
+
+def reason(path: Path, error: BaseException) -> str:
+    """Why a picture cannot be decoded: in one line, and plainly where its file is empty."""
+    with suppress(OSError, ValueError):
+        if path.is_file() and path.stat().st_size == 0:
+            return "the file is empty"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def upright(image: Image.Image) -> Image.Image:

@@ -24,6 +24,7 @@ from owseg.engine import TorchEngine
 from owseg.fields import check_range
 from owseg.fit import WEIGHTS, fit
 from owseg.left_out import MAX_SHARE, BadSamples
+from owseg.listing import is_leftover
 from owseg.method_config import TrainableConfig
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig, ParameterGroup
@@ -291,4 +292,4 @@ def loader(
 
 def shards_of(folder: Path) -> Iterator[Path]:
     """The tars of a download folder, in order."""
-    yield from sorted(folder.resolve().glob("*.tar"))
+    yield from sorted(tar for tar in folder.resolve().glob("*.tar") if not is_leftover(tar.name))
