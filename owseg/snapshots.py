@@ -62,7 +62,7 @@ def newest_whole(folders: Iterable[Path]) -> tuple[Path | None, list[str]]:
         if folder.is_dir():
             if not (reason := damage(folder)):
                 return folder, wrong
-            wrong.append(f"{folder}: a damaged checkpoint ({reason}) is left aside")
+            wrong.append(f"{folder}: a damaged checkpoint ({reason})")
     return None, wrong
 
 

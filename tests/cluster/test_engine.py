@@ -11,6 +11,8 @@ from helpers.engine_ranks import train_stages
 from helpers.ranks import start_ranks, wait_for_ranks
 from helpers.tensors import assert_same
 from owseg.fit import WEIGHTS
+from owseg.snapshots import damage
+from owseg.weights import not_finite
 
 
 def weights(folder: Path, stage: int, run: str) -> dict[str, torch.Tensor]:
@@ -31,3 +33,10 @@ def test_deepspeed_takes_the_plain_engines_steps(tmp_path: Path, free_port: Call
         assert_same(sharded, plain, rtol=1e-3, atol=2e-5)
         for step in (2, 3):
             assert_same(weights(tmp_path, stage, f"from{step}"), sharded)
+    left = weights(tmp_path, 0, "spoilt")
+    assert not not_finite(left)
+    for stage in (1, 2, 3):
+        assert_same(weights(tmp_path, stage, "spoilt"), left, rtol=1e-3, atol=2e-5)
+    assert sorted(path.name for path in (tmp_path / "stage3" / "spoilt").iterdir()) == ["2", "4"], "none after a skipped step"
+    for stage in range(4):
+        assert damage(tmp_path / f"stage{stage}" / "whole" / "4") == ""
