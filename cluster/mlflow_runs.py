@@ -149,9 +149,9 @@ class MlflowTracker(MlflowRun):
         with run.running():
             yield run
 
-    def close(self) -> None:
+    def close(self, *, interrupted: bool = False) -> None:
         """Send what waits, for a bounded time, and tell what was not recorded."""
-        close([self._records, self._files], self._losses)
+        close([self._records, self._files], self._losses, interrupted=interrupted)
 
 
 class Memory:

@@ -128,12 +128,9 @@ class SplitWork:
     `rules` judge the rows that mention a kept entity.
     """
 
-    def __init__(
-        self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule], leaks: Mapping[str, frozenset[str]]
-    ) -> None:
+    def __init__(self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule]) -> None:
         self._select = Selection(make_words, confidence, out)
         self._rules = rules
-        self._leaks = leaks
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
         before = dict(self._select.matcher.counts)
@@ -144,7 +141,7 @@ class SplitWork:
         write_table(scratch / "kept" / f"{scratch.name}.parquet", kept)
         write_table(scratch / "dropped" / f"{scratch.name}.parquet", dropped)
         write_index_part(scratch / BUILD / "index" / f"{scratch.name}.parquet", kept)
-        write_json(scratch / BUILD / "statistics" / f"{scratch.name}.json", describe_shard(kept, dropped, self._leaks))
+        write_json(scratch / BUILD / "statistics" / f"{scratch.name}.json", describe_shard(kept, dropped))
         return {
             "links": kept.num_rows + dropped.num_rows,
             "kept": kept.num_rows,

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.app.config import ConfigError, lay_over, read_values
-from pipelines.app.run_dir import EXECUTION_KEYS
+from pipelines.app.roles import says_how
 from pipelines.app.settings import Config
 
 VARY = "--vary"
@@ -85,7 +85,7 @@ def _count(seeds: str) -> int:
 def _axis(config: Config, text: str) -> Axis:
     """KEY=[a, b], or KEY={label: a, other: b}."""
     key, values = read_values(config, text, source=VARY)
-    if any(f"{key}.".startswith(f"{section}.") for section in EXECUTION_KEYS):
+    if says_how(key):
         raise ConfigError(
             f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value"
         )
