@@ -16,6 +16,7 @@ from filtering.images.mirror import SIZES, Target
 from filtering.images.progress import conclude
 from filtering.images.results import RETRIES, Retry
 from filtering.reports import download as download_report
+from filtering.secrets import masked_tree
 from filtering.shards import output_of_shards
 from pipelines.app.cli import VERIFY, Choice, main
 from pipelines.app.context import Context, Result, open_context
@@ -42,7 +43,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
                 result = select_corpus(config, folder, out, run=runner)
             else:
                 result = download_corpus(config, folder, out, run=runner, retry=retry)
-            _record(run, result, download_report.write(out, result, asdict(settings)))
+            _record(run, result, download_report.write(out, result, masked_tree(asdict(settings))))
             if settings.target:
                 Target(settings.target).push([out / name for name in REPORT])
             run.dataset("corpus", source=str(folder), digest=corpus["digest"], context="download")
@@ -55,7 +56,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
         failures = {"none": 0, "transient": result["retryable"], "permanent": result["links"] - result["success"]}
         return failures[retry] > 0 and not in_tars(folder)
 
-    fingerprint = digest_of([content_digest(settings), settings.target, corpus["digest"]])
+    fingerprint = digest_of([content_digest(settings), corpus["digest"]])
     result = context.stage(
         "download", fingerprint, out, work, again=again, files=lambda: [out / name for name in (SIZES, *REPORT)]
     )

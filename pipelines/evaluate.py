@@ -32,6 +32,7 @@ from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.resolve import located_model
+from pipelines.app.roles import says_how
 from pipelines.app.settings import Config
 from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
@@ -138,7 +139,8 @@ def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Cont
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
     texts = {name: asdict(protocol) for name, protocol in protocols.items()}  # lists of names may change under one path
-    return digest_of([FORMAT, rows, to_dict(context.config.evaluate), texts, files])
+    settings = {key: value for key, value in to_dict(context.config.evaluate).items() if not says_how(f"evaluate.{key}")}
+    return digest_of([FORMAT, rows, settings, texts, files])
 
 
 def _publish(

@@ -1,8 +1,8 @@
 """Image shards in, trained methods out: Ray Train workers with DeepSpeed, resuming from the last checkpoint."""
 
-import shutil
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +14,31 @@ from filtering.files import digest_of, digest_of_file
 from owseg.checkpoint import Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of
-from owseg.fields import path_settings
+from owseg.fields import file_name, path_settings, training_settings
 from owseg.fit import WEIGHTS
 from owseg.method_config import TrainableConfig
-from owseg.training import TrainJob, costs_of, shards_of
+from owseg.step_log import costs_of, left_out_of
+from owseg.training import TrainJob, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
-from pipelines.app.resolve import given_weights, methods_to_train, resolve_encoder_paths, spread_training, starting_weights
+from pipelines.app.describe import plain
+from pipelines.app.resolve import (
+    given_weights,
+    keep_spread,
+    methods_to_train,
+    resolve_encoder_paths,
+    spread_training,
+    starting_weights,
+)
 from pipelines.app.settings import Config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
 
 ENCODER = "encoder.safetensors"
+BEFORE = "before"
+"""Folder of trainings that others, on other data or weights, have taken the place of."""
 
 
 def run_train(context: Context, shards: Result) -> Result:
@@ -41,14 +52,16 @@ def run_train(context: Context, shards: Result) -> Result:
         trained = {job.name: _train_method(context, job, shards) for job in jobs}
         digests = {name: result["digest"] for name, result in trained.items()}
         costs = {name: result["costs"] for name, result in trained.items() if "costs" in result}  # older runs have none
-        return {"methods": digests, "costs": costs, "digest": digest_of(digests)}
+        left_out = {name: result["left_out"] for name, result in trained.items() if "left_out" in result}
+        return {"methods": digests, "costs": costs, "left_out": left_out, "digest": digest_of(digests)}
 
     out.mkdir(parents=True, exist_ok=True)
     result = context.stage(
         "train", fingerprint, out, work, files=lambda: [file for job in jobs for file in _weight_files(out, job)]
     )
-    for name, costs in result.get("costs", {}).items():
-        context.tracker.metrics({f"{name}/train/{key}": value for key, value in costs.items()})
+    for numbers in (result.get("costs", {}), result.get("left_out", {})):
+        for name, values in numbers.items():
+            context.tracker.metrics({f"{name}/train/{key}": value for key, value in values.items()})
     for job in jobs:
         view = view_of(context.config.evaluate, "voc21")
         weights = weights_of(context, job.name)
@@ -88,10 +101,15 @@ def _settings(context: Context, method: TrainableConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
     config = context.config
     train = spread_training(config, method)
-    spread = {key: getattr(train, key) for key in ("workers", "engine", "bf16")}
-    settings = {"method": to_dict(method), "normalisation": to_dict(config.normalisation), "seed": config.seed, **spread}
+    spread = {key: getattr(train, key) for key in ("workers", "engine", "zero_stage", "bf16")}
+    settings = {
+        "method": plain(training_settings(located(method, Path()))),
+        "normalisation": to_dict(config.normalisation),
+        "seed": config.seed,
+        **spread,
+    }
     if method.uses_clip:
-        given = {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
+        given = {key: file_name(getattr(config.encoder, key)) for key in ("model", "pretrained")}
         settings["encoder"] = encoder_dict(resolve_encoder_paths(config)) | given
     return settings
 
@@ -116,7 +134,8 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
 
     def work() -> Result:
-        clear_other(folder, fingerprint)
+        set_other_aside(folder, fingerprint)
+        keep_spread(folder, job.train.workers)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"model": method.name})
             run.params(dict(flatten(settings)))
@@ -125,7 +144,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
             if method.name == "clip":
                 tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
                 save_file(tensors, folder / ENCODER)
-            return {"costs": costs_of(job), "digest": digest_of_file(weights)}
+            return {"costs": costs_of(job), "left_out": left_out_of(job), "digest": digest_of_file(weights)}
 
     return context.part(
         f"train-{method.name}", fingerprint, job.weights, work, files=lambda: _weight_files(folder.parent, method)
@@ -137,12 +156,17 @@ def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
     return [out / method.name / name for name in (WEIGHTS, *([ENCODER] if method.name == "clip" else []))]
 
 
-def clear_other(folder: Path, fingerprint: str) -> None:
-    """Make `folder` this training's: what one on other data or weights left there is deleted, lest it be gone on from."""
+def set_other_aside(folder: Path, fingerprint: str) -> None:
+    """Make `folder` this training's. What one on other data or weights left there moves away, lest it be gone on from."""
     file = folder / "fingerprint"
     if not file.is_file() or file.read_text() != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        if folder.is_dir() and any(folder.iterdir()):
+            places = (folder.parent / BEFORE / f"{folder.name}.{number}" for number in count(1))
+            aside = next(place for place in places if not place.exists())
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+            print(f"train-{folder.name}: begins anew on other data or weights; what was trained before is kept in {aside}")
+        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(fingerprint)
 
 
