@@ -10,7 +10,7 @@ from pathlib import Path
 from cluster.data import run_on_ray
 from cluster.tracking import Run
 from filtering.files import digest_of, record_of
-from filtering.images.download import content_digest, download_corpus
+from filtering.images.download import DownloadConfig, content_digest, download_corpus
 from filtering.images.from_tars import in_tars, select_corpus
 from filtering.images.mirror import SIZES, Target
 from filtering.images.progress import conclude
@@ -56,7 +56,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
         failures = {"none": 0, "transient": result["retryable"], "permanent": result["links"] - result["success"]}
         return failures[retry] > 0 and not in_tars(folder)
 
-    fingerprint = digest_of([content_digest(settings), corpus["digest"]])
+    fingerprint = fingerprint_of(settings, corpus["digest"])
     result = context.stage(
         "download", fingerprint, out, work, again=again, files=lambda: [out / name for name in (SIZES, *REPORT)]
     )
@@ -75,6 +75,11 @@ def _copy_again(target: Target, out: Path, shards: int) -> None:
     if lost:
         print(f"download.target: {describe_losses(lost, len(recorded))}: copied again", flush=True)
         target.push([out / name for name in recorded], {name: told.sha256 for name, told in recorded.items()})
+
+
+def fingerprint_of(settings: DownloadConfig, corpus: str) -> str:
+    """Changes with whatever changes the shards: where else they are copied does not. corpus: its digest."""
+    return digest_of([content_digest(settings), settings.shard_size, corpus])
 
 
 def retry_flag(default: Retry) -> Choice:

@@ -46,7 +46,9 @@ def run_train(context: Context, shards: Result) -> Result:
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
     begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
-    fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"], *([begun] if begun else [])])
+    fingerprint = digest_of(
+        [[deciding_settings(context.config, job) for job in jobs], shards["digest"], *([begun] if begun else [])]
+    )
 
     def work() -> Result:
         trained = {job.name: _train_method(context, job, shards) for job in jobs}
@@ -97,9 +99,8 @@ def weights_of(context: Context, name: str) -> Path:
     return given_weights(context.config).get(name, context.run_dir / "train" / name / WEIGHTS)
 
 
-def _settings(context: Context, method: TrainableConfig) -> dict[str, Any]:
+def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
-    config = context.config
     train = spread_training(config, method)
     spread = {key: getattr(train, key) for key in ("workers", "engine", "zero_stage", "bf16")}
     settings = {
@@ -130,7 +131,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         seed=context.config.seed,
         train=spread_training(context.config, method),
     )
-    settings = _settings(context, method)
+    settings = deciding_settings(context.config, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
 
     def work() -> Result:
