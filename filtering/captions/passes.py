@@ -19,7 +19,7 @@ from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
 from filtering.captions.rules import NoEntity, RareEntity
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
-from filtering.captions.vocabulary import ListConfig, kept_entities
+from filtering.captions.vocabulary import FrequencyList, ListConfig, kept_entities
 from filtering.files import digest_of, write_json, write_table
 from filtering.partition import gather, write_block
 from filtering.schema import CORPUS, DROPPED, SAMPLE
@@ -33,7 +33,8 @@ class Words:
     """What finding entities takes: the tagger, the lexicon with the list's own names, and the scanner."""
 
     def __init__(self, entities: ListConfig, stop: tuple[str, ...], tagger: str) -> None:
-        self._settings = [asdict(entities), stop]
+        own = [] if isinstance(entities, FrequencyList) else sorted(entities.names().items())  # which of these are kept
+        self._settings = [asdict(entities), own, stop]
         self.nlp = load_tagger(tagger)
         self.lexicon: Lexicon = entities.lexicon(load_lexicon(stop))
         self.scan = entities.scanner(self.lexicon, self.nlp.tokenizer)
