@@ -29,7 +29,7 @@ from filtering.captions.lexicon import load_lexicon
 from filtering.captions.matching import add_tallies, entity_counts
 from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
 from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
-from filtering.captions.read_pass import ReadWork, point_at_parts
+from filtering.captions.read_pass import ReadWork, point_at_parts, secret_paths
 from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
 from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import merge
@@ -185,10 +185,13 @@ def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
 def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
     """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
     raw = not config.vocabulary.caption_rules
-    parts = point_at_parts(build / "parts", [replace(part, raw=raw) for part in parts_of(config.source)])
+    found = [replace(part, raw=raw) for part in parts_of(config.source)]
+    parts = point_at_parts(build / "parts", found)
     settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
     identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
-    markers = run(partial(ReadWork, config.shards), parts, build / "read", fingerprint=identity, label="read")
+    markers = run(
+        partial(ReadWork, config.shards, secret_paths(found)), parts, build / "read", fingerprint=identity, label="read"
+    )
     links = sum_counts(markers).get("links", 0)
     if not links:
         raise InputError(
