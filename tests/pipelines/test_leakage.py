@@ -10,7 +10,8 @@ from filtering import InputError
 from filtering.shards import run_local
 from miniature.benchmarks import CLASSES, CONTEXT, VOC
 from pipelines import filter as filtering_stage
-from pipelines.app.config import override
+from pipelines.app.cli import DEFAULT_CONFIG
+from pipelines.app.config import load, override
 from pipelines.app.context import Context, Result
 from pipelines.app.evaluated import evaluated_classes, excluded_classes
 from pipelines.app.settings import Config
@@ -45,7 +46,7 @@ def scoring(config: Config, name: str) -> Config:
     return override(config, [f"evaluate.datasets=[{{name: {name}, images: ., labels: ., names: '{names}'{background}}}]"])
 
 
-def filtered(config: Config) -> tuple[Result, dict[str, object]]:
+def filtered(config: Config) -> tuple[Result, dict[str, tuple[int, int, float]]]:
     """The stage's result, and what its report says of leakage."""
     result = run_filter(Context(config, NullTracker()))
     report = json.loads((Path(config.run_dir) / "corpus" / "report.json").read_text())
@@ -93,6 +94,15 @@ def test_the_miniature_worlds_benchmarks_have_names_of_their_own() -> None:
     assert {name: len(found) for name, found in classes.items()} == {
         name: len([word for word in words if word != "background"]) for name, words in CLASSES.items()
     }
+
+
+@pytest.mark.slow
+def test_the_demo_leaks_its_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of built-in names 4 of 20 are in its list, in 24.3 % of its captions."""
+    monkeypatch.setattr(filtering_stage, "run_on_ray", lambda session: run_local)
+    _, report = filtered(load(Config, DEFAULT_CONFIG, [f"run_dir={tmp_path}"]))
+    in_list, classes, share = report["voc21"]
+    assert (in_list, classes, round(share, 3)) == (12, 12, 0.63)
 
 
 def test_real_benchmarks_have_theirs_also_where_they_are_not_yet(tmp_path: Path) -> None:
