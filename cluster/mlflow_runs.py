@@ -12,7 +12,7 @@ from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
 
 from cluster import InputError
-from cluster.mlflow_sending import Begin, RunSender, exists, reason_of, when_unlocked
+from cluster.mlflow_sending import Begin, RunSender, exists, no_answer, reason_of, when_unlocked
 from cluster.outbox import Losses, Outbox, Parcel, close
 from cluster.store_uri import sqlite_file
 from cluster.tracking import Run
@@ -120,13 +120,9 @@ class MlflowTracker(MlflowRun):
         try:
             return when_unlocked(lambda: cls(*open_run(), memory))
         except Exception as error:  # SQLAlchemy's, the network's and MLflow's own have no common base
-            reason = " ".join(reason_of(error).split())
-            raise InputError(
-                masked(
-                    f"tracking.uri: MLflow cannot use {uri} ({reason}); correct it, start its server, "
-                    "or set tracking.enabled=false"
-                )
-            ) from None
+            what = "no MLflow server answers at" if uri.startswith("http") and no_answer(error) else "MLflow cannot use"
+            message = f"tracking.uri: {what} {uri} ({reason_of(error)}); start one, correct it, or set tracking.enabled=false"
+            raise InputError(masked(" ".join(message.split()))) from None
 
     @property
     def not_recorded(self) -> Mapping[str, int]:
@@ -149,9 +145,9 @@ class MlflowTracker(MlflowRun):
         with run.running():
             yield run
 
-    def close(self) -> None:
+    def close(self, *, interrupted: bool = False) -> None:
         """Send what waits, for a bounded time, and tell what was not recorded."""
-        close([self._records, self._files], self._losses)
+        close([self._records, self._files], self._losses, interrupted=interrupted)
 
 
 class Memory:

@@ -72,6 +72,11 @@ def reason_of(error: BaseException) -> str:
     return " ".join(found.split()) or (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
+def no_answer(error: BaseException) -> bool:
+    """Whether nothing came back at all."""
+    return any((isinstance(one, OSError) and one.strerror) or isinstance(one, TimeoutError) for one in _behind(error))
+
+
 def _behind(error: BaseException) -> Iterator[BaseException]:
     """An error, and those that it came from or wraps, as urllib3 does."""
     yield error

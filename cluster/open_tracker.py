@@ -3,6 +3,7 @@
 import logging
 import os
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,7 +35,7 @@ def open_tracker(
             tracker.document(settings, "config.yaml")
             yield tracker
     finally:
-        tracker.close()
+        tracker.close(interrupted=isinstance(sys.exception(), KeyboardInterrupt))
 
 
 def _set_environment() -> None:

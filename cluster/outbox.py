@@ -27,6 +27,8 @@ END_SECONDS = 30.0
 """How long the end of a run waits for a store that takes nothing."""
 MOST_END_SECONDS = 120.0
 """... and for one that takes records, but slowly."""
+INTERRUPTED_SECONDS = 10.0
+"""How long the end waits at most where somebody has interrupted the work."""
 
 
 class Unreachable(Exception):  # noqa: N818 -- no mistake of anybody's: it is for a later time
@@ -193,17 +195,18 @@ class Outbox:
         return False
 
 
-def close(outboxes: Sequence[Outbox], losses: Losses) -> None:
+def close(outboxes: Sequence[Outbox], losses: Losses, *, interrupted: bool = False) -> None:
     """Wait for all that still waits, for a bounded time, and tell what was not recorded."""
     began = time.monotonic()
+    most = INTERRUPTED_SECONDS if interrupted else MOST_END_SECONDS
     told = False
     while waiting := [outbox for outbox in outboxes if not outbox.wait(0.2)]:
         now = time.monotonic()
-        if now - max(began, *(outbox.last_sent for outbox in waiting)) > END_SECONDS or now - began > MOST_END_SECONDS:
+        if now - max(began, *(outbox.last_sent for outbox in waiting)) > END_SECONDS or now - began > most:
             break
         if not told and now - began > 3:
             told = True
-            logger.warning("MLflow: waiting up to %.0f s for a store that takes no records", END_SECONDS)
+            logger.warning("MLflow: waiting up to %.0f s for a store that takes no records", min(most, END_SECONDS))
     for outbox in outboxes:
         for kind, count in outbox.left().items():
             losses.add(kind, count, "the store did not answer until the end")

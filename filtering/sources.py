@@ -111,9 +111,17 @@ def identity_of(path: str) -> object:
     """What changes when the file does: the SHA-256 of a local one, its size and time if it is large; else what fsspec knows."""
     files, name = _filesystem(path)
     if not isinstance(files, LocalFileSystem):
-        return files.ukey(name)
+        return _identity_at(files, name)
     told = Path(name).stat()
     return digest_of_file(Path(name)) if told.st_size <= MAX_HASHED else [told.st_size, told.st_mtime_ns]
+
+
+def _identity_at(files: Any, name: str) -> object:
+    """What a remote store knows of a file. HTTP's address may hold a signature that is another one tomorrow."""
+    if not name.startswith(("http://", "https://")):
+        return files.ukey(name)
+    told = files.info(name)
+    return [str(told.get(key)) for key in ("size", "ETag", "Content-MD5", "Last-Modified")]
 
 
 def kind_of(path: str, format: str) -> Kind:

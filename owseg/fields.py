@@ -1,28 +1,73 @@
 """What else there is to know of a method's settings, said on the field itself."""
 
-from dataclasses import Field, field, fields, is_dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import Field, asdict, field, fields, is_dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from owseg import InputError
 
 T = TypeVar("T")
+FILE_SUFFIXES = frozenset((".json", ".safetensors", ".pt", ".pth", ".bin", ".ckpt"))
 FORMER_VALUES = "former_values"
 """Under this key a field's metadata maps old names of its values to those of today."""
 
 
-def setting(default: T, *, training_only: bool = False, local_path: bool = False, shown: bool = False) -> T:
+def setting(
+    default: T,
+    *,
+    training_only: bool = False,
+    local_path: bool = False,
+    shown: bool = False,
+    scores_only: bool = False,
+    how: bool = False,
+) -> T:
     """A dataclass field with this default.
 
     training_only: it has no say in what trained weights predict. local_path: it may name a file or folder of this machine.
-    shown: it decides on the masks of given weights, and is shown beside the row's scores.
+    scores_only: it decides on the masks of given weights, and has no say in training; `shown`: and it is shown beside the row's
+    scores. how: it has a say in memory and time, and in no result.
     """
-    found: Any = field(default=default, metadata={"training_only": training_only, "local_path": local_path, "shown": shown})
+    facts = {"training_only": training_only, "local_path": local_path, "shown": shown}
+    found: Any = field(default=default, metadata={**facts, "scores_only": scores_only or shown, "how": how})
     return found  # type: ignore[no-any-return]  # type checkers take a field for its default
 
 
 def training_only_settings(config: Any) -> frozenset[str]:
     """Names of a method's settings that have no say in what trained weights predict."""
     return _names(config, "training_only")
+
+
+def scores_only_settings(config: Any) -> frozenset[str]:
+    """Names of a method's settings that have no say in its training."""
+    return _names(config, "scores_only")
+
+
+def how_settings(config: Any) -> frozenset[str]:
+    """Names of a method's settings that have a say in no result."""
+    return _names(config, "how")
+
+
+def training_settings(config: Any) -> dict[str, Any]:
+    """A method's settings that have a say in its trained weights, as nested dicts; of files and folders only the names."""
+    left_out = scores_only_settings(config) | how_settings(config)
+    found = {name: value for name, value in asdict(config).items() if name not in left_out}
+    return found | {name: file_name(found[name]) for name in path_settings(config) if name in found}
+
+
+def file_name(value: str) -> str:
+    """The name of a local file or folder, which stays the same where it is moved; what names none, such as a tag, as it is."""
+    path = Path(value)
+    return path.name if path.is_absolute() or path.suffix in FILE_SUFFIXES or value.startswith((".", "~")) else value
+
+
+def flatten(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
+    """Dotted keys and values of nested mappings; lists are values."""
+    if isinstance(tree, Mapping) and tree:
+        for name, value in tree.items():
+            yield from flatten(value, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, tree
 
 
 def path_settings(config: Any) -> frozenset[str]:

@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 from owseg import InputError
-from owseg.checkpoint import Checkpoint, write_model
+from owseg.checkpoint import Checkpoint, sha256, write_model
 from owseg.data import Batch, CaptionBatches, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import TorchEngine
-from owseg.fields import check_range
+from owseg.fields import check_range, file_name, flatten, training_settings
 from owseg.fit import WEIGHTS, fit
 from owseg.left_out import MAX_SHARE, BadSamples
 from owseg.listing import is_leftover
@@ -172,20 +172,14 @@ def usable_device(name: str | torch.device) -> torch.device:
 def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
     """All that decides the weights, as it is kept beside a checkpoint: a dotted key for each setting."""
     data = [[shard.name, shard.stat().st_size] for shard in job.shards]
-    given = {"seed": job.seed, "ranks": ranks, "bf16": job.train.bf16, "shards": data, "start": job.start and str(job.start)}
-    given |= {"method": asdict(job.method), "normalisation": asdict(job.normalisation)}
+    given = {"seed": job.seed, "ranks": ranks, "bf16": job.train.bf16, "shards": data}
+    given |= {"start": sha256(job.start) if job.start else None}  # by content: a file may move
+    given |= {"method": training_settings(job.method), "normalisation": asdict(job.normalisation)}
     if job.method.uses_clip:
-        given["encoder"] = asdict(job.encoder)
-    found: dict[str, Any] = json.loads(json.dumps(dict(_flat("", given))))
+        encoder = asdict(job.encoder)
+        given["encoder"] = encoder | {key: file_name(encoder[key]) for key in ("model", "pretrained")}
+    found: dict[str, Any] = json.loads(json.dumps(dict(flatten(given))))
     return found
-
-
-def _flat(key: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict):
-        for name, inner in value.items():
-            yield from _flat(f"{key}.{name}" if key else name, inner)
-    else:
-        yield key, value
 
 
 def refuse_other_job(job: TrainJob, ranks: int, file: Path) -> None:
@@ -197,8 +191,8 @@ def refuse_other_job(job: TrainJob, ranks: int, file: Path) -> None:
     now = settings_of(job, ranks)
     if not isinstance(before, dict):
         raise InputError(f"out: {job.out} holds a checkpoint that does not say of what training it is; give another folder")
-    for key in [*now, *(key for key in before if key not in now)]:
-        if before.get(key) != now.get(key):
+    for key in now:  # an older checkpoint also names what has no say in its weights
+        if before.get(key) != now[key]:
             raise InputError(
                 f"out: {job.out} holds a training of other settings: {key} was {before.get(key)} and is now {now.get(key)}; "
                 "give another folder, or delete that one"

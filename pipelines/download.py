@@ -10,12 +10,13 @@ from pathlib import Path
 from cluster.data import run_on_ray
 from cluster.tracking import Run
 from filtering.files import digest_of, record_of
-from filtering.images.download import content_digest, download_corpus
+from filtering.images.download import DownloadConfig, content_digest, download_corpus
 from filtering.images.from_tars import in_tars, select_corpus
 from filtering.images.mirror import SIZES, Target
 from filtering.images.progress import conclude
 from filtering.images.results import RETRIES, Retry
 from filtering.reports import download as download_report
+from filtering.secrets import masked_tree
 from filtering.shards import output_of_shards
 from pipelines.app.cli import VERIFY, Choice, main
 from pipelines.app.context import Context, Result, open_context
@@ -42,7 +43,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
                 result = select_corpus(config, folder, out, run=runner)
             else:
                 result = download_corpus(config, folder, out, run=runner, retry=retry)
-            _record(run, result, download_report.write(out, result, asdict(settings)))
+            _record(run, result, download_report.write(out, result, masked_tree(asdict(settings))))
             if settings.target:
                 Target(settings.target).push([out / name for name in REPORT])
             run.dataset("corpus", source=str(folder), digest=corpus["digest"], context="download")
@@ -55,7 +56,7 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
         failures = {"none": 0, "transient": result["retryable"], "permanent": result["links"] - result["success"]}
         return failures[retry] > 0 and not in_tars(folder)
 
-    fingerprint = digest_of([content_digest(settings), settings.target, corpus["digest"]])
+    fingerprint = fingerprint_of(settings, corpus["digest"])
     result = context.stage(
         "download", fingerprint, out, work, again=again, files=lambda: [out / name for name in (SIZES, *REPORT)]
     )
@@ -74,6 +75,11 @@ def _copy_again(target: Target, out: Path, shards: int) -> None:
     if lost:
         print(f"download.target: {describe_losses(lost, len(recorded))}: copied again", flush=True)
         target.push([out / name for name in recorded], {name: told.sha256 for name, told in recorded.items()})
+
+
+def fingerprint_of(settings: DownloadConfig, corpus: str) -> str:
+    """Changes with whatever changes the shards: where else they are copied does not. corpus: its digest."""
+    return digest_of([content_digest(settings), settings.shard_size, corpus])
 
 
 def retry_flag(default: Retry) -> Choice:

@@ -32,6 +32,7 @@ from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.resolve import located_model
+from pipelines.app.roles import says_how
 from pipelines.app.settings import Config
 from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
@@ -49,17 +50,7 @@ def run_evaluate(context: Context) -> Result:
     """The evaluate stage: `evaluate/` in the run's folder, with a JSON of per-class scores and pictures for each method."""
     out = context.run_dir / "evaluate"
     config = evaluate_config(context)
-    encoder = trained_encoder(context)
-    contenders = [
-        Contender(
-            name=name,
-            method=(model := located_model(context.config, name)),
-            encoder=encoder,
-            normalisation=context.config.normalisation,
-            weights=weights_of(context, name) if isinstance(model, TrainableConfig) else None,
-        )
-        for name in context.config.methods
-    ]
+    contenders = contenders_of(context)
 
     def work() -> Result:
         scores = evaluate(contenders, config, context.config.session, out)
@@ -98,7 +89,11 @@ def run_evaluate(context: Context) -> Result:
         }
 
     result = context.stage(
-        "evaluate", _fingerprint(context, config, contenders), out, work, files=lambda: _files(out, contenders, config)
+        "evaluate",
+        fingerprint_of_scores(context.config, config, contenders),
+        out,
+        work,
+        files=lambda: _files(out, contenders, config),
     )
     print_table(result, config.names)
     if config.pictures:
@@ -131,14 +126,30 @@ def _thresholds(contender: Contender, config: EvaluateConfig, scores: dict[str, 
     return sorted(constants or {value for value in own if value is not None})
 
 
-def _fingerprint(context: Context, config: EvaluateConfig, contenders: list[Contender]) -> str:
+def contenders_of(context: Context) -> list[Contender]:
+    """The rows of the table."""
+    encoder = trained_encoder(context)
+    return [
+        Contender(
+            name=name,
+            method=(model := located_model(context.config, name)),
+            encoder=encoder,
+            normalisation=context.config.normalisation,
+            weights=weights_of(context, name) if isinstance(model, TrainableConfig) else None,
+        )
+        for name in context.config.methods
+    ]
+
+
+def fingerprint_of_scores(run: Config, config: EvaluateConfig, contenders: list[Contender]) -> str:
     """Changes with the rows, the protocol and the benchmark files (names, sizes, times)."""
     protocols = {name: protocol_of(config, name) for name in config.names}
     listed = {name: list_items(protocol.benchmark, config.folder) for name, protocol in protocols.items()}
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
     texts = {name: asdict(protocol) for name, protocol in protocols.items()}  # lists of names may change under one path
-    return digest_of([FORMAT, rows, to_dict(context.config.evaluate), texts, files])
+    settings = {key: value for key, value in to_dict(run.evaluate).items() if not says_how(f"evaluate.{key}")}
+    return digest_of([FORMAT, rows, settings, texts, files])
 
 
 def _publish(

@@ -4,41 +4,66 @@ import sys
 from pathlib import Path
 
 from cluster.data import run_on_ray
-from filtering.captions.corpus import build_corpus, corpus_fingerprint
+from filtering.captions.corpus import FilterConfig, build_corpus, find_leakage, shares
+from filtering.files import digest_of
 from filtering.reports import corpus as report
-from owseg.evaluation.class_names import class_names
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.evaluated import evaluated_classes, excluded_classes, fingerprint_of
 from pipelines.app.settings import Config
 from pipelines.app.world import filter_config
 
 REPORT = ("report.html", "report.json", "report.png")
-FILES = ("entities.parquet", "index.parquet", *REPORT)
+FILES = ("entities.parquet", "index.parquet")
 """What the filter writes beside its shards."""
+SUMMARY = ("links", "kept", "dropped", "entities", "digest")
+"""What the report tells of a corpus."""
 
 
 def run_filter(context: Context) -> Result:
-    """The filter stage: `corpus/` in the run's folder."""
+    """The filter stage: `corpus/` in the run's folder, and the report on it."""
     out = context.run_dir / "corpus"
     config = filter_config(context)
-    benchmarks = class_names()
-    fingerprint = corpus_fingerprint(config, benchmarks)
+    excluded = excluded_classes(context.config)
+    fingerprint = fingerprint_of(context.config, config)
 
     def work() -> Result:
         with context.tracker.child("filter", stage="filter") as run:
-            result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=benchmarks)
+            result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=excluded)
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
-            run.metrics(report.numbers(report.write(out, result)))
             run.dataset("links", source=config.source.path, digest=fingerprint, context="filtering")
-            for name in REPORT:
-                run.artifact(out / name)
         return {**result, "shards": config.shards}
 
     result = context.stage("filter", fingerprint, out, work, files=lambda: [out / name for name in FILES])
+    result["leakage"] = _report(context, config, result)
     dropped = ", ".join(f"{count} {reason}" for reason, count in result["dropped"].items())
     print(f"corpus: {result['kept']} of {result['links']} links kept; dropped: {dropped or 'none'}")
     return result
+
+
+def _report(context: Context, config: FilterConfig, corpus: Result) -> dict[str, float]:
+    """Write the report; returns the leakage. It alone depends on what is evaluated, and is written again for other classes."""
+    out = context.run_dir / "corpus"
+    benchmarks, missing = evaluated_classes(context.config)
+    for name, reason in missing.items():
+        print(f"leakage: {name} is left out: {reason}", flush=True)
+
+    def work() -> Result:
+        leakage = find_leakage(config, out, benchmarks)
+        told = shares(leakage, corpus["kept"])
+        with context.tracker.child("filter", stage="filter") as run:
+            run.metrics(report.numbers(report.write(out, {**{key: corpus[key] for key in SUMMARY}, "leakage": told}, leakage)))
+            for name in REPORT:
+                run.artifact(out / name)
+        return {"leakage": told, "digest": digest_of(told)}
+
+    if out.is_symlink():  # a sweep's cells share the corpus, and the report on it
+        return shares(find_leakage(config, out, benchmarks), corpus["kept"])
+    fingerprint = digest_of([corpus["digest"], benchmarks])
+    result = context.part("filter-report", fingerprint, out / REPORT[0], work, files=lambda: [out / name for name in REPORT])
+    leakage: dict[str, float] = result["leakage"]
+    return leakage
 
 
 def run(config: Config, verify: bool = False) -> None:

@@ -1,8 +1,8 @@
 """Image shards in, trained methods out: Ray Train workers with DeepSpeed, resuming from the last checkpoint."""
 
-import shutil
 import sys
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from filtering.files import digest_of, digest_of_file
 from owseg.checkpoint import Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of
-from owseg.fields import path_settings
+from owseg.fields import file_name, path_settings, training_settings
 from owseg.fit import WEIGHTS
 from owseg.method_config import TrainableConfig
 from owseg.step_log import costs_of, left_out_of
@@ -23,12 +23,22 @@ from pipelines.app.checks import check_encoder, check_methods, check_weights
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
-from pipelines.app.resolve import given_weights, methods_to_train, resolve_encoder_paths, spread_training, starting_weights
+from pipelines.app.describe import plain
+from pipelines.app.resolve import (
+    given_weights,
+    keep_spread,
+    methods_to_train,
+    resolve_encoder_paths,
+    spread_training,
+    starting_weights,
+)
 from pipelines.app.settings import Config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
 
 ENCODER = "encoder.safetensors"
+BEFORE = "before"
+"""Folder of trainings that others, on other data or weights, have taken the place of."""
 
 
 def run_train(context: Context, shards: Result) -> Result:
@@ -36,7 +46,9 @@ def run_train(context: Context, shards: Result) -> Result:
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
     begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
-    fingerprint = digest_of([[_settings(context, job) for job in jobs], shards["digest"], *([begun] if begun else [])])
+    fingerprint = digest_of(
+        [[deciding_settings(context.config, job) for job in jobs], shards["digest"], *([begun] if begun else [])]
+    )
 
     def work() -> Result:
         trained = {job.name: _train_method(context, job, shards) for job in jobs}
@@ -87,14 +99,18 @@ def weights_of(context: Context, name: str) -> Path:
     return given_weights(context.config).get(name, context.run_dir / "train" / name / WEIGHTS)
 
 
-def _settings(context: Context, method: TrainableConfig) -> dict[str, Any]:
+def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
-    config = context.config
     train = spread_training(config, method)
-    spread = {key: getattr(train, key) for key in ("workers", "engine", "bf16")}
-    settings = {"method": to_dict(method), "normalisation": to_dict(config.normalisation), "seed": config.seed, **spread}
+    spread = {key: getattr(train, key) for key in ("workers", "engine", "zero_stage", "bf16")}
+    settings = {
+        "method": plain(training_settings(located(method, Path()))),
+        "normalisation": to_dict(config.normalisation),
+        "seed": config.seed,
+        **spread,
+    }
     if method.uses_clip:
-        given = {"model": config.encoder.model, "pretrained": config.encoder.pretrained}
+        given = {key: file_name(getattr(config.encoder, key)) for key in ("model", "pretrained")}
         settings["encoder"] = encoder_dict(resolve_encoder_paths(config)) | given
     return settings
 
@@ -115,11 +131,12 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         seed=context.config.seed,
         train=spread_training(context.config, method),
     )
-    settings = _settings(context, method)
+    settings = deciding_settings(context.config, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
 
     def work() -> Result:
-        clear_other(folder, fingerprint)
+        set_other_aside(folder, fingerprint)
+        keep_spread(folder, job.train.workers)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"model": method.name})
             run.params(dict(flatten(settings)))
@@ -140,12 +157,17 @@ def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
     return [out / method.name / name for name in (WEIGHTS, *([ENCODER] if method.name == "clip" else []))]
 
 
-def clear_other(folder: Path, fingerprint: str) -> None:
-    """Make `folder` this training's: what one on other data or weights left there is deleted, lest it be gone on from."""
+def set_other_aside(folder: Path, fingerprint: str) -> None:
+    """Make `folder` this training's. What one on other data or weights left there moves away, lest it be gone on from."""
     file = folder / "fingerprint"
     if not file.is_file() or file.read_text() != fingerprint:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
+        if folder.is_dir() and any(folder.iterdir()):
+            places = (folder.parent / BEFORE / f"{folder.name}.{number}" for number in count(1))
+            aside = next(place for place in places if not place.exists())
+            aside.parent.mkdir(exist_ok=True)
+            folder.rename(aside)
+            print(f"train-{folder.name}: begins anew on other data or weights; what was trained before is kept in {aside}")
+        folder.mkdir(parents=True, exist_ok=True)
         file.write_text(fingerprint)
 
 

@@ -24,11 +24,12 @@ import pyarrow.parquet as pq
 from filtering import InputError
 from filtering.captions.balance import Balance
 from filtering.captions.index import merge_index
-from filtering.captions.leakage import leaked
+from filtering.captions.leakage import count_leaks, leaked
+from filtering.captions.lexicon import load_lexicon
 from filtering.captions.matching import add_tallies, entity_counts
 from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
 from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
-from filtering.captions.read_pass import ReadWork, point_at_parts
+from filtering.captions.read_pass import ReadWork, point_at_parts, secret_paths
 from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
 from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import merge
@@ -65,7 +66,7 @@ class FilterConfig:
     stop_words: tuple[str, ...] = field(default=(), metadata={"former": "stop"})
     """Names that are never entities, beside the shipped stop list."""
     exclude_benchmark_classes: bool = False
-    """Leave the classes of the eight benchmarks out of the list, so that the corpus is not selected for what is tested."""
+    """Leave the classes of the benchmarks in `evaluate` out of the list: the corpus is then not selected for what is tested."""
     tagger: str = ""
     """spaCy model that tells nouns, for instance en_core_web_sm; "" is the small tagger that ships with this package."""
     tagged_sample: int = field(default=100_000, metadata={"former": "sample"})
@@ -99,7 +100,7 @@ def build_corpus(
 
     `out` gets `kept/*.parquet` (schema `CORPUS`), `dropped/*.parquet` (`DROPPED`), `entities.parquet` (`ENTITIES`),
     `index.parquet` (`INDEX`). The folder `_build` holds what resuming needs, and `FINDINGS` for `filtering.reports.corpus`.
-    `benchmarks` are the evaluation's classes, for the report on leakage and for `exclude_benchmark_classes`.
+    `benchmarks` are the evaluation's classes, for the leakage and for `exclude_benchmark_classes`.
 
     Returns:
         {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "digest": of all tables,
@@ -111,8 +112,6 @@ def build_corpus(
     build = out / BUILD
     make_words = partial(Words, config.vocabulary, config.stop_words, config.tagger)
     words = make_words()  # a wrong name should be reported here, not by a worker
-    leaks = leaked(benchmarks or {}, words.lexicon)
-
     shards, links = read(config, build, run)
 
     limit = _sample_limit(config.tagged_sample, links)
@@ -124,7 +123,8 @@ def build_corpus(
     for marker in marked:  # one after another: all tallies at once would be as large as the corpus has shards
         forms = add_tallies([forms, pq.read_table(build / "mark" / "tally" / f"{marker.shard}.parquet")])
     write_table(build / "forms.parquet", forms)
-    entities = choose_entities(config, forms, leaks)
+    excluded = (benchmarks or {}) if config.exclude_benchmark_classes else {}
+    entities = choose_entities(config, forms, leaked(excluded, words.lexicon))
     write_table(out / "entities.parquet", entities)
 
     tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
@@ -136,25 +136,41 @@ def build_corpus(
         repeated = digest_of_file(build / "repeated.parquet")  # what a shard repeats may lie in another one
     if config.balance:
         rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
-    names = {benchmark: frozenset(classes.values()) for benchmark, classes in leaks.items()}
     late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
-    leaking = sorted((benchmark, sorted(found)) for benchmark, found in names.items())
-    splitting = digest_of([chosen, late, repeated, leaking])
-    split = partial(SplitWork, make_words, config.confidence, out, rules, names)
+    splitting = digest_of([chosen, late, repeated])
+    split = partial(SplitWork, make_words, config.confidence, out, rules)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
     _remove_leftovers(out, markers)
     merge_index(build / "index", out / "index.parquet")
 
     statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_text()) for marker in markers)
-    summary = _summary(config, out, markers, statistics)
-    write_json(
-        build / FINDINGS, {"statistics": statistics, "details": _details(config, marked, markers, leaks, benchmarks or {})}
-    )
-    return summary
+    summary = _summary(config, out, markers)
+    write_json(build / FINDINGS, {"statistics": statistics, "details": _details(config, marked, markers)})
+    return {**summary, "leakage": shares(find_leakage(config, out, benchmarks or {}), summary["kept"])}
+
+
+def find_leakage(config: FilterConfig, out: Path, benchmarks: Benchmarks) -> dict[str, Any]:
+    """What the built corpus in `out` shares with benchmarks, whatever its own list left out.
+
+    Returns:
+        {"leaks": {benchmark: {class: entity}}, "classes": {benchmark: how many}, "captions": {benchmark: kept rows that mention
+        one}, "leaked": kept rows that mention one of any}.
+    """
+    leaks = leaked(benchmarks, config.vocabulary.lexicon(load_lexicon(config.stop_words)))
+    names = {name: frozenset(found.values()) for name, found in leaks.items()}
+    classes = {name: len(found) for name, found in benchmarks.items()}
+    return {"leaks": leaks, "classes": classes, **count_leaks((out / "kept").glob("*.parquet"), names)}
+
+
+def shares(leakage: Mapping[str, Any], kept: int) -> dict[str, float]:
+    """Of `kept` captions the share that mentions a class, by benchmark."""
+    return {name: round(count / max(1, kept), 6) for name, count in leakage["captions"].items()}
 
 
 def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
     """Changes with whatever changes the corpus: the settings, and the content of the links, the list and the tagger they name.
+
+    The benchmarks' classes are among it where they are left out of the list.
 
     Raises:
         InputError: as `build_corpus` does for a source, a list or a tagger that is not there.
@@ -162,16 +178,20 @@ def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
     settings = asdict(config)
     del settings["source"]["path"]  # the same files elsewhere are the same links
     words = Words(config.vocabulary, config.stop_words, config.tagger)
-    return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), benchmarks])
+    excluded = benchmarks if config.exclude_benchmark_classes else None
+    return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), excluded])
 
 
 def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
     """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
     raw = not config.vocabulary.caption_rules
-    parts = point_at_parts(build / "parts", [replace(part, raw=raw) for part in parts_of(config.source)])
+    found = [replace(part, raw=raw) for part in parts_of(config.source)]
+    parts = point_at_parts(build / "parts", found)
     settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
     identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
-    markers = run(partial(ReadWork, config.shards), parts, build / "read", fingerprint=identity, label="read")
+    markers = run(
+        partial(ReadWork, config.shards, secret_paths(found)), parts, build / "read", fingerprint=identity, label="read"
+    )
     links = sum_counts(markers).get("links", 0)
     if not links:
         raise InputError(
@@ -225,7 +245,7 @@ def find_near_duplicates(
     return NearDuplicate(repeated["key"].combine_chunks())
 
 
-def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker], statistics: Mapping[str, Any]) -> dict[str, Any]:
+def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker]) -> dict[str, Any]:
     counts = sum_counts(markers)
     reasons = dict.fromkeys(rule.name for rule in (*config.applied_rules, *ENTITY_RULES))
     dropped = {reason: counts.get(f"dropped/{reason}", 0) for reason in reasons}
@@ -236,7 +256,6 @@ def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker], statist
         "kept": counts["kept"],
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "entities": int(pc.sum(pq.read_table(out / "entities.parquet")["kept"]).as_py()),
-        "leakage": {name: round(count / max(1, counts["kept"]), 6) for name, count in sorted(statistics["leakage"].items())},
         "digest": digest_of(sorted(tables)),
     }
 
@@ -245,8 +264,6 @@ def _details(
     config: FilterConfig,
     marked: Sequence[Marker],
     markers: Sequence[Marker],
-    leaks: Mapping[str, Mapping[str, str]],
-    benchmarks: Benchmarks,
 ) -> dict[str, Any]:
     """What the report tells beside the counts."""
     counts = sum_counts(markers)
@@ -255,8 +272,6 @@ def _details(
     }  # where a corpus came from is no part of it
     return {
         "list": {**asdict(config.vocabulary), "top_k": config.top_k, "min_count": config.min_count},
-        "leaks": leaks,
-        "classes": {name: len(classes) for name, classes in benchmarks.items()},
         "matching": {
             "sampled": sum_counts(marked).get("sampled", 0),
             **{way: counts.get(f"matching/{way}", 0) for way in ("rejected", "decided", "tagged")},

@@ -1,6 +1,13 @@
 """Which benchmark classes a list of entities contains: a corpus selected for what is tested later is no open-world corpus."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from filtering.captions.entities import NounLemmas
 from filtering.captions.lexicon import Lexicon, spelling
@@ -23,6 +30,35 @@ def leaked(benchmarks: Mapping[str, Sequence[Sequence[str]]], lexicon: Lexicon) 
     """
     names = _Names(lexicon)
     return {benchmark: dict(_leaks(classes, names)) for benchmark, classes in benchmarks.items()}
+
+
+def count_leaks(kept: Iterable[Path], leaks: Mapping[str, frozenset[str]]) -> dict[str, Any]:
+    """Rows of parquet files (schema `CORPUS`) that mention at least one of the entities in `leaks`.
+
+    Returns:
+        {"captions": {benchmark: rows}, "leaked": rows that mention one of any benchmark}. Memory is bounded by a row group.
+    """
+    captions, any_of_them = dict.fromkeys(sorted(leaks), 0), 0
+    for path in sorted(kept) if leaks else ():
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(columns=["entities"]):
+                counted = _rows_that_mention(batch.column(0), [*(leaks[name] for name in captions), _all_of(leaks)])
+                captions = {name: captions[name] + rows for name, rows in zip(captions, counted[:-1], strict=True)}
+                any_of_them += counted[-1]
+    return {"captions": captions, "leaked": any_of_them}
+
+
+def _all_of(leaks: Mapping[str, frozenset[str]]) -> frozenset[str]:
+    return frozenset[str]().union(*leaks.values())
+
+
+def _rows_that_mention(entities: pa.ListArray, wanted: Sequence[frozenset[str]]) -> list[int]:
+    """For each set of names the rows in which one of them stands: rows, not mentions."""
+    mentions = pc.list_flatten(entities).dictionary_encode()
+    row_of = pc.list_parent_indices(entities).to_numpy()
+    codes, names = mentions.indices.to_numpy(), mentions.dictionary.to_pylist()
+    inside = [np.array([name in some for name in names], bool) for some in wanted]
+    return [len(np.unique(row_of[mask[codes]])) if len(codes) else 0 for mask in inside]
 
 
 def _leaks(classes: Sequence[Sequence[str]], names: "_Names") -> Iterator[tuple[str, str]]:

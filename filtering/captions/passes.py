@@ -19,7 +19,7 @@ from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
 from filtering.captions.rules import NoEntity, RareEntity
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
-from filtering.captions.vocabulary import ListConfig, kept_entities
+from filtering.captions.vocabulary import FrequencyList, ListConfig, kept_entities
 from filtering.files import digest_of, write_json, write_table
 from filtering.partition import gather, write_block
 from filtering.schema import CORPUS, DROPPED, SAMPLE
@@ -33,7 +33,8 @@ class Words:
     """What finding entities takes: the tagger, the lexicon with the list's own names, and the scanner."""
 
     def __init__(self, entities: ListConfig, stop: tuple[str, ...], tagger: str) -> None:
-        self._settings = [asdict(entities), stop]
+        own = [] if isinstance(entities, FrequencyList) else sorted(entities.names().items())  # which of these are kept
+        self._settings = [asdict(entities), own, stop]
         self.nlp = load_tagger(tagger)
         self.lexicon: Lexicon = entities.lexicon(load_lexicon(stop))
         self.scan = entities.scanner(self.lexicon, self.nlp.tokenizer)
@@ -128,12 +129,9 @@ class SplitWork:
     `rules` judge the rows that mention a kept entity.
     """
 
-    def __init__(
-        self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule], leaks: Mapping[str, frozenset[str]]
-    ) -> None:
+    def __init__(self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule]) -> None:
         self._select = Selection(make_words, confidence, out)
         self._rules = rules
-        self._leaks = leaks
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
         before = dict(self._select.matcher.counts)
@@ -144,7 +142,7 @@ class SplitWork:
         write_table(scratch / "kept" / f"{scratch.name}.parquet", kept)
         write_table(scratch / "dropped" / f"{scratch.name}.parquet", dropped)
         write_index_part(scratch / BUILD / "index" / f"{scratch.name}.parquet", kept)
-        write_json(scratch / BUILD / "statistics" / f"{scratch.name}.json", describe_shard(kept, dropped, self._leaks))
+        write_json(scratch / BUILD / "statistics" / f"{scratch.name}.json", describe_shard(kept, dropped))
         return {
             "links": kept.num_rows + dropped.num_rows,
             "kept": kept.num_rows,

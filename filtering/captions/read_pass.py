@@ -5,6 +5,7 @@ from dataclasses import asdict
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -12,6 +13,7 @@ import pyarrow as pa
 from filtering.captions.reader import Part, read_part
 from filtering.captions.words import normalised_of
 from filtering.partition import remove_strangers, write_block
+from filtering.secrets import masked
 from filtering.shards import write_pointer
 
 BLOCK_ROWS = 1 << 18
@@ -21,11 +23,13 @@ READ_UNITS = 64
 class ReadWork:
     """Reads parts of the source and puts their rows into blocks, those with the same caption in the same shard."""
 
-    def __init__(self, shards: int) -> None:
+    def __init__(self, shards: int, secret_paths: Mapping[str, str] | None = None) -> None:
+        """`secret_paths`: of files whose URL holds secrets the URL, by what stands of it in the pointers."""
         self._shards = shards
+        self._paths = dict(secret_paths or {})
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
-        tables = chain.from_iterable(read_part(Part(**part)) for part in table.to_pylist())
+        tables = chain.from_iterable(read_part(self._part(part)) for part in table.to_pylist())
         links = 0
         for number, block in enumerate(_blocks(tables)):
             texts = normalised_of(block["caption"]).to_pylist()
@@ -34,13 +38,22 @@ class ReadWork:
             links += block.num_rows
         return {"links": links}
 
+    def _part(self, told: Mapping[str, Any]) -> Part:
+        return Part(**{**told, "path": self._paths.get(told["path"], told["path"])})
+
+
+def secret_paths(parts: Sequence[Part]) -> dict[str, str]:
+    """The paths of parts that hold secrets, by what `point_at_parts` writes of them."""
+    return {shown: part.path for part in parts if (shown := masked(part.path)) != part.path}
+
 
 def point_at_parts(folder: Path, parts: Sequence[Part]) -> list[Path]:
-    """The sources of `ReadWork`: one per part, or per group of small neighbours."""
+    """The sources of `ReadWork`: one per part, or per group of small neighbours. Secrets in their URLs are masked."""
     sources = []
     for number, group in enumerate(_groups(parts)):
         sources.append(folder / f"{number:05d}.parquet")
-        write_pointer(sources[-1], [asdict(part) for part in group], sum(part.rows_hint for part in group))
+        pointers = [{**asdict(part), "path": masked(part.path)} for part in group]
+        write_pointer(sources[-1], pointers, sum(part.rows_hint for part in group))
     remove_strangers(folder, sources)
     return sources
 

@@ -19,6 +19,7 @@ from filtering import InputError
 from filtering.cleaning import clean
 from filtering.samples import CAPTION_NAMES, IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, SampleRow, plain_name, sample_row
 from filtering.schema import LINKS, SAMPLE, key_of
+from filtering.secrets import masked
 from filtering.sources import (
     END,
     Kind,
@@ -137,7 +138,7 @@ def source_files(source: SourceConfig) -> list[str]:
 
 def source_fingerprint(source: SourceConfig) -> object:
     """What identifies the input, as JSON: [name, identity] of each file, wherever the folder lies."""
-    return [[path.rpartition("/")[2], identity_of(path)] for path in source_files(source)]
+    return [[masked(path).rpartition("/")[2], identity_of(path)] for path in source_files(source)]
 
 
 def _batches(rows: Iterable[_Row]) -> Iterator[list[_Row]]:

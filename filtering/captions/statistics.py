@@ -41,19 +41,13 @@ Statistics = dict[str, Any]
                           (parts between white space), the last entry those of `MOST_WORDS` and more
     entities_per_caption  histogram of kept rows, the last entry for `MOST_ENTITIES` and more
     entities              {entity: kept rows that mention it}
-    leakage               {benchmark: kept rows that mention a class of it}
-    leaked                kept rows that mention a class of any benchmark
     samples               {"kept": rows, "dropped": {reason: rows}}: those with the `SAMPLES` smallest keys
     hosts                 the links with the `HOST_SAMPLE` smallest keys, as "key host" with " kept" behind if they were
 """
 
 
-def describe_shard(kept: pa.Table, dropped: pa.Table, leaks: Mapping[str, frozenset[str]]) -> Statistics:
-    """The statistics of a shard's kept rows (schema `CORPUS`) and dropped rows (`DROPPED`).
-
-    Args:
-        leaks: for each benchmark the entities that are classes of it.
-    """
+def describe_shard(kept: pa.Table, dropped: pa.Table) -> Statistics:
+    """The statistics of a shard's kept rows (schema `CORPUS`) and dropped rows (`DROPPED`)."""
     words = {"before": _words(pa.chunked_array([*kept["caption"].chunks, *dropped["caption"].chunks], pa.string()))}
     words["after"] = _words(kept["caption"])
     lengths = pc.fill_null(pc.list_value_length(kept["entities"]), 0).to_numpy()
@@ -64,7 +58,6 @@ def describe_shard(kept: pa.Table, dropped: pa.Table, leaks: Mapping[str, frozen
         "words": words,
         "entities_per_caption": _histogram(lengths, MOST_ENTITIES),
         "entities": dict(sorted(counts.items())),
-        **_leakage(kept, leaks),
         "samples": {
             "kept": _samples(kept),
             "dropped": {reason: _dropped_samples(dropped, reason) for reason in sorted(reasons)},
@@ -75,7 +68,7 @@ def describe_shard(kept: pa.Table, dropped: pa.Table, leaks: Mapping[str, frozen
 
 def merge(parts: Iterable[Statistics]) -> Statistics:
     """The statistics of all parts together: what `describe_shard` would say of all their rows at once."""
-    total = describe_shard(CORPUS.empty_table(), DROPPED.empty_table(), {})
+    total = describe_shard(CORPUS.empty_table(), DROPPED.empty_table())
     for part in parts:
         rows, words, samples = total["rows"], total["words"], total["samples"]
         reasons = sorted({*samples["dropped"], *part["samples"]["dropped"]})
@@ -87,8 +80,6 @@ def merge(parts: Iterable[Statistics]) -> Statistics:
             "words": {when: _add(words[when], part["words"][when]) for when in ("before", "after")},
             "entities_per_caption": _add(total["entities_per_caption"], part["entities_per_caption"]),
             "entities": _add_counts(total["entities"], part["entities"]),
-            "leakage": _add_counts(total["leakage"], part["leakage"]),
-            "leaked": total["leaked"] + part["leaked"],
             "samples": {
                 "kept": _lowest_of(samples["kept"], part["samples"]["kept"]),
                 "dropped": {
@@ -120,23 +111,6 @@ def _words(captions: pa.ChunkedArray) -> list[int]:
 
 def _histogram(values: npt.NDArray[np.int32], most: int) -> list[int]:
     return [int(count) for count in np.bincount(np.minimum(values, most), minlength=most + 1)]
-
-
-def _leakage(kept: pa.Table, leaks: Mapping[str, frozenset[str]]) -> dict[str, Any]:
-    """Kept rows that mention at least one class, per benchmark and of any."""
-    entities = kept["entities"].combine_chunks()
-    mentions = pc.list_flatten(entities).dictionary_encode()
-    row_of = pc.list_parent_indices(entities).to_numpy()
-    codes, names = mentions.indices.to_numpy(), mentions.dictionary.to_pylist()
-
-    def rows(classes: frozenset[str]) -> int:
-        wanted = np.array([name in classes for name in names], bool)
-        return len(np.unique(row_of[wanted[codes]])) if len(codes) else 0
-
-    return {
-        "leakage": {name: rows(classes) for name, classes in sorted(leaks.items())},
-        "leaked": rows(frozenset().union(*leaks.values())),
-    }
 
 
 # ---- sampled rows

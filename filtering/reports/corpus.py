@@ -24,7 +24,7 @@ Content = dict[str, Any]
 """What `report.json` holds."""
 
 
-def write(out: Path, summary: Mapping[str, Any]) -> Content:
+def write(out: Path, summary: Mapping[str, Any], leakage: Mapping[str, Any]) -> Content:
     """Write the report of the corpus in `out`; returns what `report.json` holds.
 
     The same corpus gives the same bytes: no dates, and no paths of the machine.
@@ -32,9 +32,10 @@ def write(out: Path, summary: Mapping[str, Any]) -> Content:
     Args:
         out: what `build_corpus` left.
         summary: what it returned.
+        leakage: what `find_leakage` finds of it.
     """
     findings = json.loads((out / BUILD / FINDINGS).read_text())
-    content = describe(summary, findings["statistics"], findings["details"], pq.read_table(out / "entities.parquet"))
+    content = describe(summary, findings["statistics"], findings["details"], leakage, pq.read_table(out / "entities.parquet"))
     write_json(out / "report.json", content)
     report_picture.draw(out / "report.png", content)
     report_page.write(out / "report.html", content)
@@ -53,7 +54,11 @@ def numbers(content: Content) -> dict[str, float]:
 
 
 def describe(
-    summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any], entities: pa.Table
+    summary: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+    details: Mapping[str, Any],
+    leakage: Mapping[str, Any],
+    entities: pa.Table,
 ) -> Content:
     """The report as JSON.
 
@@ -61,14 +66,14 @@ def describe(
         summary: what `build_corpus` returns.
         statistics: the merged `filtering.captions.statistics` of all shards.
         details: "list": {"name": ..., and its settings}; "config": the filter's settings as a dict; "matching": rows by how
-            their entities were found, {"rejected", "decided", "tagged"}, and "sampled", the rows tagged to count entities;
-            "leaks": {benchmark: {class: entity}} and "classes": {benchmark: number of its classes}, empty without benchmarks.
+            their entities were found, {"rejected", "decided", "tagged"}, and "sampled", the rows tagged to count entities.
+        leakage: what `filtering.captions.corpus.find_leakage` finds.
         entities: `entities.parquet`.
     """
     rows = entities.to_pylist()
     in_corpus = statistics["entities"]
     kept = [row for row in rows if row["kept"]]
-    leaked = {entity for classes in details["leaks"].values() for entity in classes.values()}
+    leaked = {entity for classes in leakage["leaks"].values() for entity in classes.values()}
     barred = leaked if details["config"].get("exclude_benchmark_classes") else set()
     others = [row for row in rows if not row["kept"]]
     least = min((row["count"] for row in kept), default=0)
@@ -83,7 +88,7 @@ def describe(
         ],
         "next_in_line": _counts([row for row in others if row["entity"] not in barred]),
         "left_out": _counts([row for row in others if row["entity"] in barred and row["count"] >= least]),
-        "leakage": _leakage(summary, statistics, details, {row["entity"] for row in kept}),
+        "leakage": _leakage(summary, statistics, leakage, {row["entity"] for row in kept}),
         "distributions": {
             "words": statistics["words"],
             "entities_per_caption": statistics["entities_per_caption"],
@@ -130,16 +135,16 @@ def hosts(lot: list[str]) -> dict[str, Any]:
 
 
 def _leakage(
-    summary: Mapping[str, Any], statistics: Mapping[str, Any], details: Mapping[str, Any], listed: set[str]
+    summary: Mapping[str, Any], statistics: Mapping[str, Any], leakage: Mapping[str, Any], listed: set[str]
 ) -> dict[str, Any]:
     """Per benchmark: its classes that the list contains, and the kept captions that mention one of them."""
-    captions = statistics["leakage"]
+    captions = leakage["captions"]
     total = max(1, summary["kept"])
     benchmarks = {}
-    for name, classes in details["leaks"].items():
+    for name, classes in leakage["leaks"].items():
         there = {label: entity for label, entity in classes.items() if entity in listed}
         benchmarks[name] = {
-            "classes": details["classes"][name],
+            "classes": leakage["classes"][name],
             "in_list": len({label.partition(" (")[0] for label in there}),  # "class (synonym)" is another entity of a class
             "captions": captions[name],
             "share": captions[name] / total,
@@ -148,9 +153,9 @@ def _leakage(
                 for label, entity in sorted(there.items(), key=lambda item: (-statistics["entities"].get(item[1], 0), item[0]))
             ],
         }
-    leaked = {entity for classes in details["leaks"].values() for entity in classes.values()}
+    leaked = {entity for classes in leakage["leaks"].values() for entity in classes.values()}
     return {
-        "any": {"in_list": len(leaked & listed), "captions": statistics["leaked"], "share": statistics["leaked"] / total},
+        "any": {"in_list": len(leaked & listed), "captions": leakage["leaked"], "share": leakage["leaked"] / total},
         "benchmarks": benchmarks,
     }
 

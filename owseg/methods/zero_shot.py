@@ -27,7 +27,7 @@ class ZeroShotConfig(MethodConfig):
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
     unit_prompts: bool = setting(False, shown=True)
     """Normalise each prompt's embedding before their mean (CLIP, SCLIP, ClearCLIP, NACLIP); false: the mean alone (TCL)."""
-    background_threshold: float = 0.25
+    background_threshold: float = setting(0.25, scores_only=True)
     """Cosine similarity below which a pixel is background, on sets that have a background class, -1..1."""
 
     def __post_init__(self) -> None:

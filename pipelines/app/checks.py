@@ -8,7 +8,6 @@ import torch
 
 from cluster.capacity import no_room, room
 from cluster.session import is_shared
-from miniature.benchmarks import CLASSES, SUBSETS
 from owseg import InputError
 from owseg.checkpoint import MODEL, check_digest, located, read_model
 from owseg.data import check_batch_size
@@ -20,6 +19,7 @@ from owseg.method_config import TrainableConfig
 from owseg.phases import augmentations, scheduled_phases
 from owseg.published import load_start, load_trained
 from owseg.segmenter import build_trained
+from pipelines.app.evaluated import MINIATURE
 from pipelines.app.resolve import (
     given_weights,
     located_model,
@@ -30,9 +30,6 @@ from pipelines.app.resolve import (
     starting_weights,
 )
 from pipelines.app.settings import Config
-
-MINIATURE = CLASSES | SUBSETS
-"""The class names of the miniature world's benchmarks."""
 
 
 def check_encoder(config: Config) -> None:

@@ -7,12 +7,13 @@ as a whole by the file, and reached into by the command line (`rules.0.min_words
 
 import difflib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from filtering.files import digest_of
+from owseg.fields import flatten as flatten
 from pipelines.app.describe import describe, has_default, join, kinds_of, members_of, names_of, one_of, plain, type_name
 from pipelines.app.values import COMMAND_LINE, Given, Plain, parse_setting, read_file, read_yaml, scalar, show
 from pipelines.app.values import ConfigError as ConfigError
@@ -78,15 +79,6 @@ def to_dict(config: object) -> Tree:
 def digest(config: object) -> str:
     """SHA-256 of every key and value."""
     return digest_of(to_dict(config))
-
-
-def flatten(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
-    """Dotted keys and values of a tree; lists are values."""
-    if isinstance(tree, Mapping) and tree:
-        for name, value in tree.items():
-            yield from flatten(value, join(key, str(name)))
-    else:
-        yield key, tree
 
 
 # ---------------------------------------------------------------------------------------------------------------- merging

@@ -11,6 +11,7 @@ from typing import Any
 from cluster.open_tracker import open_tracker
 from cluster.tracking import Tracker
 from filtering.files import Recorded, write_json
+from filtering.secrets import masked
 from pipelines.app.config import to_dict
 from pipelines.app.run_dir import digest_of_run
 from pipelines.app.settings import Config
@@ -131,10 +132,16 @@ def open_context(config: Config, *, verify: bool = False) -> Iterator[Context]:
         {
             "run_dir": str(run_dir),
             "config_digest": config_digest,
-            "mlflow": {"tracking_uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id},
+            "mlflow": where_recorded(tracker),
             "stages": {**_stages_before(run_dir), **context.stages},
         },
     )
+
+
+def where_recorded(tracker: Tracker) -> dict[str, Any]:
+    """The run in MLflow, for records of it; and what was not recorded there, if anything."""
+    where = {"tracking_uri": masked(tracker.uri), "experiment": tracker.experiment, "run_id": tracker.run_id}
+    return {**where, **({"not_recorded": dict(tracker.not_recorded)} if tracker.not_recorded else {})}
 
 
 def _stages_before(run_dir: Path) -> dict[str, Result]:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
+from filtering.secrets import masked
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 30.0
 """How long an orderly end may take: what holds it up, such as a server that does not answer, is then left alone."""
@@ -71,4 +73,4 @@ def interruptible(again: Callable[[], str]) -> Iterator[None]:
 def _tell(line: str) -> None:
     """Straight to stderr: what a signal cuts off may hold the buffers of `print`."""
     with suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="surrogateescape"))
+        os.write(2, f"{masked(line)}\n".encode(errors="surrogateescape"))

@@ -16,6 +16,7 @@ from owseg import InputError as SegmentationInputError
 from pipelines.app.config import ConfigError
 from pipelines.app.extras import missing_extra
 from pipelines.app.interrupts import Interrupted, code_of, interruptible
+from pipelines.app.masked_output import masked_output
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
 
@@ -29,7 +30,7 @@ def exit_code(work: Callable[[], None], again: Callable[[], str] = lambda: "the 
     # A script's own folder comes first on the path, where `filter` or `evaluate` would hide a library of that name.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parents[1]]
     try:
-        with interruptible(again):
+        with masked_output(), interruptible(again):
             try:
                 return _attempt(work)
             finally:

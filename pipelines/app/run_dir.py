@@ -3,29 +3,25 @@
 import fcntl
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import yaml
 
+from filtering import InputError
 from filtering.files import digest_of, write_text
+from filtering.secrets import holds_mask, masked, masked_tree
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
+from pipelines.app.evaluated import fingerprint_of
+from pipelines.app.roles import comparable, roles_of, settings_that_decide
 from pipelines.app.settings import Config
+from pipelines.app.stage_marker import read_marker
 from pipelines.app.values import yaml_of
 
-EXECUTION_KEYS = (
-    *("run_dir", "session", "tracking", "download.fetch", "download.target"),
-    *("evaluate.unreadable", "evaluate.use_gpu", "evaluate.window_batch"),
-)
-"""Keys that say where and how work is done, recorded and fetched. They may change from one start of a run to the next: what
-of a download they touch, the download finds out itself."""
-
-CHANGEABLE_KEYS = ("download.image", "download.shard_size", "methods", "evaluate.bootstrap", "evaluate.oracle")
-"""Keys that say what is done and may change all the same: the stages that they touch begin anew as far as they must."""
-
 CONFIG_FILE = "config.yaml"
+SOURCE = "filter.source.path"
 SWEEP_FOLDERS = ("cells", "shared")
 """Where a sweep keeps its runs, below its own folder."""
 
@@ -56,6 +52,9 @@ def prepare_run_dir(config: Config) -> None:
     A folder where no stage is complete belongs to no run yet: a mistake in the first config can be mended.
     """
     refuse_other_run(config)
+    for key, value in flatten(to_dict(config)):
+        if isinstance(value, str) and holds_mask(value):
+            raise ConfigError(f"{key}: {masked(value)} was copied from a record, where secrets are masked; give it in full")
     _write(Path(config.run_dir) / CONFIG_FILE, config)
 
 
@@ -69,26 +68,59 @@ def refuse_other_run(config: Config) -> None:
     except (OSError, ValueError, yaml.YAMLError):
         there = None
     try:
-        there = to_dict(from_dict(Config, there))  # a key that is newer than the folder had its default's effect
+        there = masked_tree(to_dict(from_dict(Config, there)))  # a key newer than the folder had its default's effect
     except ConfigError as error:
         raise ConfigError(
             f"run_dir: {config.run_dir} holds a run of another version ({error}); finish it with that version or choose "
             "another with run_dir=FOLDER"
         ) from None
     except TypeError:  # no mapping: a damaged file, different in all its keys
-        pass
-    before, now = (dict(_without(tree, (*EXECUTION_KEYS, *CHANGEABLE_KEYS))) for tree in (there, to_dict(config)))
-    for key in [*now, *(key for key in before if key not in now)]:
-        if before.get(key, "absent") != now.get(key, "absent"):
+        there = {}
+    for key, before, now in _differences(there, masked_tree(to_dict(config))):
+        if _is_made_by(key, file.parent) and not (key == SOURCE and _is_corpus_of(config)):
             raise ConfigError(
-                f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before.get(key, 'absent')} and is now "
-                f"{now.get(key, 'absent')}; choose another with run_dir=FOLDER or delete that one"
+                f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before} and is now {now}; "
+                "choose another with run_dir=FOLDER or delete that one"
             )
+
+
+def _differences(there: Mapping[str, object], here: Mapping[str, object]) -> Iterator[tuple[str, object, object]]:
+    """Keys that decide, with their values in the folder and now, where these differ; secrets are masked in both."""
+    before, now = (dict(settings_that_decide(tree)) for tree in (there, here))
+    for key in [*now, *(key for key in before if key not in now)]:
+        old, new = before.get(key, "absent"), now.get(key, "absent")
+        if comparable(key, old) != comparable(key, new):
+            yield key, old, new
+
+
+def _is_made_by(key: str, folder: Path) -> bool:
+    """Whether the folder holds what another value of the key made, and what could not stay beside what this one makes.
+
+    What of a download changes, the download finds out itself; scores are made anew, but for those of a sweep, which compares.
+    """
+    roles = roles_of(key)
+    section, _, rest = key.partition(".")
+    if section == "method_settings" and "train" in roles:
+        return is_sweep(folder) or (folder / "train" / rest.partition(".")[0]).is_dir()
+    return bool(roles & {"filter", "train"}) or is_sweep(folder)
+
+
+def _is_corpus_of(config: Config) -> bool:
+    """Whether the complete corpus of the run's folder is of the very links that the config names: they have moved."""
+    try:
+        return read_marker(Path(config.run_dir), "filter", fingerprint_of(config, config.filter)) is not None
+    except InputError:  # there is no such source
+        return False
 
 
 def holds_run(folder: Path) -> bool:
     """Whether the folder is a run's own: a stage is complete, or it is a sweep's, which keeps its runs below."""
-    return holds_single_run(folder) or any((folder / name).is_dir() for name in SWEEP_FOLDERS)
+    return holds_single_run(folder) or is_sweep(folder)
+
+
+def is_sweep(folder: Path) -> bool:
+    """Whether a sweep keeps its runs below the folder."""
+    return any((folder / name).is_dir() for name in SWEEP_FOLDERS)
 
 
 def holds_single_run(folder: Path) -> bool:
@@ -97,8 +129,8 @@ def holds_single_run(folder: Path) -> bool:
 
 
 def digest_of_run(config: Config) -> str:
-    """SHA-256 of what the run is: the same wherever it is done and recorded."""
-    return digest_of(dict(_without(to_dict(config), EXECUTION_KEYS)))
+    """SHA-256 of what the run is: the same wherever and however it is done and recorded, and with another password."""
+    return digest_of(masked_tree(dict(settings_that_decide(config))))
 
 
 def run_folder(config: Config, config_file: Path | None) -> Path:
@@ -123,11 +155,5 @@ def _take(lock: int, folder: Path) -> None:
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
-def _without(tree: object, left_out: Sequence[str]) -> Iterator[tuple[str, object]]:
-    for key, value in flatten(tree if isinstance(tree, dict) else {}):
-        if not any(f"{key}.".startswith(f"{section}.") for section in left_out):
-            yield key, value
-
-
 def _write(file: Path, config: Config) -> None:
-    write_text(file, yaml_of(to_dict(config)))
+    write_text(file, yaml_of(masked_tree(to_dict(config))))

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from pipelines.app.config import ConfigError, lay_over, read_values
-from pipelines.app.run_dir import EXECUTION_KEYS
+from pipelines.app.roles import says_how
 from pipelines.app.settings import Config
 
 VARY = "--vary"
@@ -65,6 +65,10 @@ def make_grid(config: Config, vary: Sequence[str], seeds: str) -> Grid:
             raise ConfigError(f"{VARY}: '{key}' holds '{inside}', which is varied too; vary one of the two")
         if key == "seed" and count > 1:
             raise ConfigError(f"{VARY}: 'seed' is what --seeds varies; give one of the two")
+        if says_how(key):
+            raise ConfigError(
+                f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value"
+            )
     cells = tuple(_cells(config, axes, count))
     for name, times in Counter(cell.name for cell in cells).items():
         if times > 1:
@@ -85,10 +89,6 @@ def _count(seeds: str) -> int:
 def _axis(config: Config, text: str) -> Axis:
     """KEY=[a, b], or KEY={label: a, other: b}."""
     key, values = read_values(config, text, source=VARY)
-    if any(f"{key}.".startswith(f"{section}.") for section in EXECUTION_KEYS):
-        raise ConfigError(
-            f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value"
-        )
     if isinstance(values, dict):
         named = [(str(label), value) for label, value in values.items()]
     elif isinstance(values, list):

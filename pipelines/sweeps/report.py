@@ -1,7 +1,6 @@
 """What a sweep came to: a row for each setting and method over its seeds, what it cost, and what of it is larger than noise."""
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from cluster.tracking import Tracker
 from filtering.files import write_json
+from filtering.secrets import masked_tree
 from owseg import InputError
 from owseg.evaluation.intervals import (
     AVERAGE,
@@ -22,7 +22,7 @@ from owseg.evaluation.intervals import (
     read_image_counts,
     row_intervals,
 )
-from pipelines.app.context import SUMMARY
+from pipelines.app.context import SUMMARY, where_recorded
 from pipelines.sweeps.grid import Cell, Grid
 
 JSON = "sweep.json"
@@ -185,7 +185,7 @@ def record(
     rows = rows_of(finished)
     content = {
         "grid": {"vary": {axis.key: dict(axis.values) for axis in grid.axes}, "seeds": list(grid.seeds)},
-        "mlflow": {"tracking_uri": tracker.uri, "experiment": tracker.experiment, "run_id": tracker.run_id},
+        "mlflow": where_recorded(tracker),
         "cells": [_cell(run) for run in finished],
         "failed": dict(failed),
         "rows": [_row(row) for row in rows],
@@ -199,9 +199,9 @@ def record(
             for pair in compared
         ],
     }
-    write_json(folder / JSON, content)
+    write_json(folder / JSON, masked_tree(content))
     for row in rows:
-        place = re.sub(r"[^\w.\- /]", "_", "/".join(filter(None, _place(row).values())))  # MLflow takes no other letters
+        place = "/".join(filter(None, _place(row).values()))
         tracker.metrics({f"{place}/{dataset}/mIoU": row.spread(dataset).mean for dataset in row.datasets})
 
 

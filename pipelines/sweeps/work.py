@@ -19,14 +19,17 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cluster.tracking import TrackingConfig
+from filtering.secrets import masked
+from owseg.fields import scores_only_settings
 from owseg.method_config import TrainableConfig
-from owseg.methods import Methods
+from owseg.methods import TRAINABLE, Methods
 from pipelines import download, full, train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
+from pipelines.app.masked_output import masked_output
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
 from pipelines.app.resolve import methods_to_train
 from pipelines.app.run_dir import digest_of_run, open_run_dir
@@ -110,14 +113,18 @@ def plan(cells: Sequence[Cell], root: Path, tracking: TrackingConfig) -> list[Wo
 
 def data_config(config: Config) -> Config:
     """The settings that decide the shards, and no others."""
-    return Config(
+    settings = Config(
         miniature=config.miniature, filter=config.filter, download=config.download, session=config.session, methods=()
     )
+    return replace(settings, evaluate=config.evaluate) if config.filter.exclude_benchmark_classes else settings
 
 
 def training_config(config: Config, method: TrainableConfig) -> Config:
     """The settings that decide a method's training, and no others."""
-    settings = {method.name: method, **({"clip": config.method_settings.clip} if method.uses_clip else {})}
+    ours = TRAINABLE[method.name]
+    scored: dict[str, Any] = {name: getattr(ours, name) for name in scores_only_settings(method)}  # these have no say
+    settings = {method.name: replace(method, **scored)}
+    settings |= {"clip": config.method_settings.clip} if method.uses_clip else {}
     return replace(
         data_config(config),
         seed=config.seed,
@@ -133,7 +140,7 @@ def carry_out(work: Work, cwd: str) -> Outcome:
     began = time.monotonic()
     os.chdir(cwd)  # relative paths are those of the sweep's process
     work.folder.mkdir(parents=True, exist_ok=True)
-    with _output_to(work.log):
+    with _output_to(work.log), masked_output():
         try:
             with open_run_dir(work.config, None) as config:
                 for need in work.needs:
@@ -144,7 +151,7 @@ def carry_out(work: Work, cwd: str) -> Outcome:
             mistake = user_mistake(error)
             traceback.print_exc()
             code = FAILED if mistake is None else USER_MISTAKE
-            message = " ".join((mistake or f"{type(error).__name__}: {error}").split())
+            message = masked(" ".join((mistake or f"{type(error).__name__}: {error}").split()))
     return Outcome(code, message, time.monotonic() - began)
 
 
@@ -157,7 +164,7 @@ def link(source: Path, target: Path) -> None:
     for name in SHARED_FOLDERS:
         if (source / name).exists():
             _link(source / name, target / name)
-    for folder in sorted(source.glob("train/*")):
+    for folder in sorted(path for path in source.glob("train/*") if path.name in TRAINABLE):
         (target / "train" / folder.name).mkdir(parents=True, exist_ok=True)
         for file in folder.iterdir():
             if file.name not in NOT_OF_A_CELL:

@@ -192,12 +192,14 @@ def refuse(run_dir: Path, uri: str) -> str:
 def test_an_unreachable_server_is_told_before_any_work(run_dir: Path) -> None:
     port = free_port()
     message = refuse(run_dir, f"http://user:secret@127.0.0.1:{port}")
-    assert message.startswith(f"tracking.uri: MLflow cannot use http://user:***@127.0.0.1:{port} (Connection refused)")
+    assert message.startswith(
+        f"tracking.uri: no MLflow server answers at http://user:***@127.0.0.1:{port} (Connection refused)"
+    )
     assert "set tracking.enabled=false" in message
 
 
 def test_a_host_without_an_address_is_told(run_dir: Path) -> None:
-    assert "MLflow cannot use http://u:***@nowhere.invalid (" in refuse(run_dir, "http://u:secret@nowhere.invalid")
+    assert "no MLflow server answers at http://u:***@nowhere.invalid (" in refuse(run_dir, "http://u:secret@nowhere.invalid")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +219,8 @@ def test_a_server_that_is_no_mlflow_is_told(
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if not greeting else "20")
     with greeter(greeting) as port:
         message = refuse(run_dir, f"http://user:secret@127.0.0.1:{port}")
-    assert message.startswith(f"tracking.uri: MLflow cannot use http://user:***@127.0.0.1:{port} (")
+    what = "MLflow cannot use" if greeting else "no MLflow server answers at"
+    assert message.startswith(f"tracking.uri: {what} http://user:***@127.0.0.1:{port} (")
     assert reason in message
 
 

@@ -121,7 +121,14 @@ def test_the_run_folder_is_enough_to_segment_with(chain: Chain) -> None:
 
 def test_a_second_run_does_no_work(chain: Chain) -> None:
     before = files_under(chain.folder, "corpus/**/*", "shards/**/*", "train/**/*", "evaluate/**/*")
-    output = run_well("full", chain.folder, "session.address=127.0.0.1:1")  # where no Ray answers: none is asked for
+    how = (
+        "train.log_every=3",
+        "train.threads=2",
+        "train.checkpoint_every=7",
+        "evaluate.window_batch=2",
+        "download.fetch.timeout=9",
+    )
+    output = run_well("full", chain.folder, "session.address=127.0.0.1:1", *how)  # where no Ray answers: none is asked for
     again = summary(chain.folder)
     for name in STAGES:
         assert f"{name}: skipped, complete already" in output

@@ -100,9 +100,9 @@ class OvSegmentorConfig(TrainableConfig):
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
     top_classes: int = setting(5, shown=True)
     """Classes that a window may show: the best by its image-level feature."""
-    background_threshold: float = 0.9
+    background_threshold: float = setting(0.9, scores_only=True)
     """Probability below which a group is background, 0..1, on sets that have that class."""
-    thresholds: Literal["unified", "official"] = "unified"
+    thresholds: Literal["unified", "official"] = setting("unified", scores_only=True)
     """Background thresholds: one for all benchmarks, or the official ones (VOC 0.95, Context 0.35, COCO-Object 0.90)."""
 
     def __post_init__(self) -> None:

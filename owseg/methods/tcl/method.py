@@ -91,15 +91,15 @@ class TclConfig(TrainableConfig):
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
     kp_weight: float = setting(0.3, shown=True)
     """Share of frozen CLIP's own masks mixed in at inference, 0..1."""
-    kp_shift: float = 0.25
+    kp_shift: float = setting(0.25, scores_only=True)
     """Cosine similarity at which frozen CLIP's own mask is one half."""
-    text_chunk: int = setting(64, training_only=True)
+    text_chunk: int = setting(64, training_only=True, how=True)
     """Texts whose masks are held at once in training; 0 = all. Results are the same, memory grows with it."""
-    checkpoint_blocks: bool = setting(True, training_only=True)
+    checkpoint_blocks: bool = setting(True, training_only=True, how=True)
     """Keep only the inputs of transformer blocks that gradients cross in training, and run the blocks again in backward."""
     pamr: bool = setting(False, shown=True)
     """Draw masks to the image's edges at inference (PAMR): 3.3 points of average mIoU in the paper."""
-    background_threshold: float | None = None
+    background_threshold: float | None = setting(None, scores_only=True)
     """Mask value below which a pixel is background, 0..1, on sets that have that class; null = 0.4 with PAMR, 0.5 without."""
 
     def __post_init__(self) -> None:

@@ -105,9 +105,9 @@ class VilSegSettings(TrainableConfig):
     """Probability that it is mirrored, 0..1."""
     templates: str = setting("simple", shown=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    components: bool = False
+    components: bool = setting(False, scores_only=True)
     """Name each connected component of a cluster by itself."""
-    background_threshold: float = 0.5
+    background_threshold: float = setting(0.5, scores_only=True)
     """Probability of the best name below which a region is background, 0..1, on sets that have that class."""
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from filtering import InputError
 from filtering.captions.balance import Balance
-from filtering.captions.corpus import FINDINGS, FilterConfig, build_corpus, corpus_fingerprint
+from filtering.captions.corpus import FINDINGS, FilterConfig, build_corpus, corpus_fingerprint, find_leakage
 from filtering.captions.index import merge_index, read_keys, write_index_part
 from filtering.captions.near_duplicates import NearDuplicates
 from filtering.captions.passes import BUILD, MarkWork, SplitWork, Words
@@ -123,7 +123,10 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
     shutil.copy(tmp_path / "links.tsv", tmp_path / "elsewhere")
     moved = replace(config, source=replace(config.source, path=str(tmp_path / "elsewhere" / "links.tsv")))
     assert corpus_fingerprint(moved, {}) == first
-    seen = {first, corpus_fingerprint(config, {"pets": (("dog",),)}), corpus_fingerprint(replace(config, top_k=9), {})}
+    assert corpus_fingerprint(config, {"pets": (("dog",),)}) == first  # what is evaluated has no say in the corpus
+    honest = replace(config, exclude_benchmark_classes=True)  # unless its classes are left out
+    assert corpus_fingerprint(honest, {"pets": (("dog",),)}) != corpus_fingerprint(honest, {"pets": (("cat",),)})
+    seen = {first, corpus_fingerprint(honest, {}), corpus_fingerprint(replace(config, top_k=9), {})}
     (tmp_path / "mine.txt").write_text("cat\n")
     seen.add(corpus_fingerprint(config, {}))
     (tmp_path / "tagger" / "vocab" / "trained_again").write_text("")
@@ -257,7 +260,7 @@ def test_report(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv")
     out = tmp_path / "corpus"
     summary = build_corpus(config_for(tmp_path / "links.tsv"), out)
-    report = write_report(out, summary)
+    report = write_report(out, summary, find_leakage(config_for(tmp_path / "links.tsv"), out, {}))
     assert report == json.loads((out / "report.json").read_text())
     assert report["digest"] == summary["digest"]
     assert [step["rule"] for step in report["funnel"]] == list(summary["dropped"])

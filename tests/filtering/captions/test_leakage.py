@@ -1,12 +1,19 @@
 """Which benchmark classes a list contains."""
 
+from pathlib import Path
+
+import pyarrow as pa
 import pytest
 
-from filtering.captions.leakage import leaked
+from filtering.captions.leakage import count_leaks, leaked
 from filtering.captions.lexicon import load_lexicon, paper_names
 from filtering.captions.vocabulary import FrequencyList, PaperList
+from filtering.files import write_table
+from filtering.schema import CORPUS
 from owseg.evaluation.class_names import class_names
 from owseg.evaluation.datasets import BENCHMARKS
+from owseg.evaluation.own_dataset import OwnDataset
+from owseg.evaluation.protocols import EvaluateConfig
 
 OVSEGMENTORS_VOC = [
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "table", "dog", "horse", "motorbike",
@@ -98,3 +105,41 @@ def test_an_honest_list_names_no_class() -> None:
     counts = {"dog": 9, "window": 8, "necklace": 7, "tv": 6, "beach": 5}
     table = FrequencyList().choose(counts, top_k=2, min_count=1, excluded=entities)
     assert [row["entity"] for row in table.to_pylist() if row["kept"]] == ["necklace", "beach"]
+
+
+def test_captions_are_counted_and_not_mentions(tmp_path: Path) -> None:
+    entities = [["dog", "cat"], ["cat", "tree"], ["person"], ["tree"], [], ["tree", "person", "dog"]]
+    for number, names in enumerate((entities[:2], entities[2:])):
+        rows = [{"key": f"{at:024x}", "url": "", "caption": "x", "entities": some} for at, some in enumerate(names)]
+        write_table(tmp_path / f"{number}.parquet", pa.Table.from_pylist(rows, schema=CORPUS))
+    leaks = {"voc": frozenset({"dog", "cat"}), "coco": frozenset({"dog", "person"}), "ade": frozenset({"sky"})}
+    counted = count_leaks(tmp_path.glob("*.parquet"), leaks)
+    assert counted == {"captions": {"ade": 0, "coco": 3, "voc": 3}, "leaked": 4}
+    assert count_leaks(tmp_path.glob("*.parquet"), {}) == {"captions": {}, "leaked": 0}
+
+
+def test_own_lists_count_as_they_stand(tmp_path: Path) -> None:
+    """What the run evaluates, under its own names; built-in lists say nothing of it."""
+    (tmp_path / "voc21.txt").write_text("background\ncat, zzz\nsubmarine\n")
+    (tmp_path / "context59.txt").write_text("zebra\nqqq\n")
+    (tmp_path / "mine.txt").write_text("void\nsofa, couch\nqqq\n")
+    mine = OwnDataset(name="mine", images=".", labels=".", names=str(tmp_path / "mine.txt"), background="void")
+    config = EvaluateConfig(root=".", classes=str(tmp_path), datasets=("voc21", "context59", mine))
+    found = class_names(config)
+    assert found == {
+        "voc21": (("cat", "zzz"), ("submarine",)),
+        "context59": (("zebra",), ("qqq",)),
+        "mine": (("sofa", "couch"), ("qqq",)),
+    }
+    assert leaked(found, load_lexicon()) == {
+        "voc21": {"cat": "cat", "submarine": "submarine"},
+        "context59": {"zebra": "zebra"},
+        "mine": {"sofa": "sofa"},
+    }
+
+
+def test_of_a_subset_the_scored_classes_count() -> None:
+    found = class_names(EvaluateConfig(datasets=("voc_unseen", "voc_unseen_all", "context33")))
+    assert len(found["context33"]) == 33
+    assert [spellings[0] for spellings in found["voc_unseen"]] == [spellings[0] for spellings in found["voc_unseen_all"]]
+    assert len(found["voc_unseen_all"]) == 5

@@ -13,7 +13,6 @@ from filtering.captions.statistics import HOST_SAMPLE, LONGEST_TEXT, MOST_WORDS,
 from filtering.schema import CORPUS, DROPPED, SAMPLE, key_of
 
 NOUNS = ("dog", "cat", "red car", "tree", "person")
-LEAKS = {"voc": frozenset({"dog", "cat"}), "coco": frozenset({"dog", "person"}), "ade": frozenset({"sky"})}
 
 
 def rows(count: int, seed: int = 0) -> list[dict[str, Any]]:
@@ -37,7 +36,7 @@ def tables(made: list[dict[str, Any]]) -> tuple[pa.Table, pa.Table]:
 @pytest.mark.parametrize("parts", [1, 2, 5])
 def test_parts_merge_to_the_whole_in_any_order(parts: int) -> None:
     made = rows(12_000)
-    whole = describe_shard(*tables(made), LEAKS)
+    whole = describe_shard(*tables(made))
     assert len(whole["hosts"]) == HOST_SAMPLE < len(made)
     for seed in range(3):
         draw = random.Random(seed)
@@ -45,7 +44,7 @@ def test_parts_merge_to_the_whole_in_any_order(parts: int) -> None:
         piles: list[list[dict[str, Any]]] = [[] for _ in range(parts)]
         for row in made:
             draw.choice(piles).append(row)
-        described = [json.loads(json.dumps(describe_shard(*tables(pile), LEAKS))) for pile in piles]
+        described = [json.loads(json.dumps(describe_shard(*tables(pile)))) for pile in piles]
         draw.shuffle(described)
         assert merge(described) == whole
     assert json.dumps(merge([whole])) == json.dumps(whole)
@@ -53,7 +52,7 @@ def test_parts_merge_to_the_whole_in_any_order(parts: int) -> None:
 
 def test_figures_are_those_of_a_plain_count() -> None:
     made = rows(500)
-    found = describe_shard(*tables(made), LEAKS)
+    found = describe_shard(*tables(made))
     kept = [row for row in made if row["drop_reason"] is None]
     assert found["rows"] == {
         "kept": len(kept),
@@ -67,25 +66,12 @@ def test_figures_are_those_of_a_plain_count() -> None:
     assert found["entities"] == dict(sorted(Counter(name for row in kept for name in row["entities"]).items()))
 
 
-def test_leakage_counts_captions_and_not_mentions() -> None:
-    entities = [["dog", "cat"], ["cat", "tree"], ["person"], ["tree"], ["tree", "person", "dog"]]
-    made = [
-        {"key": f"{at:024x}", "url": "", "caption": "x", "entities": names, "drop_reason": None}
-        for at, names in enumerate(entities)
-    ]
-    made.append({**made[0], "key": "f" * 24, "drop_reason": "balanced"})  # dropped rows leak nothing
-    found = describe_shard(*tables(made), LEAKS)
-    assert found["leakage"] == {"ade": 0, "coco": 3, "voc": 3}
-    assert found["leaked"] == 4
-
-
 def test_nothing_gives_nothing() -> None:
-    empty = describe_shard(CORPUS.empty_table(), DROPPED.empty_table(), LEAKS)
+    empty = describe_shard(CORPUS.empty_table(), DROPPED.empty_table())
     assert empty["rows"] == {"kept": 0, "dropped": {}}
-    assert empty["leakage"] == {"ade": 0, "coco": 0, "voc": 0}
     assert merge([empty, empty]) == empty
     made = rows(50)
-    assert merge([empty, describe_shard(*tables(made), LEAKS)]) == describe_shard(*tables(made), LEAKS)
+    assert merge([empty, describe_shard(*tables(made))]) == describe_shard(*tables(made))
     assert merge([])["hosts"] == []
 
 
@@ -101,18 +87,18 @@ def test_many_hosts_and_endless_texts_stay_small() -> None:
         },
         CORPUS,
     )
-    found = describe_shard(kept, DROPPED.empty_table(), LEAKS)
+    found = describe_shard(kept, DROPPED.empty_table())
     assert len(json.dumps(found)) < 1_000_000
     assert len(found["hosts"]) == HOST_SAMPLE
     assert found["words"]["after"][MOST_WORDS] == 20
-    longest = describe_shard(kept.slice(many - 20), DROPPED.empty_table(), {})
+    longest = describe_shard(kept.slice(many - 20), DROPPED.empty_table())
     assert max(len(row["caption"]) for row in longest["samples"]["kept"]) == LONGEST_TEXT
     assert len(json.dumps(merge([found, longest]))) < 1_000_000
 
 
 def test_samples_have_the_smallest_keys_one_of_each() -> None:
     made = [row for row in rows(400) for _ in range(3)]  # every link three times
-    found = describe_shard(*tables(made), {})
+    found = describe_shard(*tables(made))
     for reason in ("too_short", "no_entity"):
         keys = sorted({row["key"] for row in made if row["drop_reason"] == reason})
         assert [row["key"] for row in found["samples"]["dropped"][reason]] == keys[:SAMPLES]
@@ -123,7 +109,7 @@ def test_rows_of_tars_show_where_their_image_lies() -> None:
     places = pa.array([f"shards/00000.tar::{number}" for number in range(kept.num_rows)])
     kept = kept.append_column(SAMPLE, places).set_column(1, "url", pa.nulls(kept.num_rows, pa.string()))
     dropped = dropped.append_column(SAMPLE, pa.nulls(dropped.num_rows, pa.string()))
-    found = describe_shard(kept, dropped, {})
+    found = describe_shard(kept, dropped)
     assert found["samples"]["kept"][0]["sample"].startswith("shards/00000.tar::")
     assert found["samples"]["kept"][0]["url"] == ""
     assert sum(line.split(" ")[1] == "" for line in found["hosts"]) == len(set(kept["key"].to_pylist()))
@@ -139,7 +125,7 @@ def test_hosts_are_read_from_addresses_of_all_kinds() -> None:
         "https://пример.example/я": "пример.example",
     }
     made = [{"key": key_of(url, ""), "url": url, "caption": "x", "entities": [], "drop_reason": "bad_url"} for url in urls]
-    found = describe_shard(*tables(made), {})
+    found = describe_shard(*tables(made))
     hosts = {line.split(" ")[0]: line.split(" ")[1] for line in found["hosts"]}
     assert {url: hosts[key_of(url, "")] for url in urls} == urls
 
@@ -147,10 +133,10 @@ def test_hosts_are_read_from_addresses_of_all_kinds() -> None:
 def test_a_link_that_was_kept_once_counts_as_kept() -> None:
     made = [row for row in rows(50) if row["drop_reason"] is None]
     copies = [{**row, "drop_reason": "duplicate_link"} for row in made]
-    found = describe_shard(*tables(made + copies), {})
+    found = describe_shard(*tables(made + copies))
     assert len(found["hosts"]) == len({row["key"] for row in made})
     assert all(line.endswith(" kept") for line in found["hosts"])
-    apart = [describe_shard(*tables(pile), {}) for pile in (copies, made)]
+    apart = [describe_shard(*tables(pile)) for pile in (copies, made)]
     assert merge(apart) == found == merge(reversed(apart))
 
 
@@ -165,7 +151,7 @@ def test_the_lot_is_fair() -> None:
     table = pa.table(
         {"key": keys, "url": made, "caption": [""] * len(made), "entities": pa.nulls(len(made), pa.list_(pa.string()))}
     )
-    found = describe_shard(table, DROPPED.empty_table(), {})
+    found = describe_shard(table, DROPPED.empty_table())
     share = sum(" often.example" in line for line in found["hosts"]) / HOST_SAMPLE
     assert abs(share - 0.2) < 0.025
 
@@ -176,6 +162,6 @@ def test_samples_do_not_spread_personal_data() -> None:
         {"key": key_of("", caption), "url": "", "caption": caption, "entities": [], "drop_reason": reason}
         for reason, caption in captions.items()
     ]
-    samples = describe_shard(*tables(dropped), LEAKS)["samples"]["dropped"]
+    samples = describe_shard(*tables(dropped))["samples"]["dropped"]
     assert samples["email_address"][0]["caption"] == "write to •@• today"
     assert samples["phone_number"][0]["caption"] == "call (•••) •••-•••• now"

@@ -42,6 +42,17 @@ ELEMENTS = {
 }  # fmt: skip
 
 
+def leakage(rows: list[dict[str, Any]], leaks: dict[str, dict[str, str]], classes: dict[str, int]) -> dict[str, Any]:
+    """What `find_leakage` would find."""
+
+    def mentioning(entities: set[str]) -> int:
+        return sum(not entities.isdisjoint(row["entities"]) for row in rows)
+
+    captions = {name: mentioning({*found.values()}) for name, found in leaks.items()}
+    every = {entity for found in leaks.values() for entity in found.values()}
+    return {"leaks": leaks, "classes": classes, "captions": captions, "leaked": mentioning(every)}
+
+
 def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
     """What `report.write` is told of a corpus that keeps the captions with a dog in it; names are as hostile as captions."""
     rows = []
@@ -52,9 +63,8 @@ def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
     kept = [row for row in rows if "dog" in row["entities"]]
     dropped = [{**row, "drop_reason": "rare_entity" if row["entities"] else "<b>rude</b>"} for row in rows if row not in kept]
     leaks = {"voc<b>": {"dog": "dog", "<i>cat</i>": "cat"}, "ade": {"lake": "water"}}
-    names = {name: frozenset(classes.values()) for name, classes in leaks.items()}
     statistics = merge(
-        [describe_shard(pa.Table.from_pylist(kept, schema=CORPUS), pa.Table.from_pylist(dropped, schema=DROPPED), names)]
+        [describe_shard(pa.Table.from_pylist(kept, schema=CORPUS), pa.Table.from_pylist(dropped, schema=DROPPED))]
     )
     return {
         "summary": {
@@ -65,10 +75,9 @@ def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
             "digest": "0123abcd",
         },
         "statistics": statistics,
+        "leakage": leakage(kept, leaks, {"voc<b>": 20, "ade": 150}),
         "details": {
             "list": {"name": "frequency", "top_k": 1, "min_count": 1},
-            "leaks": leaks,
-            "classes": {"voc<b>": 20, "ade": 150},
             "matching": {"rejected": 1, "decided": 2, "tagged": 5, "sampled": 3},
             "config": {
                 "rules": [{"name": "too_short", "min_words": 3}, {"name": "markup"}],
@@ -92,7 +101,7 @@ def write(
     ]
     write_table(out / "entities.parquet", pa.Table.from_pylist(table, schema=ENTITIES))
     write_json(out / BUILD / FINDINGS, {"statistics": told["statistics"], "details": told["details"]})
-    report.write(out, told["summary"])
+    report.write(out, told["summary"], told["leakage"])
     return (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -157,9 +166,9 @@ def test_leakage_by_hand(tmp_path: Path) -> None:
     kept = [["dog", "cat"], ["dog"], ["tree"], ["tree"]]
     rows = [{"key": f"{at:024x}", "url": "", "caption": "x", "entities": names} for at, names in enumerate(kept)]
     leaks = {"voc": {"dog": "dog", "cat": "cat", "sheep": "sheep"}, "ade": {"lake": "water"}}
-    names = {name: frozenset(classes.values()) for name, classes in leaks.items()}
-    told = corpus(["a dog"], leaks=leaks, classes={"voc": 20, "ade": 150})
-    told["statistics"] = describe_shard(pa.Table.from_pylist(rows, schema=CORPUS), DROPPED.empty_table(), names)
+    told = corpus(["a dog"])
+    told["leakage"] = leakage(rows, leaks, {"voc": 20, "ade": 150})
+    told["statistics"] = describe_shard(pa.Table.from_pylist(rows, schema=CORPUS), DROPPED.empty_table())
     told["summary"] |= {"links": 4, "kept": 4, "dropped": {}, "entities": 4}
     page = write(
         tmp_path, told, (("dog", 2, True), ("tree", 2, True), ("cat", 1, True), ("water", 0, True), ("sheep", 0, False))
@@ -182,7 +191,7 @@ def test_leakage_by_hand(tmp_path: Path) -> None:
 def test_classes_that_were_excluded_are_shown_apart(tmp_path: Path) -> None:
     told = corpus(["a dog", "a cat"])
     told["details"]["config"]["exclude_benchmark_classes"] = True
-    told["details"]["leaks"] = {"ade": {"feline": "cat", "lake": "water"}}
+    told["leakage"] = leakage([], {"ade": {"feline": "cat", "lake": "water"}}, {"ade": 150})
     page = write(tmp_path, told, (("cat", 9, False), ("dog", 5, True), ("tree", 3, False), ("water", 2, False)))
     content = json.loads((tmp_path / "report.json").read_text())
     assert [row["entity"] for row in content["left_out"]] == ["cat"]
@@ -191,9 +200,8 @@ def test_classes_that_were_excluded_are_shown_apart(tmp_path: Path) -> None:
 
 
 def test_nothing_dropped_nothing_leaked(tmp_path: Path) -> None:
-    told = corpus(
-        ["a dog", "two dogs"], leaks={}, classes={}, matching={"rejected": 0, "decided": 0, "tagged": 2, "sampled": 2}
-    )
+    told = corpus(["a dog", "two dogs"], matching={"rejected": 0, "decided": 0, "tagged": 2, "sampled": 2})
+    told["leakage"] = leakage([], {}, {})
     page = write(tmp_path, told, (("dog", 2, True),))
     content = json.loads((tmp_path / "report.json").read_text())
     assert content["funnel"] == []

@@ -11,7 +11,7 @@ from filtering.files import write_table
 from filtering.shards import run_local
 from pipelines.app.context import Context, Result
 from pipelines.app.settings import Config
-from pipelines.train import clear_other
+from pipelines.train import BEFORE, set_other_aside
 
 
 def test_a_stage_cut_short_is_not_complete_for_what_it_was_before(tmp_path: Path) -> None:
@@ -54,12 +54,16 @@ def test_a_complete_stage_is_done_again_only_where_its_result_asks_for_it(tmp_pa
 
 
 def test_a_training_goes_on_from_its_own_checkpoints_alone(tmp_path: Path) -> None:
+    """And what was trained on other data is kept, whatever takes its place."""
     checkpoint = tmp_path / "tcl" / "checkpoints" / "position.json"
-    for fingerprint, kept in (("these shards", False), ("these shards", True), ("more shards", False)):
-        clear_other(tmp_path / "tcl", fingerprint)
+    fingerprints = (("these shards", False), ("these shards", True), ("more shards", False), ("still more", False))
+    for fingerprint, kept in fingerprints:
+        set_other_aside(tmp_path / "tcl", fingerprint)
         assert checkpoint.is_file() is kept
         checkpoint.parent.mkdir(exist_ok=True)
-        checkpoint.touch()
+        checkpoint.write_text(fingerprint)
+    aside = sorted((tmp_path / BEFORE).glob("*/checkpoints/position.json"))
+    assert [path.read_text() for path in aside] == ["these shards", "more shards"]
 
 
 class Stages:
