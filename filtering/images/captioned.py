@@ -1,6 +1,7 @@
 """An image and the rows of the corpus that caption it: asked for once, stored once, with all of its captions."""
 
 import math
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import pyarrow as pa
 
 from filtering.schema import CAPTIONS, CORPUS, SAMPLE
+from filtering.url import LinkError, link_of
 
 Row = dict[str, Any]
 """A kept row: a value per column."""
@@ -45,9 +47,22 @@ class CaptionedImage:
         return {**first, **captions}
 
 
+_USUAL = re.compile(r"https?://[a-z0-9-]+(?:\.[a-z0-9-]*[a-z][a-z0-9-]*)+/(?!\.)(?:[A-Za-z0-9_~&=?,.-]|/(?!\.))*")
+
+
 def id_of(url: str | None, key: str) -> str:
-    """What a link's result is remembered by: its URL, whatever its captions are; the key of a row that has none."""
-    return (url or "").strip() or key
+    """What a link's result is remembered by: its URL as it goes on the wire, whatever its captions are.
+
+    What is no link is remembered as it is written, and a row without a URL by its key.
+    """
+    text = (url or "").strip()
+    if not text or _USUAL.fullmatch(text):  # most URLs are written as they are asked for
+        return text or key
+    try:
+        link = link_of(text).url
+        return f"{link.origin()}{link.raw_path_qs}"
+    except LinkError:
+        return text
 
 
 def ids_of(table: pa.Table) -> list[str]:

@@ -22,10 +22,11 @@ from filtering.files import digest_of
 from filtering.images.captioned import CaptionedImage, Row, by_url, carried
 from filtering.images.fetch import MAX_PROBED, Fetcher
 from filtering.images.fetch_config import FetchConfig
+from filtering.images.guard import GuardedResize
 from filtering.images.image_shards import finish, write_shard, write_shards
 from filtering.images.layout import PREVIOUS, cut_corpus, known_of
 from filtering.images.progress import describe, failed
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.resize import ImageConfig
 from filtering.images.results import Results, Retry, Validity
 from filtering.shards import Runner, run_local
 
@@ -57,10 +58,9 @@ class DownloadConfig:
 def validity_of(config: DownloadConfig) -> Validity:
     """What results depend on. Patience and routes are not among it: they never make a result permanent."""
     fetch = config.fetch
-    images = [_FORMAT, asdict(config.image), fetch.respect_opt_out]
-    return Validity(
-        images=digest_of(images), rules=digest_of([*images, fetch.max_bytes, fetch.max_redirects, sorted(fetch.allow)])
-    )
+    images = [_FORMAT, config.image.content, fetch.respect_opt_out]
+    limits = [fetch.max_bytes, fetch.max_redirects, sorted(fetch.allow), config.image.max_seconds]
+    return Validity(images=digest_of(images), rules=digest_of([*images, *limits]))
 
 
 def content_digest(config: DownloadConfig) -> str:
@@ -135,7 +135,7 @@ class _Client:
     def __init__(self, config: DownloadConfig) -> None:
         self.workers = 1
         self._config = config
-        self._resize = Resize(config.image)
+        self._resize = GuardedResize(config.image)
         self._lock = Lock()
         self._users = 0
 
@@ -156,10 +156,10 @@ class _Client:
         async def one(image: CaptionedImage) -> None:
             async with self._fetcher.fetch(image.url) as outcome:
                 if outcome.status == "success":
-                    record, jpeg = await loop.run_in_executor(self._thread, finish, outcome, self._resize)
+                    record, file = await loop.run_in_executor(self._thread, finish, outcome, self._resize)
                 else:
-                    record, jpeg = finish(outcome, self._resize)
-                results.add(image, record, jpeg)
+                    record, file = finish(outcome, self._resize)
+                results.add(image, record, file)
 
         try:
             async with asyncio.TaskGroup() as tasks:

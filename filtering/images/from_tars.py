@@ -17,10 +17,10 @@ from filtering.files import digest_of, write_table
 from filtering.images.captioned import CaptionedImage, Row, carried
 from filtering.images.download import DownloadConfig, content_digest, validity_of
 from filtering.images.fetch import Outcome
+from filtering.images.guard import GuardedResize
 from filtering.images.image_shards import finish, write_shard, write_shards
 from filtering.images.kept_rows import Cut, open_corpus, schema_of
 from filtering.images.progress import failed
-from filtering.images.resize import Resize
 from filtering.images.results import Known, Results
 from filtering.partition import regroup
 from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
@@ -64,7 +64,7 @@ class SelectShard:
 
     def __init__(self, config: DownloadConfig) -> None:
         self._config = config
-        self._resize = Resize(config.image)
+        self._resize = GuardedResize(config.image)
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
         validity = validity_of(self._config)

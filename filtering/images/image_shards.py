@@ -1,7 +1,7 @@
 """Image shards as img2dataset lays them out: WebDataset tars, beside each a table of statuses and its counts, and `sizes.json`.
 
-Beside `00000.tar` (key.jpg, key.json, key.txt per image) lie `00000.parquet`, with the status of every link, and
-`00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
+Beside `00000.tar` (key.jpg or another image, key.json, key.txt per image) lie `00000.parquet`, with the status of every link,
+and `00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ from filtering.images.fetch import Outcome
 from filtering.images.kept_rows import Cut
 from filtering.images.mirror import SIZES, Target
 from filtering.images.reasons import FAILURES, failure_of
-from filtering.images.resize import Resize, Resized
+from filtering.images.resize import Resized
 from filtering.images.results import Record, Results, Retry, Validity, asked_again
 from filtering.schema import STATUS
 from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
@@ -57,8 +57,8 @@ def write_shard(
     }
 
 
-def finish(outcome: Outcome, resize: Resize) -> tuple[Record, bytes]:
-    """The columns that STATUS adds to CORPUS, and the JPEG to keep."""
+def finish(outcome: Outcome, resize: Callable[[bytes], Resized]) -> tuple[Record, bytes]:
+    """What became of a link, as `Results` keeps it, and the file of its image."""
     obtained = outcome.status == "success"
     resized = resize(outcome.body) if obtained else Resized(status=outcome.status, message=outcome.message)
     failure = failure_of(resized.status)
@@ -76,8 +76,9 @@ def finish(outcome: Outcome, resize: Resize) -> tuple[Record, bytes]:
         "original_height": resized.original_height,
         "width": resized.width,
         "height": resized.height,
+        "extension": resized.extension,
     }
-    return record, resized.jpeg
+    return record, resized.image
 
 
 def write_shards(
@@ -196,13 +197,13 @@ _CAPTION_COLUMNS = ("captions", "caption_entities")
 def _samples(
     images: Sequence[CaptionedImage], rows: Sequence[Row], results: Results, extra: Sequence[str]
 ) -> Iterator[tuple[str, bytes]]:
-    """The files of a tar in order: key.jpg, key.json, key.txt of every image obtained, one image in memory at a time."""
+    """The files of a tar in order: image, key.json, key.txt of every image obtained, one image in memory at a time."""
     for image, row in zip(images, rows, strict=True):
         if row["status"] == "success":
             told = {name: row[name] for name in _SAMPLE_COLUMNS}
             told |= {name: row[name] for name in _CAPTION_COLUMNS if row[name] is not None}
             told |= {name: json_value(row[name]) for name in extra}
-            yield f"{image.key}.jpg", results.body(image)
+            yield f"{image.key}.{row['extension']}", results.body(image)
             yield f"{image.key}.json", json.dumps(told, indent=4).encode()
             yield f"{image.key}.txt", (row["caption"] or "").encode()
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.images.captioned import carried
-from filtering.schema import CORPUS, KEY_LENGTH, SAMPLE, OWN_NAMES
+from filtering.schema import CORPUS, KEY_LENGTH, OWN_NAMES, SAMPLE
 
 
 @dataclass(frozen=True)

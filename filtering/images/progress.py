@@ -1,11 +1,11 @@
 """A download in a few words: while it runs, and when it is done."""
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
 from filtering.images.reasons import FAILURES, failure_of
+from filtering.secrets import masked
 
 _MOST_OFTEN = 2
 _REASONS_PER_CLASS = 3
@@ -51,9 +51,8 @@ def failed(by_status: Mapping[str, int], example: Mapping[str, Any], what: str) 
 
 
 def shown_link(row: Mapping[str, Any]) -> str:
-    """A row's URL without credentials, else its caption; cut where it is long."""
-    url = re.sub(r"//[^/?#]*@", "//", row["url"] or "")
-    text = url or f"the caption {row['caption'] or ''!r}"
+    """A row's URL, secrets masked, else its caption; cut where it is long."""
+    text = masked(row["url"] or "") or f"the caption {row['caption'] or ''!r}"
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 

@@ -21,11 +21,12 @@ from filtering.files import write_json
 from filtering.images.captioned import CaptionedImage, ids_of
 from filtering.images.journal import Journal
 from filtering.images.reasons import Failure, failure_of
+from filtering.samples import IMAGE_KINDS
 from filtering.schema import RESULT
 from filtering.shards import LIVE
 
 Record = dict[str, Any]
-"""What became of a link: the columns of RESULT."""
+"""What became of a link: the columns of RESULT, and for an image "extension", the kind of its file."""
 Retry = Literal["none", "transient", "permanent"]
 """Which failures are asked for again: none, those that may pass, or all, permanent ones too."""
 RETRIES: tuple[Retry, ...] = get_args(Retry)
@@ -64,7 +65,7 @@ LOCATED = pa.schema(
     [
         *(pa.field(name, pa.string()) for name in ("id", "key")),
         *RESULT,
-        *(pa.field(name, pa.string()) for name in ("images", "rules", "tar")),
+        *(pa.field(name, pa.string()) for name in ("images", "rules", "tar", "extension")),
         *(pa.field(name, pa.int64()) for name in ("start", "length")),
     ]
 )
@@ -90,14 +91,15 @@ def located(statuses: Path) -> pa.Table | None:
         **{name: table[name] for name in ("key", *RESULT.names)},
         **{name: pa.array([metadata.get(name)] * len(table), pa.string()) for name in ("images", "rules")},
         "tar": pa.array([place and tar.name for place in found], pa.string()),
-        "start": pa.array([place and place[0] for place in found], pa.int64()),
-        "length": pa.array([place and place[1] for place in found], pa.int64()),
+        "extension": pa.array([place and place[0] for place in found], pa.string()),
+        "start": pa.array([place and place[1] for place in found], pa.int64()),
+        "length": pa.array([place and place[2] for place in found], pa.int64()),
     }
     return pa.table(columns).cast(LOCATED)
 
 
 class Known:
-    """What earlier runs found out about some images: their records, and the JPEGs of those obtained."""
+    """What earlier runs found out about some images: their records, and the files of those obtained."""
 
     def __init__(self, images: Sequence[CaptionedImage], validity: Validity) -> None:
         self.records: dict[str, Record] = {}
@@ -127,7 +129,7 @@ class Known:
             elif row["id"] in self._bodies or failure is None:
                 continue  # of several rows with one URL, as older versions had them, one may have been obtained
             if obtained or failure != "policy" or row["rules"] == self._validity.rules:
-                self.records[row["id"]] = {name: row[name] for name in RESULT.names}
+                self.records[row["id"]] = {name: row[name] for name in (*RESULT.names, "extension")}
 
     def add_journal(self, path: Path) -> None:
         """Take in the journal of a shard that was never completed."""
@@ -147,27 +149,27 @@ class Known:
         return any(path == tar for path, _, _ in self._bodies.values())
 
     def body(self, id_: str) -> bytes:
-        """The JPEG of an image that was obtained."""
+        """The file of an image that was obtained."""
         path, start, length = self._bodies[id_]
         with path.open("rb") as file:
             file.seek(start)
             return file.read(length)
 
 
-def bodies_in(tar: Path) -> dict[str, tuple[int, int]]:
-    """Where the image of each key lies in a tar: (first byte, length)."""
+def bodies_in(tar: Path) -> dict[str, tuple[str, int, int]]:
+    """The image of each key in a tar: (extension, first byte, length)."""
     found = {}
     try:
         with tarfile.open(tar, "r:") as file:
             while (member := file.next()) is not None:
                 file.members = []  # type: ignore[attr-defined]  # it would keep them all
                 key, dot, kind = member.name.partition(".")
-                if dot and kind == "jpg":
-                    found[key] = (member.offset_data, member.size)
+                if dot and kind in IMAGE_KINDS:
+                    found[key] = (kind, member.offset_data, member.size)
     except (FileNotFoundError, tarfile.TarError):
         pass  # what can be read counts
     size = tar.stat().st_size if tar.exists() else 0
-    return {key: (start, length) for key, (start, length) in found.items() if start + length <= size}
+    return {key: place for key, place in found.items() if place[1] + place[2] <= size}
 
 
 class Results:
@@ -200,11 +202,11 @@ class Results:
         self.asked += len(rest)
         return rest
 
-    def add(self, image: CaptionedImage, record: Record, jpeg: bytes = b"") -> None:
+    def add(self, image: CaptionedImage, record: Record, file: bytes = b"") -> None:
         """Keep what became of an image."""
         before = self._found(image.id)
         attempts = record["attempts"] + (before["attempts"] if before else 0)
-        self._journal.append(image.id, {**record, "attempts": attempts}, jpeg)
+        self._journal.append(image.id, {**record, "attempts": attempts}, file)
         self._count(image, record)
 
     def record(self, image: CaptionedImage) -> Record:
@@ -214,7 +216,7 @@ class Results:
         return record
 
     def body(self, image: CaptionedImage) -> bytes:
-        """The JPEG of an image that was obtained."""
+        """The file of an image that was obtained."""
         return self._journal.body(image.id) if image.id in self._journal.records else self._known.body(image.id)
 
     def _found(self, id_: str) -> Record | None:

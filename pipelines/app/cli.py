@@ -1,6 +1,5 @@
 """The command line of all verbs: `[--config FILE] [key.sub=value ...]`, exit codes, and help from the settings themselves."""
 
-import importlib
 import shutil
 import sys
 import textwrap
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from owseg import near_miss
-from pipelines.app.arguments import Parser, command_name
+from pipelines.app.arguments import Parser, command_line, command_name
 from pipelines.app.config import ConfigError, load
 from pipelines.app.describe import Entry, describe
 from pipelines.app.outcome import exit_code, print_text
@@ -73,9 +72,10 @@ def main(
     `flags` are options of this verb alone.
     """
     flags = flags or {}
+    again = [*(sys.argv[1:] if argv is None else argv)]
 
     def work() -> None:
-        given = _parse(sys.argv[1:] if argv is None else argv, flags)
+        given = _parse(tuple(again), flags)
         if given.help:
             print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
             return
@@ -89,13 +89,11 @@ def main(
             given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return
         with open_run_dir(config, given.file) as held:
+            if not any(override.startswith("run_dir=") for override in given.overrides):
+                again.append(f"run_dir={held.run_dir}")
             run(held, **given.chosen)
 
-    try:
-        return exit_code(work)
-    finally:
-        if "ray" in sys.modules:
-            importlib.import_module("cluster.session").close_session()
+    return exit_code(work, lambda: command_line(again))
 
 
 @dataclass

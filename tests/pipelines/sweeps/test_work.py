@@ -81,6 +81,12 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
             def __init__(self, function: object, session: SessionConfig) -> None:
                 self.calls: list[tuple[Work, float]] = []
 
+            def __enter__(self) -> "Pool":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                assert not self.calls
+
             @property
             def running(self) -> int:
                 return len(self.calls)
