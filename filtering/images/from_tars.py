@@ -115,8 +115,12 @@ class SelectShard:
             elif file.kind in IMAGE_KINDS and outcome is None:
                 small = file.size <= self._config.fetch.max_bytes
                 outcome = Outcome(status="success", body=file.read(file.size)) if small else Outcome(status="too_large")
-        key, *_ = sample_row(path, name, texts, image=True)  # as the filter read it: the image may have gone since
-        return {key}, outcome or Outcome(status="no_image")
+        return keys_of(path, name, texts), outcome or Outcome(status="no_image")
+
+
+def keys_of(path: str, name: str, texts: Mapping[str, bytes]) -> set[str]:
+    """The keys of the rows that the filter made of a sample, whether or not its image is still there."""
+    return {sample_row(path, name, texts, image=True)[0]}
 
 
 def _cut(corpus: Path, out: Path) -> Cut:
