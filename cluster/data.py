@@ -40,6 +40,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
         *,
         fingerprint: str,
         label: str,
+        unit: str = "rows",
         at_once: int = 1,
         describe: Describe | None = None,
     ) -> list[Marker]:
@@ -51,7 +52,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
             before = [marker for marker in found.values() if marker]
             done = sum(rows[marker.shard] for marker in before)
             with (
-                Progress(label or "shards", total=sum(rows.values()), unit="rows", start=done) as progress,
+                Progress(label or "shards", total=sum(rows.values()), unit=unit, start=done) as progress,
                 Following(progress, out, rows, before, describe) as following,
                 # Closed at once when a shard fails: workers must not keep running while somebody tries again.
                 closing(_results(config, make_work, todo, out, fingerprint, at_once)) as results,

@@ -34,9 +34,8 @@ stands, how many of them the tagger read, and in how many of those it agreed. Ta
 INDEX = pa.schema([("entity", pa.string()), ("key", pa.string())])
 """Which kept rows mention an entity, sorted by both columns."""
 
-STATUS = pa.schema(
+RESULT = pa.schema(
     [
-        *CORPUS,
         pa.field("status", pa.string()),
         pa.field("failure", pa.string()),
         pa.field("retryable", pa.bool_()),
@@ -54,6 +53,22 @@ STATUS = pa.schema(
 )
 """What became of a link: `status` is "success" or the reason, `failure` its class (`filtering.images.reasons`), and `retryable`
 says whether asking again may help. `bytes` and `sha256` are those of the original file, `phash` is the kept image's."""
+
+CAPTIONS = pa.schema(
+    [
+        pa.field("captions", pa.list_(pa.string())),
+        pa.field("caption_entities", pa.list_(pa.list_(pa.string()))),
+        pa.field("caption_keys", pa.list_(pa.string())),
+    ]
+)
+"""Of an image with several captions all of them, in the order of their keys, with the entities and the key of each. The first
+is that of the columns of CORPUS. Null where there is but one."""
+
+STATUS = pa.schema([*CORPUS, *RESULT, *CAPTIONS])
+"""A row of the download for each image. Columns that `filter.source.keep_columns` carries along come behind these."""
+
+OWN_NAMES = frozenset({*STATUS.names, *DROPPED.names, SAMPLE.name, "counts", "tar"})
+"""Names of columns and fields of ours, which no column carried along from a source may have."""
 
 KEY_LENGTH = 24
 

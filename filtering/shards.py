@@ -102,8 +102,8 @@ tells how many rows are done; the others are described."""
 class Runner(Protocol):
     """Runs work over parquet shards and returns their markers in the order of `sources`.
 
-    `label` names the progress bar and `describe` comments on it. `at_once` is how many shards one worker may have in work at
-    the same time, from as many threads: for work that mostly waits.
+    `label` names the progress bar, `unit` what it counts, and `describe` comments on it. `at_once` is how many shards one
+    worker may have in work at the same time, from as many threads: for work that mostly waits.
     """
 
     def __call__(
@@ -114,6 +114,7 @@ class Runner(Protocol):
         *,
         fingerprint: str,
         label: str,
+        unit: str = "rows",
         at_once: int = 1,
         describe: Describe | None = None,
     ) -> list[Marker]: ...
@@ -138,6 +139,7 @@ def run_local(
     *,
     fingerprint: str,
     label: str = "",
+    unit: str = "rows",
     at_once: int = 1,
     describe: Describe | None = None,
 ) -> list[Marker]:

@@ -3,6 +3,7 @@
 Run again, it asks only for links that are new, and for those that failed for a reason that may have passed.
 """
 
+import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +21,7 @@ from filtering.secrets import masked_tree
 from filtering.shards import output_of_shards
 from pipelines.app.cli import VERIFY, Choice, main
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.run_dir import CONFIG_FILE
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import describe_losses
 from pipelines.app.world import download_config
@@ -63,8 +65,12 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
     if settings.target and result["status"] == "skipped":
         _copy_again(Target(settings.target), out, result["shards"])
     print(f"shards: {conclude(result['by_status'])}; report: {out / 'report.html'}")
+    result = {"captions": result["links"], **result}  # older versions counted none
+    if result["captions"] != result["links"]:
+        print(f"shards: {result['captions']} captions of {result['links']} images, each asked for and stored once")
     if result["retryable"]:
-        print(f"shards: {result['retryable']} may work another day: run pipelines/download.py again to ask for these alone")
+        again_by = f"python pipelines/download.py --config {shlex.quote(str(context.run_dir / CONFIG_FILE))}"
+        print(f"shards: {result['retryable']} may work another day; this asks for them alone: {again_by}")
     return result
 
 
@@ -89,7 +95,7 @@ def retry_flag(default: Retry) -> Choice:
 
 
 def _record(run: Run, result: Result, report: download_report.Content) -> None:
-    run.metrics({name: result[name] for name in ("links", "success", "retryable", "bytes")})
+    run.metrics({name: result[name] for name in ("links", "captions", "success", "retryable", "bytes")})
     run.metrics({f"status/{status}": count for status, count in result["by_status"].items()})
     run.metrics(download_report.numbers(report))
     run.table(report["hosts"]["most"]["hosts"], "hosts.json")

@@ -33,9 +33,9 @@ def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
 
 
 def print_funnel(corpus: Result, shards: Result) -> None:
-    """How many links were left after each step."""
-    counts = {"links": corpus["links"], "kept": corpus["kept"], "downloaded": shards["success"]}
-    print("corpus funnel: " + " → ".join(f"{count} {name}" for name, count in counts.items()))
+    """How many rows and images were left after each step."""
+    images = f" ({shards['captions']} captions of {shards['links']} images)" if shards["captions"] != shards["links"] else ""
+    print(f"corpus funnel: {corpus['links']} links → {corpus['kept']} kept{images} → {shards['success']} downloaded")
 
 
 if __name__ == "__main__":

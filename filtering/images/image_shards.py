@@ -9,50 +9,56 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.files import write_json, write_table
+from filtering.images.captioned import CaptionedImage, Row, json_value
 from filtering.images.fetch import Outcome
+from filtering.images.kept_rows import Cut
 from filtering.images.mirror import SIZES, Target
 from filtering.images.reasons import FAILURES, failure_of
 from filtering.images.resize import Resized
-from filtering.images.results import Record, Results, Retry, Row, Validity, asked_again
-from filtering.schema import KEY_LENGTH, STATUS
+from filtering.images.results import Record, Results, Retry, Validity, asked_again
+from filtering.schema import STATUS
 from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
 from filtering.tars import write_tar
 
-Obtain = Callable[[Sequence[Row], Results], None]
-"""Finds out what became of rows and adds it to the results: the record and the file that `finish` makes."""
+Nothing = Callable[[Mapping[str, int], Row], str]
+"""Words the mistake if there is not one image: statuses and their counts, and a row of the most frequent, in; message out."""
 
 
-def write_shard(rows: Sequence[Row], scratch: Path, validity: Validity, results: Results, obtain: Obtain) -> Mapping[str, int]:
-    """Write tar, statuses and stats of `rows`, sorted by key, into `scratch`, named after it; returns the shard's counts."""
-    obtain(results.unsettled(rows), results)
-    rows = [{**row, **results.record(row["key"])} for row in rows]
-    write_tar(scratch / f"{scratch.name}.tar", _samples(rows, results))
-    statuses = pa.Table.from_pylist(rows, schema=STATUS.with_metadata(validity.metadata()))
-    write_table(scratch / f"{scratch.name}.parquet", statuses)
-    write_json(scratch / f"{scratch.name}_stats.json", _stats(rows))
+def write_shard(
+    images: Iterable[CaptionedImage], extra: Sequence[pa.Field], scratch: Path, validity: Validity, results: Results
+) -> Mapping[str, int]:
+    """Write tar, statuses and stats of images into `scratch`, named after it; returns the shard's counts.
+
+    All images are settled in `results`. `extra` are the columns that rows carry along.
+    """
+    images = sorted(images, key=lambda image: image.key)
+    found = [{**image.columns(), **results.record(image)} for image in images]
+    write_tar(scratch / f"{scratch.name}.tar", _samples(images, found, results, [field.name for field in extra]))
+    schema = pa.schema([*STATUS, *extra], metadata=validity.metadata())
+    write_table(scratch / f"{scratch.name}.parquet", pa.Table.from_pylist(found, schema=schema))
+    write_json(scratch / f"{scratch.name}_stats.json", _stats(found))
     return {
-        "links": len(rows),
+        "links": len(images),
+        "captions": sum(len(image.rows) for image in images),
         "asked": results.asked,
-        "bytes": sum(row["bytes"] for row in rows),
-        **{f"status/{status}": count for status, count in Counter(row["status"] for row in rows).items()},
+        "bytes": sum(row["bytes"] for row in found),
+        **{f"status/{status}": count for status, count in Counter(row["status"] for row in found).items()},
     }
 
 
 def finish(outcome: Outcome, resize: Callable[[bytes], Resized]) -> tuple[Record, bytes]:
-    """What became of a row, as `Results` keeps it, and the file of its image."""
+    """What became of a link, as `Results` keeps it, and the file of its image."""
     obtained = outcome.status == "success"
     resized = resize(outcome.body) if obtained else Resized(status=outcome.status, message=outcome.message)
     if resized.status in ("truncated", "undecodable") and not outcome.delimited:
@@ -81,7 +87,7 @@ def finish(outcome: Outcome, resize: Callable[[bytes], Resized]) -> tuple[Record
 
 def write_shards(
     make_work: MakeWork,
-    sources: Sequence[Path],
+    cut: Cut,
     out: Path,
     *,
     run: Runner,
@@ -91,13 +97,14 @@ def write_shards(
     at_once: int = 1,
     describe: Describe | None = None,
     target: str = "",
-    nothing: Callable[[Mapping[str, int]], str],
+    nothing: Nothing,
 ) -> dict[str, Any]:
     """Run the work over all shards and write `sizes.json`; returns and raises what `download_corpus` does.
 
     Complete shards with a failure that `retry` names are worked on again. All files are copied to `target`, if that is not "".
-    `nothing` words the mistake if there is no image: statuses and their counts in, message out.
+    Every row of the corpus must be accounted for. `nothing` words the mistake if there is no image.
     """
+    sources = cut.sources
     if target:
         Target(target).check()
         make_work = partial(_CopiedWork, make_work, target)
@@ -105,36 +112,60 @@ def write_shards(
     complete = {marker.shard: marker for source in sources if (marker := finished(source, out, fingerprint))}
     again = [shard for shard, marker in complete.items() if _has_failure(marker, retry)]
     reopen(out, again)
-    markers = run(make_work, sources, out, fingerprint=fingerprint, label=label, at_once=at_once, describe=describe)
+    markers = run(
+        make_work, sources, out, fingerprint=fingerprint, label=label, unit="images", at_once=at_once, describe=describe
+    )
     for left in out.glob("_work/[0-9]*"):
         _remove(left)  # by a kill after a shard was complete: it may hold all its images once more
-    counts = sum_counts(markers)
-    by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
-    if not by_status.get("success"):
+    fetched = [marker for marker in markers if marker.shard in again or marker.shard not in complete]
+    summary = _summary(markers, fetched, cut.repeated)
+    if summary["captions"] + cut.repeated != cut.rows:
+        told = f"{summary['captions']} rows of the corpus and {cut.repeated} repeated ones"
+        raise RuntimeError(f"{out}: its shards tell of {told}, but there are {cut.rows}")
+    by_status = summary["by_status"]
+    if not summary["success"]:
+        message = nothing(by_status, _example(out, max(by_status, key=by_status.__getitem__)))
         if not any(status.startswith("http_") for status in by_status):
             _forget(out)  # nobody answered at all: rather our network's fault than theirs
-        raise InputError(nothing(by_status))
+        raise InputError(message)
     write_json(out / SIZES, {f"{marker.shard}.tar": marker.counts.get("status/success", 0) for marker in markers})
     if target:
         digests = {file: digest for marker in markers for file, digest in marker.files.items()}
         Target(target).prune(digests)
         Target(target).push([*(out / file for file in digests), out / SIZES], digests)
-    tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
+    return summary
+
+
+def _summary(markers: Sequence[Marker], fetched: Iterable[Marker], repeated: int) -> dict[str, Any]:
+    """What `download_corpus` returns. `fetched` are the shards that this run worked on."""
+    counts = sum_counts(markers)
+    by_status = {name.removeprefix("status/"): n for name, n in counts.items() if name.startswith("status/")}
     by_failure = Counter[str](dict.fromkeys(FAILURES, 0))
     for status, count in by_status.items():
         if failure := failure_of(status):
             by_failure[failure] += count
+    tars = [replace(marker, files={f: d for f, d in marker.files.items() if f.endswith(".tar")}) for marker in markers]
     return {
         "links": counts["links"],
-        "success": by_status["success"],
+        "captions": counts["captions"],
+        "repeated": repeated,
+        "success": by_status.get("success", 0),
         "retryable": by_failure["transient"],
-        "asked": sum(marker.counts["asked"] for marker in markers if marker.shard in again or marker.shard not in complete),
+        "asked": sum(marker.counts["asked"] for marker in fetched),
         "bytes": counts["bytes"],
         "shards": len(markers),
         "by_failure": dict(by_failure),
         "by_status": by_status,
         "digest": digest_of_markers(tars),
     }
+
+
+def _example(out: Path, status: str) -> Row:
+    """The first row with this status in the tables of some shards."""
+    for table in sorted(out.glob("[0-9]*.parquet")):
+        if len(found := pq.read_table(table, filters=[("status", "=", status)])):
+            return dict(found.slice(0, 1).to_pylist()[0])
+    raise RuntimeError(f"{out}: no table tells of {status!r}, which its shards counted")
 
 
 class _CopiedWork:
@@ -164,16 +195,21 @@ _SAMPLE_COLUMNS = (
     *("key", "url", "caption", "entities", "status", "error_message", "sha256", "phash"),
     *("width", "height", "original_width", "original_height"),
 )
+_CAPTION_COLUMNS = ("captions", "caption_entities")
 
 
-def _samples(rows: Sequence[Row], results: Results) -> Iterator[tuple[str, bytes]]:
+def _samples(
+    images: Sequence[CaptionedImage], rows: Sequence[Row], results: Results, extra: Sequence[str]
+) -> Iterator[tuple[str, bytes]]:
     """The files of a tar in order: image, key.json, key.txt of every image obtained, one image in memory at a time."""
-    for row in rows:
+    for image, row in zip(images, rows, strict=True):
         if row["status"] == "success":
-            key = row["key"]
-            yield f"{key}.{row['extension']}", results.body(key)
-            yield f"{key}.json", json.dumps({name: row[name] for name in _SAMPLE_COLUMNS}, indent=4).encode()
-            yield f"{key}.txt", (row["caption"] or "").encode()
+            told = {name: row[name] for name in _SAMPLE_COLUMNS}
+            told |= {name: row[name] for name in _CAPTION_COLUMNS if row[name] is not None}
+            told |= {name: json_value(row[name]) for name in extra}
+            yield f"{image.key}.{row['extension']}", results.body(image)
+            yield f"{image.key}.json", json.dumps(told, indent=4).encode()
+            yield f"{image.key}.txt", (row["caption"] or "").encode()
 
 
 def _stats(rows: Sequence[Row]) -> dict[str, Any]:
@@ -187,49 +223,6 @@ def _stats(rows: Sequence[Row]) -> dict[str, Any]:
         "failed_to_resize": bodies - successes,
         "status_dict": dict(Counter(row["status"] for row in rows).most_common()),
     }
-
-
-def corpus_files(corpus: Path, columns: Sequence[str]) -> list[Path]:
-    """The files of the corpus' kept rows. InputError if there are none, or if one lacks a column."""
-    files = sorted((corpus / "kept").glob("*.parquet"))
-    if not files:
-        raise InputError(f"{corpus / 'kept'}: no parquet files there; run the filter first")
-    for file in files:
-        if missing := [name for name in columns if name not in columns_of(file)]:
-            raise InputError(f"{file}: column {missing[0]!r} is missing; it is not a corpus that the filter wrote")
-    if not sum(pq.read_metadata(file).num_rows for file in files):
-        raise InputError(f"{corpus / 'kept'}: the corpus holds no links; loosen the filter's rules")
-    return files
-
-
-def columns_of(file: Path) -> list[str]:
-    """The names of a parquet file's columns. InputError if it cannot be read."""
-    try:
-        return list(pq.read_schema(file).names)
-    except (OSError, pa.ArrowException) as error:
-        reason = str(error).partition("\n")[0]
-        raise InputError(f"{file}: cannot be read ({reason}); delete {file.parent.parent} and run the filter again") from None
-
-
-def check_keys(keys: pa.ChunkedArray, file: Path) -> None:
-    """InputError if a key is none of ours: keys name files, so that a stranger's could point anywhere."""
-    good = pc.fill_null(pc.match_substring_regex(keys, rf"^[0-9a-f]{{{KEY_LENGTH}}}$"), False)
-    if not pc.all(good).as_py():
-        key = keys.filter(pc.invert(good))[0].as_py()
-        raise InputError(
-            f"{file}: key {key!r:.80} is not {KEY_LENGTH} hex digits; run the filter on the links, it makes the keys"
-        )
-
-
-def without_repeats(table: pa.Table) -> pa.Table:
-    """The first row of every key of a table sorted by key.
-
-    A key is the name of an image. Rows that share one have the same URL and caption; a filter without rules keeps them all.
-    """
-    keys = table["key"].combine_chunks()
-    first = np.ones(len(keys), bool)
-    first[1:] = pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)
-    return table if first.all() else table.filter(pa.array(first))
 
 
 def shard_files(out: Path) -> Iterator[tuple[str, Path]]:

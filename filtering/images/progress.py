@@ -2,11 +2,15 @@
 
 from collections import Counter
 from collections.abc import Mapping
+from typing import Any
 
 from filtering.images.reasons import FAILURES, failure_of
+from filtering.secrets import masked
 
 _MOST_OFTEN = 2
 _REASONS_PER_CLASS = 3
+_SHOWN = 120
+"""Characters of a link in a message."""
 
 
 def describe(counts: Mapping[str, int]) -> str:
@@ -20,6 +24,8 @@ def describe(counts: Mapping[str, int]) -> str:
         return ""
     obtained = statuses.pop("success", 0)
     words = f"{obtained / links:.0%} obtained, {size(counts.get('bytes', 0))}"
+    if (captions := counts.get("captions", links)) != links:
+        words += f", {captions} captions of {links} images"
     failures = ", ".join(f"{status} {count / links:.0%}" for status, count in _by_frequency(statuses)[:_MOST_OFTEN])
     return f"{words}, most often {failures}" if failures else words
 
@@ -36,6 +42,18 @@ def conclude(by_status: Mapping[str, int]) -> str:
             parts.append(f"{failure} {sum(count for _, count in reasons)} ({named}{more})")
     share = f" ({obtained / links:.1%})" if links else ""
     return f"{obtained} of {links} images obtained{share}; failed: {', '.join(parts) or 'none'}"
+
+
+def failed(by_status: Mapping[str, int], example: Mapping[str, Any], what: str) -> str:
+    """Why nothing came: "15 of 20 links failed with 'http_404', such as <the example's URL or caption>"."""
+    total, reason = sum(by_status.values()), example["status"]
+    return f"{by_status[reason]} of {total} {what} failed with {reason!r}, such as {shown_link(example)}"
+
+
+def shown_link(row: Mapping[str, Any]) -> str:
+    """A row's URL, secrets masked, else its caption; cut where it is long."""
+    text = masked(row["url"] or "") or f"the caption {row['caption'] or ''!r}"
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
 
 
 def _by_frequency(statuses: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -33,17 +33,18 @@ def write(out: Path, summary: Mapping[str, Any], settings: Mapping[str, Any]) ->
 
     Args:
         out: has the shards' tables, [0-9]*.parquet of schema STATUS.
-        summary: what `download_corpus` returns; "links" and "digest" are read.
+        summary: what `download_corpus` returns; "links", "captions" and "digest" are read.
         settings: the download's settings as a dict.
 
     Raises InputError if the tables are not those of `summary`: no link may be missing from the report.
     """
     content = describe(Tally(sorted(out.glob("[0-9]*.parquet"))), summary, settings)
-    if content["links"] != summary["links"]:
-        raise InputError(
-            f"{out}: its tables hold {content['links']} links, but {summary['links']} were downloaded; "
-            "remove the [0-9]*.parquet files that are not the download's and run it again"
-        )
+    for what in ("links", "captions"):
+        if content[what] != summary[what]:
+            raise InputError(
+                f"{out}: its tables hold {content[what]} {what}, but {summary[what]} were downloaded; "
+                "remove the [0-9]*.parquet files that are not the download's and run it again"
+            )
     write_json(out / "report.json", content)
     download_picture.draw(out / "report.png", content)
     download_page.write(out / "report.html", content)
@@ -75,6 +76,7 @@ def describe(tally: Tally, summary: Mapping[str, Any], settings: Mapping[str, An
     return {
         "digest": summary["digest"],
         "links": tally.rows,
+        "captions": tally.captions,
         "obtained": obtained,
         "obtained_share": obtained / max(1, tally.rows),
         "by_failure": _by_failure(tally),

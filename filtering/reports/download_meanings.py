@@ -88,6 +88,7 @@ _REASONS = {
     "undecodable": Meaning("The image cannot be decoded.", _SHRINK),
     "no_image": Meaning("The sample of the source has no image."),
     "no_such_sample": Meaning("The source has no sample of this name.", "was its tar changed since the filter ran?"),
+    "sample_changed": Meaning("The source's sample has another caption by now.", "run the filter again"),
 }
 
 

@@ -17,13 +17,14 @@ COLORS = {"obtained": "kept", "permanent": "rejected", "transient": "lost", "pol
 
 def write(path: Path, content: Mapping[str, Any]) -> None:
     """Write the page of a `filtering.reports.download.Content`."""
-    links, obtained = content["links"], content["obtained"]
+    links, obtained, captions = content["links"], content["obtained"], content["captions"]
+    of_captions = f"{captions:,} captions of " if captions != links else ""
     outcome = [("obtained", obtained, "an image that meets the rules", "in the tars")]
     outcome += [(name, row["links"], row["says"], row["advice"]) for name, row in content["by_failure"].items()]
     shown = {
         "title": f"Download report: {obtained:,} of {links:,} images",
         "kicker": "Download report",
-        "headline": f"{links:,} links → {obtained:,} images",
+        "headline": f"{of_captions}{links:,} links → {obtained:,} images",
         "tiles": _tiles(content),
         "outcome": outcome,
         "colors": COLORS,

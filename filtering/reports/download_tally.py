@@ -22,7 +22,10 @@ PER_OCTAVE = 64
 """Places per doubling of a file size, so that its median is known to 1 %."""
 
 _NO_STATUS = "no_status"
-_COLUMNS = ("url", "status", "attempts", "bytes", "sha256", "phash", "original_width", "original_height", "width", "height")
+_COLUMNS = (
+    *("url", "status", "attempts", "bytes", "sha256", "phash", "captions"),
+    *("original_width", "original_height", "width", "height"),
+)
 
 Counts = npt.NDArray[np.int64]
 
@@ -31,7 +34,7 @@ class Tally:
     """The sums over all links of some tables. Holds 16 bytes per image, and nothing else that grows with the links.
 
     Attributes:
-        rows: links.
+        rows: links; `captions` of them all.
         by_status: links by status.
         attempts: requests, of all links; `most_attempts` of one link.
         bytes: of everything that was fetched, obtained or not.
@@ -40,7 +43,7 @@ class Tally:
     """
 
     def __init__(self, tables: Sequence[Path]) -> None:
-        self.rows = self.attempts = self.most_attempts = self.bytes = 0
+        self.rows = self.captions = self.attempts = self.most_attempts = self.bytes = 0
         self.by_status: Counter[str] = Counter()
         self.original_sides: Counts = np.zeros(SIDES + 1, np.int64)
         self.kept_sides: Counts = np.zeros(SIDES + 1, np.int64)
@@ -57,6 +60,7 @@ class Tally:
         statuses = _statuses(batch)
         obtained = pc.equal(statuses, "success")
         self.rows += batch.num_rows
+        self.captions += pc.sum(pc.fill_null(pc.list_value_length(batch["captions"]), 1)).as_py() or 0
         self.by_status.update({pair["values"]: pair["counts"] for pair in pc.value_counts(statuses).to_pylist()})
         self.attempts += pc.sum(batch["attempts"]).as_py() or 0
         self.most_attempts = max(self.most_attempts, pc.max(batch["attempts"]).as_py() or 0)

@@ -69,7 +69,8 @@ def folder(out: Path, rows: list[dict[str, Any]], shard: int = 1000) -> dict[str
     """Write the rows as a download's tables; returns its summary."""
     for number, start in enumerate(range(0, max(1, len(rows)), shard)):
         write_table(out / f"{number:05d}.parquet", pa.Table.from_pylist(rows[start : start + shard], schema=STATUS))
-    return {"links": len(rows), "digest": "0123abcd"}
+    captions = sum(len(row.get("captions") or [row["caption"]]) for row in rows)
+    return {"links": len(rows), "captions": captions, "digest": "0123abcd"}
 
 
 def report(out: Path, rows: list[dict[str, Any]], **kinds: int) -> dict[str, Any]:

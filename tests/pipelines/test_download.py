@@ -71,7 +71,8 @@ def test_what_is_asked_again_when(web: Web, tmp_path: Path, capsys: pytest.Captu
     assert capsys.readouterr().out.splitlines()[-2:] == [
         "shards: 10 of 14 images obtained (71.4%); failed: permanent 2 (http_404 1, http_410 1), transient 1 (http_500 1), "
         f"policy 1 (opt_out 1); report: {tmp_path / 'shards' / 'report.html'}",
-        "shards: 1 may work another day: run pipelines/download.py again to ask for these alone",
+        "shards: 1 may work another day; this asks for them alone: "
+        f"python pipelines/download.py --config {tmp_path / 'config.yaml'}",
     ]
 
     result, asked = again("none")

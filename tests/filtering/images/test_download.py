@@ -41,7 +41,9 @@ def test_every_link_gets_a_row_and_every_image_a_sample(web: Web, tmp_path: Path
 
     rows = statuses(out)
     assert pq.read_schema(out / "00000.parquet").equals(STATUS)
-    assert [row["key"] for row in rows] == sorted(key_of(url, f"a cat at {url}") for url in urls)
+    assert sorted(row["key"] for row in rows) == sorted(key_of(url, f"a cat at {url}") for url in urls)
+    for path in out.glob("[0-9]*.parquet"):
+        assert (keys := pq.read_table(path)["key"].to_pylist()) == sorted(keys)
     by_url = {str(row["url"]).removeprefix(f"http://{HOST}"): row for row in rows}
     assert {path: by_url[path]["status"] for path in FAULTS} == FAULTS
     assert {path for path, row in by_url.items() if row["retryable"]} == {"/drip", "/status/503"}

@@ -249,7 +249,7 @@ def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
     report = download_corpus(config, corpus, out)
     again = web.requests - before
     for path, row in by_path(out).items():
-        assert (again[path] == 0) == (row["key"] in finished)
+        assert (again[path] == 0) == (row["url"] in finished)
     undisturbed = download_corpus(config, corpus, tmp_path / "undisturbed")
     assert {**report, "asked": 41} == undisturbed
     assert contents(out) == contents(tmp_path / "undisturbed")
@@ -257,7 +257,7 @@ def test_a_killed_shard_goes_on_where_it_was(web: Web, tmp_path: Path) -> None:
 
 
 def finished_links(journal: bytes) -> set[str]:
-    """The keys of the whole records, read independently of the code under test."""
+    """The links of the whole records, read independently of the code under test."""
     keys, at = set(), 0
     while (end := journal.find(b"\n", at)) >= 0:
         key, length, _ = json.loads(journal[at:end])
@@ -299,7 +299,10 @@ def test_what_may_pass_is_asked_again_by_an_interrupted_shard(web: Web, tmp_path
 
 def test_a_dead_network_is_no_result(web: Web, tmp_path: Path) -> None:
     corpus, out = write_corpus(tmp_path / "corpus", images(12)), tmp_path / "shards"
-    with pytest.raises(InputError, match=r"^nothing could be fetched: 12 of 12 links failed with 'dns\w*' \(.*\)$"):
+    with pytest.raises(
+        InputError,
+        match=r"^nothing could be fetched: 12 of 12 links failed with 'dns\w*', such as http://photos.test/im\S+ \(.*\)$",
+    ):
         download_corpus(config_for(web, connect_to={}, attempts=1), corpus, out)
     assert not (out / "sizes.json").exists()
     assert download_corpus(config_for(web), corpus, out)["success"] == 12
@@ -309,7 +312,10 @@ def test_a_dead_network_is_no_result(web: Web, tmp_path: Path) -> None:
 def test_a_dead_site_is_remembered(web: Web, tmp_path: Path) -> None:
     corpus, out = write_corpus(tmp_path / "corpus", pages(*(f"/status/404?{i}" for i in range(12)))), tmp_path / "shards"
     for _ in range(2):
-        with pytest.raises(InputError, match=r"^nothing could be fetched: 12 of 12 links failed with 'http_404'"):
+        with pytest.raises(
+            InputError,
+            match=r"^nothing could be fetched: 12 of 12 links failed with 'http_404', such as http://photos.test/status/404\?",
+        ):
             download_corpus(config_for(web), corpus, out)
     assert web.requests.total() == 12
     assert {row["failure"] for row in statuses(out)} == {"permanent"}

@@ -4,7 +4,7 @@ import hashlib
 import io
 import json
 import tarfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from filtering.images.download import DownloadConfig, download_corpus
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.from_tars import in_tars, select_corpus
 from filtering.images.resize import ImageConfig
-from filtering.schema import CORPUS, SAMPLE, STATUS
+from filtering.schema import CORPUS, SAMPLE, STATUS, key_of
 from filtering.shards import MakeWork, Marker, run_local
 from helpers.chain import run_well, summary
 from helpers.download_web import HOST, Web, picture
@@ -192,7 +192,7 @@ def test_every_kept_row_gets_a_status(tmp_path: Path) -> None:
         [*sample("fine", picture(1), caption="another cat"), *sample("truncated", picture(4), caption="a cat, truncated")],
     )
     report = select_corpus(config, corpus, tmp_path / "changed")
-    assert report["by_status"] == {"success": 1, "no_such_sample": 3}
+    assert report["by_status"] == {"success": 1, "sample_changed": 1, "no_such_sample": 2}
 
 
 def test_samples_of_one_name_keep_their_own_images(tmp_path: Path) -> None:
@@ -214,6 +214,60 @@ def test_samples_of_one_name_keep_their_own_images(tmp_path: Path) -> None:
     select_corpus(CONFIG, corpus_of(tmp_path / "corpus2", tmp_path / "in2"), tmp_path / "out2")
     assert found == {row["caption"]: row["sha256"] for row in statuses(tmp_path / "out2")}
     assert len(found) == 3
+
+
+def captioned(name: str, image: bytes | None, captions: list[str]) -> list[tuple[str, bytes]]:
+    files = [(f"{name}.jpg", image)] if image is not None else []
+    return [*files, (f"{name}.json", json.dumps({"captions": captions}).encode())]
+
+
+def corpus_of_captions(folder: Path, tar: Path, captions: dict[str, list[str]]) -> Path:
+    rows = [
+        {"key": key_of(f"{tar.name}::{name}", text), "url": "", "caption": text, "entities": [], "sample": f"{tar}::{name}"}
+        for name, texts in captions.items()
+        for text in texts
+    ]
+    return write_corpus(folder, pa.Table.from_pylist(rows, schema=pa.schema([*CORPUS, SAMPLE])), files=1)
+
+
+def test_a_sample_with_several_captions_is_taken_once_and_what_changed_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def keys(path: str, name: str, texts: Mapping[str, bytes]) -> set[str]:
+        return {key_of(f"{Path(path).name}::{name}", text) for text in json.loads(texts["json"])["captions"]}
+
+    monkeypatch.setattr(select, "keys_of", keys)
+    tar = tmp_path / "in" / "x.tar"
+    captions = {name: [f"cat {name} {at}" for at in range(3)] for name in ("fine", "changed", "partly", "bare", "gone", "bad")}
+    corpus = corpus_of_captions(tmp_path / "corpus", tar, captions)
+    files = captioned("fine", picture(0), captions["fine"]) + captioned("changed", picture(1), ["another"])
+    files += captioned("partly", picture(2), captions["partly"][1:]) + captioned("bare", None, captions["bare"])
+    write_tar(tar, [*files, *captioned("bad", b"<html>", captions["bad"])])
+    report = select_corpus(CONFIG, corpus, tmp_path / "out")
+    assert report["by_status"] == {"success": 2, "sample_changed": 2, "no_image": 1, "no_such_sample": 1, "not_an_image": 1}
+    assert (report["links"], report["captions"], report["repeated"]) == (7, 18, 0)
+    rows = statuses(tmp_path / "out")
+    told: dict[str, list[str]] = {}
+    for row in rows:
+        told.setdefault(row["status"], []).extend(row["captions"] or [row["caption"]])
+    assert sorted(told["success"]) == sorted(captions["fine"] + captions["partly"][1:])
+    assert sorted(told["sample_changed"]) == sorted([*captions["changed"], captions["partly"][0]])
+    assert (sorted(told["no_image"]), sorted(told["no_such_sample"])) == (captions["bare"], captions["gone"])
+    assert sum(json.loads((tmp_path / "out" / "sizes.json").read_text()).values()) == 2
+
+
+def test_samples_of_one_name_part_their_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def keys(path: str, name: str, texts: Mapping[str, bytes]) -> set[str]:
+        return {key_of(f"{Path(path).name}::{name}", text) for text in json.loads(texts["json"])["captions"]}
+
+    monkeypatch.setattr(select, "keys_of", keys)
+    tar, pairs = tmp_path / "in" / "x.tar", [["a", "b"], ["c", "d"]]
+    write_tar(tar, [file for at, pair in enumerate(pairs) for file in captioned("1", picture(at), pair)])
+    corpus = corpus_of_captions(tmp_path / "corpus", tar, {"1": ["a", "b", "c", "d"]})
+    report = select_corpus(CONFIG, corpus, tmp_path / "out")
+    assert (report["links"], report["captions"], report["success"]) == (2, 4, 2)
+    found = {row["sha256"]: sorted(row["captions"]) for row in statuses(tmp_path / "out")}
+    assert found == {hashlib.sha256(picture(at)).hexdigest(): pair for at, pair in enumerate(pairs)}
 
 
 def test_tars_of_one_name_in_two_folders_are_two_shards(tmp_path: Path) -> None:
@@ -242,14 +296,15 @@ def test_a_sample_that_the_corpus_repeats_is_taken_once(tmp_path: Path) -> None:
     once = select_corpus(CONFIG, corpus, tmp_path / "once")
     table = pq.read_table(corpus / "kept" / "00000.parquet")
     pq.write_table(pa.concat_tables([table, table.slice(2, 1)]), corpus / "kept" / "00000.parquet")
-    assert select_corpus(CONFIG, corpus, tmp_path / "twice") == once
+    assert select_corpus(CONFIG, corpus, tmp_path / "twice") == {**once, "repeated": 1}
 
 
 def test_no_image_at_all_is_no_result(tmp_path: Path) -> None:
     write_tar(tmp_path / "in" / "x.tar", [*sample("1", b"no image"), *sample("2", b"no image", caption="a dog")])
     corpus, out = corpus_of(tmp_path / "corpus", tmp_path / "in"), tmp_path / "out"
     with pytest.raises(
-        InputError, match=r"^no image could be taken out of the tars: 2 of 2 samples failed with 'not_an_image' \([^\n]*$"
+        InputError,
+        match=r"^no image could be taken out of the tars: 2 of 2 samples failed with 'not_an_image', such as the cap[^\n]*$",
     ):
         select_corpus(CONFIG, corpus, out)
     assert not (out / "sizes.json").exists()

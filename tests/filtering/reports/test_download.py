@@ -227,6 +227,22 @@ def test_every_reason_has_words_of_its_own_and_advice() -> None:
     assert "no words for" in meaning_of("brand_new").says
 
 
+def test_captions_of_one_image_are_counted_beside_it(tmp_path: Path) -> None:
+    several = {"captions": ["a cat", "a dog", "a cow"], "caption_entities": [["cat"], ["dog"], ["cow"]]}
+    rows = [
+        link("http://a.example/1", **several),
+        link("http://a.example/2", "http_404", **several),
+        link("http://a.example/3"),
+    ]
+    content = report(tmp_path, rows)
+    assert (content["links"], content["captions"], content["obtained"]) == (3, 7, 2)
+    assert "7 captions of 3 links → 2 images" in (tmp_path / "report.html").read_text()
+    with pytest.raises(InputError, match=r"tables hold 7 captions, but 8 were downloaded"):
+        write(tmp_path, {"links": 3, "captions": 8, "digest": ""}, SETTINGS)
+    report(tmp_path / "alone", rows[2:])
+    assert " captions of 1 link" not in (tmp_path / "alone" / "report.html").read_text()
+
+
 def test_memory_does_not_grow_with_the_links(tmp_path: Path) -> None:
     """Twenty times as many dead links, each of a host of its own, in as much memory: the peak of a process of its own."""
     code = (
