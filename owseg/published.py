@@ -19,7 +19,7 @@ from owseg.methods import TRAINABLE
 from owseg.phases import Phase
 from owseg.published_layout import Layout
 from owseg.trainable import TrainableMethod
-from owseg.weights import differences
+from owseg.weights import differences, not_finite
 
 LAYOUTS: dict[str, Layout] = {
     name: layout for name, config in TRAINABLE.items() if (layout := config.official_layout) is not None
@@ -183,9 +183,9 @@ def load_start(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> 
         _log_differences(path, import_official(method, read_official(path), path))
     else:
         _load_some(method, learned, path)
+    if wrong := not_finite(method.state_dict()):
+        raise InputError(f"{path}: {wrong}; give a checkpoint from before its numbers were lost")
     for name, tensor in method.state_dict().items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds numbers that are not finite; give a checkpoint from before they were")
         if name in frozen and not torch.allclose(tensor, frozen[name], atol=1e-6):
             raise InputError(
                 f"{path}: {name} is another than here, and no phase trains it; give the encoder that belongs to these weights, "
@@ -208,11 +208,16 @@ def _load_some(method: TrainableMethod, learned: Collection[str], path: Path) ->
 
 
 def load_trained(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> None:
-    """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged."""
-    if path.suffix not in SUFFIXES:
+    """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged.
+
+    Raises InputError where they do not fit, or hold numbers that are not finite: what they score would be a table of nothing.
+    """
+    if path.suffix in SUFFIXES:
+        _log_differences(path, import_official(method, read_official(path), path))
+    else:
         load_learned(method, phases, path)
-        return
-    _log_differences(path, import_official(method, read_official(path), path))
+    if wrong := not_finite(method.state_dict()):
+        raise InputError(f"{path}: {wrong}; give a checkpoint from before its numbers were lost")
 
 
 def _log_differences(path: Path, found: Differences) -> None:

@@ -65,6 +65,9 @@ class FilesOf(Protocol):
     def convert(self, root: Path) -> str:
         """What to do where label maps are missing."""
 
+    def left_out(self, root: Path) -> list[str]:
+        """What of the folders is not looked at, each kind counted and named in a line."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
@@ -108,6 +111,11 @@ class Files:
     def convert(self, root: Path) -> str:
         """What to do where label maps are missing."""
         return f"run {self.command.replace('ROOT', shlex.quote(str(root)))}" if self.command else self.obtain(root)
+
+    def left_out(self, root: Path) -> list[str]:
+        """Nothing is told: official folders hold other splits and other sets' label maps."""
+        del root
+        return []
 
     def _item(self, root: Path, id_: str, image: Path, folder: str) -> Item:
         return Item(id_, image, root / self.labels.format(id=id_, folder=folder))

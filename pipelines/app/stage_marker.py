@@ -30,7 +30,7 @@ def read_marker(run_dir: Path, stage: str, fingerprint: str) -> StageMarker | No
         marker = StageMarker(**json.loads(_path(run_dir, stage).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return marker if marker.fingerprint == fingerprint else None
+    return marker if marker.fingerprint == fingerprint and isinstance(marker.result, dict) else None
 
 
 def remove_marker(run_dir: Path, stage: str) -> None:

@@ -24,7 +24,7 @@ from typing import Literal
 from cluster.tracking import TrackingConfig
 from owseg.method_config import TrainableConfig
 from owseg.methods import Methods
-from pipelines import download, full, train
+from pipelines import download, evaluate, full, train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
@@ -59,12 +59,14 @@ class Work:
         return self.folder / LOG
 
     def is_done(self) -> bool:
-        """Whether its folder holds the summary of this very run."""
+        """Whether its folder holds the summary of this very run, and what a cell's scores are compared by."""
         try:
             summary = json.loads((self.folder / SUMMARY).read_text())
-            return summary["config_digest"] == digest_of_run(self.config) and LAST_STAGE[self.verb] in summary["stages"]
+            done = summary["config_digest"] == digest_of_run(self.config) and LAST_STAGE[self.verb] in summary["stages"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        scored = self.config.methods, self.config.evaluate.names
+        return bool(done and not (self.verb == "full" and evaluate.damage(self.folder / "evaluate", *scored)))
 
 
 @dataclass(frozen=True)
