@@ -136,6 +136,11 @@ def _address(config: SessionConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS", "")
 
 
+def is_shared(config: SessionConfig) -> bool:
+    """Whether work goes to a cluster that runs by itself, and not to this process' own on this machine."""
+    return bool(_address(config))
+
+
 def _set_environment(*, local: bool) -> None:
     """Ray's own settings, which it reads when it is imported. Whatever the user has set stays."""
     defaults = {

@@ -29,9 +29,9 @@ def read_photo(photo: Photo) -> np.ndarray:
         warnings.simplefilter("ignore")  # Pillow warns of large photos and of odd metadata; what it cannot read, it refuses
         try:
             if isinstance(photo, Image.Image):
-                return _to_rgb(photo.copy())
+                return np.asarray(upright(photo.copy()))
             with Image.open(photo) as opened:
-                return _to_rgb(opened)
+                return np.asarray(upright(opened))
         except FileNotFoundError:
             raise InputError(f"{name}: no such file") from None
         except UNREADABLE as error:
@@ -46,8 +46,11 @@ def reason(path: Path, error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Turns `image` in place."""
+def upright(image: Image.Image) -> Image.Image:
+    """A Pillow image as RGB, as `read_photo` describes it; `image` itself is loaded and turned in place.
+
+    Raises one of UNREADABLE where that cannot be done.
+    """
     image.load()
     if 0 in image.size:
         raise ValueError("it has no pixels")
@@ -61,7 +64,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

@@ -32,7 +32,7 @@ from owseg.fields import shown_settings
 from owseg.method_config import TrainableConfig
 from owseg.text import told_shortened
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
-from pipelines.app.cli import main
+from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.resolve import located_model
@@ -114,7 +114,14 @@ def run_evaluate(context: Context) -> Result:
             print(f"evaluate: {wrong}; it is made again", flush=True)
         return bool(wrong)
 
-    result = context.stage("evaluate", _fingerprint(context, config, contenders), out, work, again)
+    result = context.stage(
+        "evaluate",
+        _fingerprint(context, config, contenders),
+        out,
+        work,
+        again=again,
+        files=lambda: _files(out, contenders, config),
+    )
     print_table(result, config.names)
     if config.pictures:
         print(f"pictures: {out / 'pictures'}")
@@ -130,6 +137,13 @@ def damage(out: Path, methods: Sequence[str], datasets: Sequence[str]) -> str:
         except InputError as error:
             return str(error)
     return ""
+
+
+def _files(out: Path, contenders: Sequence[Contender], config: EvaluateConfig) -> list[Path]:
+    """What the stage wrote: scores and pictures, without the parts that were added up."""
+    scored = [(out / row.name, f"{name}.{kind}") for row in contenders for name in config.names for kind in ("json", "npz")]
+    pictures = [path for row in contenders for path in sorted((out / "pictures" / row.name).glob("*.png"))]
+    return [*(folder / file for folder, file in scored), *(pictures if config.pictures else [])]
 
 
 def settings_of(contender: Contender, config: EvaluateConfig, scores: dict[str, Score]) -> str:
@@ -257,16 +271,16 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
             print(f"{name}: {dataset}: {told_shortened(names)}")
 
 
-def run(config: Config) -> None:
+def run(config: Config, verify: bool = False) -> None:
     """The verb; stages before it that are not complete run first."""
     check_encoder(config)
     check_methods(config)
     check_weights(config)
     check_benchmarks(config)
-    with open_context(config) as context:
+    with open_context(config, verify=verify) as context:
         ensure_trained(context)
         run_evaluate(context)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--check": check}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--check": check, **VERIFY}))

@@ -114,7 +114,6 @@ class Files:
 
     def left_out(self, root: Path) -> list[str]:
         """Nothing is told: official folders hold other splits and other sets' label maps."""
-        del root
         return []
 
     def _item(self, root: Path, id_: str, image: Path, folder: str) -> Item:
@@ -254,11 +253,10 @@ def averaged(names: Sequence[str]) -> list[str]:
 def list_items(benchmark: EvalDataset, root: Path) -> list[Item]:
     """The items of a benchmark in a stable order. Raises InputError that names the first missing file."""
     items = find_items(benchmark, root)
-    for item in items:
-        if not item.image.is_file():
-            raise InputError(f"{benchmark.name}: {item.image} is missing; {benchmark.files.obtain(root)}")
-        if not item.label.is_file():
-            raise InputError(f"{benchmark.name}: {item.label} is missing; {benchmark.files.convert(root)}")
+    files = benchmark.files
+    for path, cure in (pair for item in items for pair in ((item.image, files.obtain), (item.label, files.convert))):
+        if not path.is_file():
+            raise InputError(f"{benchmark.name}: {path} is missing; {cure(root)}")
     return items
 
 

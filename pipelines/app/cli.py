@@ -47,7 +47,21 @@ class Option:
     several: bool = False
 
 
-Flag = Action | Choice | Option
+@dataclass(frozen=True)
+class Switch:
+    """An option without a value, which the verb gets as a keyword that is true. `meaning` is its help."""
+
+    meaning: str
+
+
+Flag = Action | Choice | Option | Switch
+
+VERIFY = {
+    "--verify": Switch(
+        "read what complete stages wrote and compare digests (without it: names and sizes); what differs is made again"
+    )
+}
+"""The option of the verbs that resume."""
 
 
 def main(
@@ -90,7 +104,7 @@ class _Given:
     overrides: list[str] = field(default_factory=list)
     help: bool = False
     instead: Action | None = None
-    chosen: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    chosen: dict[str, str | tuple[str, ...] | bool] = field(default_factory=dict)
 
 
 def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
@@ -118,7 +132,9 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
             given.chosen[name.removeprefix("--")] = tuple(_checked(name, one, flag) for one in value)
         elif isinstance(value, str):
             given.chosen[name.removeprefix("--")] = _checked(name, value, flag)
-        elif value and not isinstance(flag, (Choice, Option)):
+        elif value and isinstance(flag, Switch):
+            given.chosen[name.removeprefix("--")] = True
+        elif value and not isinstance(flag, (Choice, Option, Switch)):
             given.instead = flag
     return given
 
@@ -148,6 +164,8 @@ def _usage(flags: Mapping[str, Flag]) -> dict[str, str]:
                 usage[f"{name} {'|'.join(flag.values)}"] = flag.meaning
             case Option():
                 usage[f"{name} {flag.value}"] = flag.meaning
+            case Switch():
+                usage[name] = flag.meaning
             case _:
                 usage[name] = flag.__doc__ or ""
     return usage
