@@ -334,8 +334,7 @@ def read_label(benchmark: EvalDataset, item: Item, shape: tuple[int, int]) -> np
     if benchmark.base is not None:
         table = np.full(256, IGNORE, np.uint8)
         table[[benchmark.base.names.index(name) for name in benchmark.names]] = range(len(benchmark.names))
-        part: np.ndarray = table[read_label(benchmark.base, item, shape)]
-        return part
+        return np.asarray(table[read_label(benchmark.base, item, shape)])
     stored = read_stored(item.label, benchmark.colours)
     if stored.shape != shape:
         raise InputError(f"{item.label}: {stored.shape} label map for an image of {shape}; they must be the same size")
