@@ -1,35 +1,36 @@
 """Scoring as Ray tasks: parts of a benchmark are scored anywhere, kept on disk, and merged by addition."""
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
-from filtering.files import digest_of, digest_of_file, replacing
+from filtering.files import digest_of, digest_of_file
 from owseg import InputError
 from owseg.checkpoint import files_at
 from owseg.costs import forget_peak_memory, peak_memory_mb
 from owseg.encoders import EncoderConfig
+from owseg.evaluation.check import refuse_unfit
 from owseg.evaluation.datasets import Item, list_items
-from owseg.evaluation.inference import embed_queries
+from owseg.evaluation.inference import embed_queries, texts_of
 from owseg.evaluation.pictures import draw_prediction, draw_sweep
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of, summary_of
+from owseg.evaluation.score_file import DamagedError, read_score, write_score
 from owseg.evaluation.scoring import Score, best_median_worst, score_items
 from owseg.fields import path_settings, training_only_settings
 from owseg.method_config import MethodConfig
 from owseg.normalisation import Normalisation
-from owseg.segmenter import Segmenter, load_segmenter
+from owseg.segmenter import Segmenter, load_segmenter, shortened_names
 
 ITEMS_PER_PART = 20
 FORMAT = 3
 """Of the part files: bumped where their contents or the evaluator's arithmetic change, so that older ones are not read."""
-ARRAYS = ("counts", "boundary", "intersection", "union", "joint", "oracle")
+SECONDS_BETWEEN_LOOKS = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,9 +72,26 @@ class Part:
     items: tuple[Item, ...]
     file: Path
 
+    @property
+    def live(self) -> Path:
+        """Where a worker says how far it is with the part."""
+        return self.file.with_name(f".{self.file.stem}.live")
+
+    def read(self, config: EvaluateConfig) -> Score:
+        """What the part's file holds. Raises DamagedError where it is not as it was written."""
+        benchmark = protocol_of(config, self.dataset).benchmark
+        ids = [item.id for item in self.items]
+        return read_score(self.file, ids, len(benchmark.names), len(benchmark.scored), oracle=config.oracle)
+
     def usable(self, config: EvaluateConfig) -> bool:
         """Whether an earlier run's file holds what this one asks for: what it skipped must not stay out unasked."""
-        return self.file.exists() and (config.unreadable == "skip" or not _read(self.file).skipped)
+        if not self.file.exists():
+            return False
+        try:
+            return not self.read(config).skipped or config.unreadable == "skip"
+        except DamagedError as error:
+            print(f"evaluate: {error}; it is scored again", flush=True)
+            return False
 
 
 def evaluate(
@@ -86,18 +104,16 @@ def evaluate(
     parts = list_parts(contenders, config, out)
     todo = [part for part in parts if not part.usable(config)]
     if todo:
-        with Progress(
-            "evaluate",
-            total=sum(len(part.items) for part in parts),
-            unit="images",
-            start=sum(len(part.items) for part in parts) - sum(len(part.items) for part in todo),
-        ) as progress:
-            for part in _score_on_ray(todo, config, session):
-                progress.advance(len(part.items), f"{part.contender.name} {part.dataset}")
+        _look_at_files(todo, config)
+        total, left = (sum(len(part.items) for part in some) for some in (parts, todo))
+        with Progress("evaluate", total=total, unit="images", start=total - left) as progress:
+            under_way = _UnderWay(todo, progress)
+            for part in _score_on_ray(todo, config, session, under_way.look):
+                under_way.finished(part)
     scores: dict[str, dict[str, Score]] = {}
     for part in parts:
         row = scores.setdefault(part.contender.name, {})
-        score = _read(part.file)
+        score = part.read(config)
         row[part.dataset] = row[part.dataset] + score if part.dataset in row else score
     for row in scores.values():
         for dataset, score in row.items():
@@ -137,7 +153,46 @@ def fingerprint_of(items: Iterable[Item]) -> list[list[object]]:
     return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
 
 
-def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConfig) -> Iterator[Part]:
+def _look_at_files(todo: list[Part], config: EvaluateConfig) -> None:
+    """Decode all that is to be scored, before hours go by. Raises InputError that names what cannot be."""
+    items: dict[str, dict[Item, None]] = {}
+    for part in todo:
+        items.setdefault(part.dataset, {}).update(dict.fromkeys(part.items))
+    total = sum(map(len, items.values()))
+    with Progress("evaluate, looking at the files", total=total, unit="images") as progress:
+        for dataset, some in items.items():
+            progress.update(progress.done, dataset)
+            benchmark = protocol_of(config, dataset).benchmark
+            refuse_unfit(benchmark, [*some], unreadable=config.unreadable, decode_all=True, advance=progress.advance)
+
+
+class _UnderWay:
+    """Shows finished parts and those in work on `progress`, from what their workers leave beside the parts' files."""
+
+    def __init__(self, todo: list[Part], progress: Progress) -> None:
+        self.left, self.progress = {part.file: part for part in todo}, progress
+        self.done = progress.done
+        for part in todo:  # of a run that was killed
+            part.live.unlink(missing_ok=True)
+
+    def finished(self, part: Part) -> None:
+        del self.left[part.file]
+        self.done += len(part.items)
+        self.look(f"{part.contender.name} {part.dataset}")
+
+    def look(self, note: str = "") -> None:
+        """Count what is done of the parts in work; the last that one of them says is shown."""
+        done = self.done
+        for part in self.left.values():
+            with suppress(OSError, ValueError):  # not begun, just ended, or half written
+                count, _, doing = part.live.read_text(encoding="utf-8").partition(" ")
+                done += min(int(count), len(part.items))
+                note = f"{part.contender.name} {part.dataset}{doing}"
+        self.progress.update(max(done, self.progress.done), note)
+
+
+def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConfig, look: Callable[[], None]) -> Iterator[Part]:
+    """Each part when it is done; `look` is called now and then."""
     ensure_session(session)
     import ray
     from ray.util import ActorPool
@@ -148,7 +203,13 @@ def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConf
         num_cpus=0.5, num_gpus=1 if gpus else 0, label_selector=selector_of(session.train_label)
     )
     pool = ActorPool([actor.remote(config, bool(gpus)) for _ in range(workers)])
-    yield from pool.map_unordered(lambda worker, part: worker.score.remote(part), todo)
+    for part in todo:
+        pool.submit(lambda worker, part: worker.score.remote(part), part)
+    while pool.has_next():
+        try:
+            yield pool.get_next_unordered(timeout=SECONDS_BETWEEN_LOOKS)
+        except TimeoutError:
+            look()
 
 
 class Evaluator:
@@ -161,19 +222,36 @@ class Evaluator:
         self.contender: Contender | None = None
         self.segmenter: Segmenter | None = None
         self.classes: dict[str, Tensor] = {}
+        self.shortened: dict[str, tuple[str, ...]] = {}
 
     def score(self, part: Part) -> Part:
-        """Score a part and write its file."""
+        """Score a part and write its file. How far it is stands beside it: "<items done> <what is being done>"."""
         contender, protocol = part.contender, protocol_of(self.config, part.dataset)
+
+        def tell(done: int, doing: str = "") -> None:
+            part.live.write_text(f"{done} {doing}", encoding="utf-8")
+
+        part.live.parent.mkdir(parents=True, exist_ok=True)
         if self.segmenter is None or self.contender != contender:
+            tell(0, ": loading the method")
             self.segmenter = load_segmenter(contender.method, contender.encoder, contender.weights).to(self.device)
             self.contender, self.classes = contender, {}
         if part.dataset not in self.classes:
+            tell(0, f": embedding the names of {len(protocol.benchmark.names)} classes")
+            try:
+                self.shortened[part.dataset] = shortened_names(self.segmenter, texts_of(protocol))
+            except InputError as error:
+                raise InputError(f"{part.dataset}: {error}") from error
             self.classes[part.dataset] = embed_queries(self.segmenter, protocol)
         classes = self.classes[part.dataset]
+        tell(0, ": reading the first image")
         forget_peak_memory(self.device)
-        score = score_items(self.segmenter, protocol, part.items, self.config, contender.normalisation, classes=classes)
-        _write(part.file, replace(score, peak_memory_mb=peak_memory_mb(self.device)))
+        score = score_items(
+            self.segmenter, protocol, part.items, self.config, contender.normalisation, classes=classes, watch=tell
+        )
+        score = replace(score, peak_memory_mb=peak_memory_mb(self.device), shortened=self.shortened[part.dataset])
+        write_score(part.file, score)
+        part.live.unlink(missing_ok=True)
         return part
 
 
@@ -203,16 +281,3 @@ def draw(
             draw_sweep(swept, path, f"{contender.name}, {summary_of(config)}")
             paths.append(path)
     return pictures
-
-
-def _write(path: Path, score: Score) -> None:
-    arrays = {key: getattr(score, key) for key in ARRAYS}
-    rest = {key: value for key, value in vars(score).items() if key not in ARRAYS}
-    with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez_compressed(file, **arrays, rest=np.array(json.dumps(rest)))
-
-
-def _read(path: Path) -> Score:
-    with np.load(path) as stored:
-        rest = json.loads(str(stored["rest"]))
-        return Score(**{key: stored[key] for key in ARRAYS}, **rest | {"thresholds": tuple(rest["thresholds"])})

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.text import CLIP_VOCABULARY, Tokenizer, clip_tokenizer
-from owseg.weights import differences, read_weights
+from owseg.weights import differences, not_finite, read_weights
 
 if TYPE_CHECKING:  # open_clip takes seconds to import, and settings are read without it
     import open_clip
@@ -121,6 +121,8 @@ def load_encoder(config: EncoderConfig) -> Encoder:
     wrong = differences(state, encoder.clip.state_dict())
     if wrong:
         raise InputError(f"encoder.pretrained: {path} does not fit encoder.model {config.model}: {wrong}")
+    if wrong := not_finite(state):
+        raise InputError(f"encoder.pretrained: {path}: {wrong}; give a checkpoint from before its numbers were lost")
     encoder.clip.load_state_dict(state)
     return Encoder(encoder.clip.eval().requires_grad_(False), encoder.tokenize)
 

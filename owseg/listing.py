@@ -4,7 +4,7 @@
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,6 +20,9 @@ LEFTOVERS = frozenset(
 """Names, in lower case, of files and folders that Windows, macOS, network drives and Python leave."""
 ENDINGS = ("~", ".swp", ".swo", ".tmp", ".part", ".partial", ".crdownload", ":zone.identifier", "@synoeastream")
 """Ends of names, in lower case, of editors' backups, downloads under way and what systems note beside a file."""
+
+MAX_NAMED = 5
+"""Files that a line names of those that it counts."""
 
 
 def is_leftover(name: str) -> bool:
@@ -47,6 +50,12 @@ def files_below(folder: Path) -> Iterator[Path]:
         seen.add(real)
         below[:] = sorted(name for name in below if not is_leftover(name))
         yield from (Path(parent) / name for name in sorted(names) if not is_leftover(name))
+
+
+def counted(paths: Sequence[Path], folder: Path) -> str:
+    """ "4 files (a.heic, b.heic, c.mov, ...)": how many there are, and the first few by their way from a folder."""
+    names = [path.relative_to(folder).as_posix() for path in paths[:MAX_NAMED]]
+    return f"{len(paths)} file{'s'[: len(paths) > 1]} ({', '.join([*names, *['...'][: len(paths) > MAX_NAMED]])})"
 
 
 def _refuse(error: OSError) -> NoReturn:

@@ -8,10 +8,12 @@ result.labels  # [H, W]: the index of each pixel's label, -1 where it is none of
 result.overlay().save("overlay.png")
 """
 
+import logging
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,11 +23,14 @@ from torch import Tensor
 from owseg import InputError
 from owseg.checkpoint import TRAINING_FREE, Checkpoint, find_checkpoint
 from owseg.evaluation.inference import WINDOW_BATCH, predict_scores, upsample_argmax
-from owseg.evaluation.pictures import legend_below, overlay, palette
+from owseg.evaluation.pictures import NAME, Legend, legend_below, overlay, palette
 from owseg.evaluation.protocols import View
 from owseg.methods.clip import ClipConfig
 from owseg.photos import Photo, read_photo
-from owseg.segmenter import load_segmenter
+from owseg.segmenter import load_segmenter, shortened_names
+from owseg.text import told_shortened
+
+log = logging.getLogger(__name__)
 
 NOTHING = -1
 MOST_LABELS = 2**15 - 1
@@ -33,6 +38,13 @@ PLANES_AT_ONCE = 256
 """Masks of windows that are held at a time, so that many labels take time and not memory."""
 OVERLAY_SIDE = 1600
 """Longest side of an overlay in pixels; masks keep the photo's own size."""
+
+
+class Best(NamedTuple):
+    """The label with the highest score in a photo."""
+
+    label: str
+    score: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +59,10 @@ class Segmentation:
     """[H, W] int16: the index in `names` of each pixel's label, -1 where it is none of them."""
     scores: np.ndarray
     """[H, W] float32: the highest score that any label has at a pixel (of the method: a mask's value, a cosine)."""
+    best: Best
+    """The label that comes nearest to being found anywhere, or is found most surely."""
+    threshold: float | None = None
+    """The score that a label must exceed; None where each pixel has a label, or the method draws the background itself."""
 
     @property
     def colours(self) -> np.ndarray:
@@ -57,6 +73,21 @@ class Segmentation:
         """The share of the photo's pixels that each label has, 0..1; what is left to 1 is nothing."""
         counts = np.bincount(self.labels.ravel() + 1, minlength=1 + len(self.names))[1:]
         return dict(zip(self.names, (counts / self.labels.size).tolist(), strict=True))
+
+    @property
+    def nothing(self) -> float:
+        """The share of the photo's pixels that have no label, 0..1."""
+        return float(np.mean(self.labels == NOTHING))
+
+    def why_nothing(self) -> str:
+        """Why no label is anywhere in the photo, in a few words; empty where one is."""
+        if (self.labels != NOTHING).any():
+            return ""
+        label = self.best.label if len(self.best.label) <= NAME else f"{self.best.label[: NAME - 3]}..."
+        limit = (
+            "is stronger than the background" if self.threshold is None else f"exceeds the threshold of {self.threshold:.3g}"
+        )
+        return f"no label {limit}; the best is {label!r} with {self.best.score:.3g}"
 
     def mask(self) -> Image.Image:
         """An indexed picture at the photo's size: 0 = nothing, i = label i counted from 1, in the overlay's colours.
@@ -80,7 +111,9 @@ class Segmentation:
         drawn = overlay(image, self.labels[rows[:, None], columns], self.colours, ignore=NOTHING)
         shares = [*self.shares().items()]
         found = [(name, share, colour) for (name, share), colour in zip(shares, self.colours, strict=True) if share]
-        return legend_below(Image.fromarray(drawn), [(f"{name} {percent(share)}", colour) for name, share, colour in found])
+        legend: Legend = [(f"{name} {percent(share)}", colour) for name, share, colour in found]
+        legend += [(f"nothing {percent(self.nothing)}", None)] if self.nothing else []
+        return legend_below(Image.fromarray(drawn), legend, self.why_nothing())
 
 
 class Model:
@@ -125,14 +158,30 @@ class Model:
         )
         best, winner = upsample_argmax(scores, (image.shape[0], image.shape[1]))
         chosen = winner.sub_(int(own_plane)).to(torch.int16)
+        surest = (
+            Best(names[int(chosen.view(-1)[best.argmax()])], float(best.max())) if not own_plane else _peak(scores[1:], names)
+        )
         if threshold is not None:
             chosen[best <= threshold] = NOTHING
-        return Segmentation(image=image, names=names, labels=chosen.cpu().numpy(), scores=best.cpu().numpy())
+        of_pixels, values = chosen.cpu().numpy(), best.cpu().numpy()
+        return Segmentation(image=image, names=names, labels=of_pixels, scores=values, best=surest, threshold=threshold)
 
     def _embed(self, names: tuple[str, ...]) -> Tensor:
         if self._embedded is None or self._embedded[0] != names:
+            try:
+                cut = shortened_names(self.segmenter, names)
+            except InputError as error:
+                raise InputError(f"labels: {error}") from error
+            if cut:
+                log.warning("labels: %s", told_shortened(cut))
             self._embedded = names, self.segmenter.embed_classes(names).to(self.device)
         return self._embedded[1]
+
+
+def _peak(scores: Tensor, names: Sequence[str]) -> Best:
+    """The label with the highest of the scores [n, h, w]."""
+    of_label = scores.flatten(1).amax(dim=1)
+    return Best(names[int(of_label.argmax())], float(of_label.max()))
 
 
 def load(
@@ -176,7 +225,8 @@ def clean_labels(labels: Sequence[str]) -> tuple[str, ...]:
     for number, name in enumerate(names, 1):
         if not name:
             raise InputError(f"labels: number {number} is empty")
-        if name.casefold() in seen:
+        # CLIP reads all ways of writing a letter alike, and capitals as small ones.
+        if (read := unicodedata.normalize("NFC", name).casefold()) in seen:
             raise InputError(f"labels: '{name}' is given twice")
-        seen.add(name.casefold())
+        seen.add(read)
     return names

@@ -208,11 +208,16 @@ def _load_some(method: TrainableMethod, learned: Collection[str], path: Path) ->
 
 
 def load_trained(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> None:
-    """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged."""
-    if path.suffix not in SUFFIXES:
+    """Fill a method with trained weights: this project's, or official ones (.pth, .pt), whose differences are logged.
+
+    Raises InputError where they do not fit, or hold numbers that are not finite: what they score would be a table of nothing.
+    """
+    if path.suffix in SUFFIXES:
+        _log_differences(path, import_official(method, read_official(path), path))
+    else:
         load_learned(method, phases, path)
-        return
-    _log_differences(path, import_official(method, read_official(path), path))
+    if wrong := not_finite(method.state_dict()):
+        raise InputError(f"{path}: {wrong}; give a checkpoint from before its numbers were lost")
 
 
 def _log_differences(path: Path, found: Differences) -> None:

@@ -12,6 +12,7 @@ from owseg.encoders import Encoder, EncoderConfig, load_encoder
 from owseg.fit import learned_state
 from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.published import load_trained
+from owseg.text import Tokenizer, prompt_templates, shortened
 from owseg.trainable import TrainableMethod
 
 
@@ -51,6 +52,22 @@ class DrawsRegions(Protocol):
     def regions(self, image: Tensor, classes: Tensor) -> Tensor:
         """Region ids [B, H, W] int64 of normalised windows [B, 3, H, W], -1 = none; classes: their embeddings [n, E]."""
         ...
+
+
+@runtime_checkable
+class ReadsPrompts(Protocol):
+    """What a segmenter has besides if it puts class names into templates and reads them with a text tower."""
+
+    tokenize: Tokenizer
+    config: MethodConfig
+    """With `templates`, where it has any but the bare name."""
+
+
+def shortened_names(segmenter: Segmenter, names: Sequence[str]) -> tuple[str, ...]:
+    """The class names that a method reads without their end. Raises InputError where two are the same to it."""
+    if not isinstance(segmenter, ReadsPrompts):
+        return ()
+    return shortened(segmenter.tokenize, names, prompt_templates(getattr(segmenter.config, "templates", "plain")))
 
 
 def build_trained(config: TrainableConfig, make_encoder: Callable[[], Encoder]) -> TrainableMethod:

@@ -2,9 +2,9 @@
 
 import gzip
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
@@ -41,9 +41,20 @@ _TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 TEMPLATES = (*_TEMPLATES, "imagenet80")
 """Names of the prompt template sets."""
+MAX_NAMED, SHOWN = 3, 60
+"""Cut names in a line, and characters of each."""
 
-Tokenizer = Callable[[str | Sequence[str]], torch.Tensor]
-"""Texts in, token ids [n, context length] out (int64, end-of-text = the largest id, zero-padded)."""
+
+class Tokenizer(Protocol):
+    """What makes tokens of texts for a text tower."""
+
+    def __call__(self, texts: str | Sequence[str]) -> torch.Tensor:
+        """Token ids [n, context length] int64 of texts, padded; longer ones are cut."""
+        ...
+
+    def encode(self, text: str) -> Sequence[int]:
+        """All ids of a text, however long, without those that open and close it."""
+        ...
 
 
 def clip_tokenizer(vocabulary: int, context_length: int) -> Tokenizer:
@@ -69,6 +80,39 @@ def prompt_templates(name: str) -> tuple[str, ...]:
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     return tuple(template("{}") for template in OPENAI_IMAGENET_TEMPLATES)
+
+
+def shortened(tokenize: Tokenizer, names: Sequence[str], templates: Sequence[str]) -> tuple[str, ...]:
+    """The names that a text tower reads without their end, in a template at least.
+
+    Raises InputError where two different ones are the same to it: one of them would get all pixels, and the other none.
+    """
+    room = tokenize("").shape[-1] - 2  # what opens and closes a text takes two
+    cut = [name for name in dict.fromkeys(names) if any(_is_cut(tokenize, one.format(name), room) for one in templates)]
+    read: dict[bytes, str] = {}
+    for name in cut:
+        other = read.setdefault(tokenize([one.format(name) for one in templates]).numpy().tobytes(), name)
+        if other != name:
+            raise InputError(
+                f"{_brief(other)} and {_brief(name)} are the same in the first {room + 2} tokens, which are all that the text "
+                "tower reads; shorten them"
+            )
+    return tuple(cut)
+
+
+def told_shortened(names: Sequence[str]) -> str:
+    """A line about names that were cut."""
+    some = ", ".join([*map(_brief, names[:MAX_NAMED]), *["..."][: len(names) > MAX_NAMED]])
+    return f"{len(names)} name{'s are' if len(names) > 1 else ' is'} longer than the text tower reads, and cut: {some}"
+
+
+def _is_cut(tokenize: Tokenizer, prompt: str, room: int) -> bool:
+    return len(prompt.encode()) > room and len(tokenize.encode(prompt)) > room  # a token is a byte at least
+
+
+def _brief(name: str) -> str:
+    """A name with its end left out, where that is far."""
+    return repr(name if len(name) <= SHOWN else f"{name[: SHOWN // 2]} ... {name[-SHOWN // 2 :]}")
 
 
 def _first_merges(vocabulary: int, folder: Path) -> str:

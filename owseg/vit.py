@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from owseg import InputError
-from owseg.weights import read_weights
+from owseg.weights import not_finite, read_weights
 
 
 def timm_vit(model: str, key: str, **arguments: Any) -> Any:
@@ -34,7 +34,10 @@ def timm_state(model: str, weights: str, *, tower: str, file: str) -> tuple[str,
     if weights:
         if not Path(weights).is_file():
             raise InputError(f"{file}: {weights} does not exist")
-        return f"{file}: {weights}", read_weights(Path(weights))
+        state = read_weights(Path(weights))
+        if wrong := not_finite(state):
+            raise InputError(f"{file}: {weights}: {wrong}; give a checkpoint from before its numbers were lost")
+        return f"{file}: {weights}", state
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # its retries; their outcome is reported below
     try:
         return f"{tower}: timm's weights", timm.create_model(model, pretrained=True).state_dict()

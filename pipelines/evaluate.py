@@ -13,6 +13,8 @@ from rich.table import Table
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
 from filtering.files import digest_of, write_json
+from owseg import InputError
+from owseg.evaluation.convert import read_json
 from owseg.evaluation.datasets import averaged, list_items
 from owseg.evaluation.intervals import (
     AVERAGE,
@@ -20,6 +22,7 @@ from owseg.evaluation.intervals import (
     Interval,
     Row,
     difference_intervals,
+    read_image_counts,
     row_intervals,
     write_image_counts,
 )
@@ -27,6 +30,7 @@ from owseg.evaluation.protocols import OVERRIDES, EvaluateConfig, protocol_of, s
 from owseg.evaluation.scoring import Score, report
 from owseg.fields import shown_settings
 from owseg.method_config import TrainableConfig
+from owseg.text import told_shortened
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
@@ -54,6 +58,8 @@ def run_evaluate(context: Context) -> Result:
 
     def work() -> Result:
         scores = evaluate(contenders, config, context.config.session, out)
+        if config.bootstrap:
+            print(f"evaluate: intervals from {config.bootstrap} resamples", flush=True)
         counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
         intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
         miou: dict[str, dict[str, float]] = {}
@@ -70,6 +76,7 @@ def run_evaluate(context: Context) -> Result:
                     oracle[name] = _row(reports, "oracle_mIoU")
                     run.metrics({"average/oracle_mIoU": oracle[name][AVERAGE]})
                 if config.pictures:
+                    print(f"evaluate: drawing the best, median and worst images of {name}", flush=True)
                     draw([contender], scores, config, out / "pictures")
                     run.artifact(out / "pictures" / contender.name, "pictures")
         for name, values in miou.items():
@@ -85,20 +92,42 @@ def run_evaluate(context: Context) -> Result:
             "settings": {contender.name: settings_of(contender, config, scores[contender.name]) for contender in contenders},
             "images": {name: len(score.images) for name, score in first.items()},
             "skipped": {name: sorted(score.skipped) for name, score in first.items() if score.skipped},
+            "shortened": {
+                name: {dataset: [*score.shortened] for dataset, score in row.items() if score.shortened}
+                for name, row in scores.items()
+            },
             "digest": digest_of(miou),
         }
+
+    def again(_: Result) -> bool:
+        wrong = damage(out, context.config.methods, config.names)
+        if wrong:
+            print(f"evaluate: {wrong}; it is made again", flush=True)
+        return bool(wrong)
 
     result = context.stage(
         "evaluate",
         fingerprint_of_scores(context.config, config, contenders),
         out,
         work,
+        again=again,
         files=lambda: _files(out, contenders, config),
     )
     print_table(result, config.names)
     if config.pictures:
         print(f"pictures: {out / 'pictures'}")
     return result
+
+
+def damage(out: Path, methods: Sequence[str], datasets: Sequence[str]) -> str:
+    """What is wrong with the first file of a finished evaluation that is not as it was written; empty where all are."""
+    for file in (out / method / dataset for method in methods for dataset in datasets):
+        try:
+            read_image_counts(file.with_name(f"{file.name}.npz"))
+            read_json(file.with_name(f"{file.name}.json"), "dataset", "mIoU", "IoU")
+        except InputError as error:
+            return str(error)
+    return ""
 
 
 def _files(out: Path, contenders: Sequence[Contender], config: EvaluateConfig) -> list[Path]:
@@ -244,6 +273,9 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
     for dataset, ids in result["skipped"].items():
         left_out = f"{', '.join(ids[:MAX_LISTED])}{', ...' if len(ids) > MAX_LISTED else ''}"
         print(f"{dataset}: {len(ids)} of {len(ids) + result['images'][dataset]} images left out, unreadable: {left_out}")
+    for name, row in result.get("shortened", {}).items():
+        for dataset, names in row.items():
+            print(f"{name}: {dataset}: {told_shortened(names)}")
 
 
 def run(config: Config, verify: bool = False) -> None:

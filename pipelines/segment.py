@@ -10,12 +10,13 @@ import json
 import os
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from owseg import InputError
+from owseg.listing import counted, files_below
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError, override
 from pipelines.app.outcome import DONE, USER_MISTAKE
@@ -26,6 +27,7 @@ if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif", ".jp2", ".avif")
 """What is taken for a photo in a folder; a file that is named itself may have any."""
+LOWER = "lower it with --set background_threshold=..., or give every pixel a label with --no-background"
 OVERLAY, MASK = ".overlay.png", ".mask.png"
 PIXELS = ("short_side", "max_long_side", "window", "stride")
 VIEW = (*PIXELS, "grid_scale", "refine")
@@ -52,7 +54,9 @@ def segment(arguments: argparse.Namespace) -> list[Path]:
 
     labels = clean_labels(read_labels(arguments.labels))
     out = _writable(Path(arguments.out))
-    photos = list(find_photos(map(Path, arguments.images)))
+    photos, notes = find_photos(map(Path, arguments.images))
+    for note in notes:
+        _print(f"note: {note}")
     checkpoint = _checkpoint(arguments)
     print(f"model: {_name(checkpoint)}", flush=True)
     model = _load(checkpoint, arguments.device)
@@ -61,16 +65,23 @@ def segment(arguments: argparse.Namespace) -> list[Path]:
     for number, (photo, name) in enumerate(photos, 1):
         try:
             if photo.is_dir():
-                raise InputError(f"{photo}: holds no images ({', '.join(SUFFIXES)})")
+                others = _files_in(photo)[1]
+                but = f", but {counted(others, photo)}" if others else ""
+                raise InputError(f"{photo}: holds no images ({', '.join(SUFFIXES)}){but}")
             result = model.segment(photo, labels, background=arguments.background)
         except InputError as error:
             print(f"error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
             unreadable.append(photo)
             continue
         overlay = write_result(result, out / name, {"image": photo.name, **made_by})
-        line = f"[{number}/{len(photos)}] {photo}: {_told(result)} → {overlay}"
-        print(line.encode(errors="backslashreplace").decode(), flush=True)  # a file's name need not be valid text
+        _print(f"[{number}/{len(photos)}] {photo}: {_told(result)} → {overlay}")
+        if why := result.why_nothing():
+            _print(f"nothing found in {photo.name}: {why}; {LOWER}")
     return unreadable
+
+
+def _print(line: str) -> None:
+    print(line.encode(errors="backslashreplace").decode(), flush=True)  # a file's name need not be valid text
 
 
 def read_labels(text: str) -> list[str]:
@@ -83,16 +94,21 @@ def read_labels(text: str) -> list[str]:
         raise ConfigError(f"--labels: {text[1:]} cannot be read ({error})") from None
 
 
-def find_photos(inputs: Iterable[Path]) -> Iterator[tuple[Path, str]]:
-    """Each photo once, and the name of its results: that of the file, below a folder with the way to it.
+def find_photos(inputs: Iterable[Path]) -> tuple[list[tuple[Path, str]], list[str]]:
+    """Each photo once with the name of its results, and a line on what of each folder is not looked at.
 
-    A folder without photos is yielded itself. What this verb wrote is not taken for a photo; names that would fall together
-    are numbered.
+    The name is that of the file, below a folder with the way to it. A folder without photos is listed itself. Links to folders
+    are followed, to each folder once. What this verb wrote is not taken for a photo; names that would fall together are
+    numbered.
     """
     seen: set[Path] = set()
     names: set[str] = set()
+    photos: list[tuple[Path, str]] = []
+    notes: list[str] = []
     for given in inputs:
-        inside = [path for path in sorted(given.rglob("*")) if _is_photo(path)] if given.is_dir() else []
+        inside, others = _files_in(given) if given.is_dir() else ([], [])
+        if inside and others:
+            notes.append(f"{given}: {counted(others, given)} of other kinds not looked at; photos are {', '.join(SUFFIXES)}")
         for path in inside or [given]:
             if path.resolve() in seen:
                 continue
@@ -103,11 +119,21 @@ def find_photos(inputs: Iterable[Path]) -> Iterator[tuple[Path, str]]:
                 number += 1
                 name = f"{stem}-{number}"
             names.add(name.casefold())
-            yield path, name
+            photos.append((path, name))
+    return photos, notes
 
 
-def _is_photo(path: Path) -> bool:
-    return path.suffix.lower() in SUFFIXES and not path.name.endswith((OVERLAY, MASK)) and path.is_file()
+def _files_in(folder: Path) -> tuple[list[Path], list[Path]]:
+    """The photos below a folder, and its files of other kinds."""
+    files = sorted(path for path in files_below(folder) if not _is_result(path))
+    photos = [path for path in files if path.suffix.lower() in SUFFIXES]
+    return photos, [path for path in files if path.suffix.lower() not in SUFFIXES]
+
+
+def _is_result(path: Path) -> bool:
+    """Whether this verb wrote a file."""
+    overlay = path.with_name(f"{path.name.removesuffix('.json')}{OVERLAY}")
+    return path.name.endswith((OVERLAY, MASK)) or (path.suffix == ".json" and overlay.is_file())
 
 
 def write_result(result: "Segmentation", stem: Path, made_by: dict[str, Any]) -> Path:
@@ -118,8 +144,8 @@ def write_result(result: "Segmentation", stem: Path, made_by: dict[str, Any]) ->
         {"index": index, "label": name, "colour": colour.tolist(), "share": round(share, 6)}
         for index, ((name, share), colour) in enumerate(zip(shares.items(), result.colours, strict=True), 1)
     ]
-    nothing = round(max(1 - sum(shares.values()), 0), 6)
-    told = {**made_by, "width": width, "height": height, "labels": labels, "nothing": nothing}
+    told = {**made_by, "width": width, "height": height, "labels": labels, "nothing": round(result.nothing, 6)}
+    told |= {"threshold": result.threshold, "best": {"label": result.best.label, "score": round(result.best.score, 6)}}
     overlay = stem.with_name(stem.name + OVERLAY)
     text = json.dumps(told, indent=2, ensure_ascii=False) + "\n"
     try:
@@ -139,7 +165,7 @@ def _told(result: "Segmentation") -> str:
     shares = {name: share for name, share in result.shares().items() if share > 0}
     largest = sorted(shares, key=lambda name: -shares[name])[:MAX_LISTED]
     others = [f"{len(shares) - MAX_LISTED} more"] if len(shares) > MAX_LISTED else []
-    nothing = [f"nothing {percent(1 - sum(shares.values()))}"] if (result.labels < 0).any() else []
+    nothing = [f"nothing {percent(result.nothing)}"] if result.nothing else []
     return ", ".join([f"{width} x {height}", *(f"{name} {percent(shares[name])}" for name in largest), *others, *nothing])
 
 

@@ -3,10 +3,12 @@
 Every file is looked at (there, not empty, not cut short); a spread sample is decoded and held against the evaluator's rules.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -16,6 +18,7 @@ from owseg.evaluation.datasets import (
     BENCHMARKS,
     EvalDataset,
     Item,
+    UnreadableError,
     find_items,
     read_image,
     read_label,
@@ -51,7 +54,7 @@ def check_benchmark(benchmark: EvalDataset, root: Path) -> Report:
         items = find_items(benchmark, root)
     except InputError as error:
         return Report(problems=(str(error),))
-    with ThreadPoolExecutor(THREADS) as threads:
+    with _threads() as threads:
         seen = dict(zip(items, threads.map(lambda item: (_ends_well(item.image), _ends_well(item.label)), items), strict=True))
         there = [item for item in items if None not in seen[item]]
         cut_short = [item for item in there if False in seen[item]]
@@ -66,6 +69,53 @@ def check_benchmark(benchmark: EvalDataset, root: Path) -> Report:
     ]
     warnings = [*_count(benchmark, len(items)), *_source(chosen)]
     return Report(images=len(items), decoded=len(chosen), problems=tuple(problems), warnings=tuple(warnings))
+
+
+def refuse_unfit(
+    benchmark: EvalDataset,
+    items: Sequence[Item],
+    *,
+    unreadable: Literal["stop", "skip"] = "stop",
+    decode_all: bool,
+    advance: Callable[[], None] = lambda: None,
+) -> None:
+    """Raise InputError, naming the first few, where items cannot be scored: what stops an evaluation does so before it begins.
+
+    Decodes every image and label map, or those alone that are cut short; what cannot be decoded counts where it is to "stop".
+    advance: called after each item.
+    """
+
+    def look(item: Item) -> str | None:
+        if not decode_all and all(_looks_whole(path) for path in (item.image, item.label)):
+            return None
+        return _decode(benchmark, item, skip_unreadable=unreadable == "skip")
+
+    problems = []
+    with _threads() as threads:
+        for problem in threads.map(look, items):
+            problems += [problem] if problem else []
+            advance()
+    if problems:
+        several = f"{len(problems)} of {len(items)} images of {benchmark.name} cannot be scored: " if len(problems) > 1 else ""
+        cure = "" if unreadable == "skip" else "; mend them, or leave out what cannot be read with evaluate.unreadable=skip"
+        raise InputError(f"{several}{'; '.join(_summed(problems))}{cure}")
+
+
+@contextmanager
+def _threads() -> Iterator[ThreadPoolExecutor]:
+    """Where the block is left early, by Ctrl-C for one, what waits is dropped."""
+    threads = ThreadPoolExecutor(THREADS)
+    try:
+        yield threads
+    finally:
+        threads.shutdown(cancel_futures=True)
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file that is there is not empty and, where its kind has an end mark, ends with it."""
+    if path.suffix.lower() in (".jpg", ".jpeg", ".png"):
+        return _ends_well(path) is not False
+    return path.stat().st_size > 0
 
 
 def _ends_well(path: Path) -> bool | None:
@@ -91,12 +141,12 @@ def _spread(items: Sequence[Item]) -> list[Item]:
     return [items[round(step * (len(items) - 1) / (SAMPLE - 1))] for step in range(SAMPLE)]
 
 
-def _decode(benchmark: EvalDataset, item: Item) -> str | None:
+def _decode(benchmark: EvalDataset, item: Item, *, skip_unreadable: bool = False) -> str | None:
     """What the evaluator would refuse the item for."""
     try:
         read_label(benchmark, item, read_image(item.image).shape[:2])
     except InputError as error:
-        return str(error)
+        return None if skip_unreadable and isinstance(error, UnreadableError) else str(error)
     return None
 
 

@@ -7,6 +7,7 @@ sources with the same file names (COCO-Object from COCO-Stuff or from the panopt
 
 import io
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from owseg import InputError
 from owseg.photos import UNREADABLE
+
+log = logging.getLogger(__name__)
 
 SOURCE = "Source"
 """The PNG text that names the set that a label map was made of."""
@@ -56,8 +59,11 @@ class Plan:
 
 
 def remaining(plan: Plan) -> list[Job]:
-    """The jobs that lack a file. Raises InputError for a file that was made of another source."""
-    return [job for job in plan.jobs if sum(is_made(target, plan.set) for target in job.targets) < len(job.targets)]
+    """The jobs that lack a file, or whose file is damaged. Raises InputError for a file that was made of another source."""
+    lacking = [(job, [target for target in job.targets if not is_made(target, plan.set)]) for job in plan.jobs]
+    for target in (target for _, missing in lacking for target in missing if target.exists()):
+        log.warning("%s: not a readable label map; it is made again", target)
+    return [job for job, missing in lacking if missing]
 
 
 def run_job(job: Job, made_of: str) -> int:
@@ -74,14 +80,13 @@ def run_job(job: Job, made_of: str) -> int:
 
 
 def is_made(target: Path, made_of: str) -> bool:
-    """Whether the label map is there, made of this set or by other tools. Raises InputError if of another set."""
+    """Whether the label map is there and whole, made of this set or by other tools. Raises InputError if of another set."""
     try:
         with Image.open(target) as image:
             source = image.info.get(SOURCE, made_of)
-    except (FileNotFoundError, NotADirectoryError):
+            image.verify()
+    except UNREADABLE:  # missing, or damaged
         return False
-    except UNREADABLE as error:
-        raise InputError(f"{target}: not a readable label map ({error}); delete it and run this again") from error
     if source != made_of:
         raise InputError(f"{target} was made of the set '{source}', not '{made_of}'; delete those maps or choose another ROOT")
     return True

@@ -65,6 +65,9 @@ class FilesOf(Protocol):
     def convert(self, root: Path) -> str:
         """What to do where label maps are missing."""
 
+    def left_out(self, root: Path) -> list[str]:
+        """What of the folders is not looked at, each kind counted and named in a line."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Files:
@@ -108,6 +111,10 @@ class Files:
     def convert(self, root: Path) -> str:
         """What to do where label maps are missing."""
         return f"run {self.command.replace('ROOT', shlex.quote(str(root)))}" if self.command else self.obtain(root)
+
+    def left_out(self, root: Path) -> list[str]:
+        """Nothing is told: official folders hold other splits and other sets' label maps."""
+        return []
 
     def _item(self, root: Path, id_: str, image: Path, folder: str) -> Item:
         return Item(id_, image, root / self.labels.format(id=id_, folder=folder))
@@ -246,11 +253,10 @@ def averaged(names: Sequence[str]) -> list[str]:
 def list_items(benchmark: EvalDataset, root: Path) -> list[Item]:
     """The items of a benchmark in a stable order. Raises InputError that names the first missing file."""
     items = find_items(benchmark, root)
-    for item in items:
-        if not item.image.is_file():
-            raise InputError(f"{benchmark.name}: {item.image} is missing; {benchmark.files.obtain(root)}")
-        if not item.label.is_file():
-            raise InputError(f"{benchmark.name}: {item.label} is missing; {benchmark.files.convert(root)}")
+    files = benchmark.files
+    for path, cure in (pair for item in items for pair in ((item.image, files.obtain), (item.label, files.convert))):
+        if not path.is_file():
+            raise InputError(f"{benchmark.name}: {path} is missing; {cure(root)}")
     return items
 
 
@@ -328,8 +334,7 @@ def read_label(benchmark: EvalDataset, item: Item, shape: tuple[int, int]) -> np
     if benchmark.base is not None:
         table = np.full(256, IGNORE, np.uint8)
         table[[benchmark.base.names.index(name) for name in benchmark.names]] = range(len(benchmark.names))
-        part: np.ndarray = table[read_label(benchmark.base, item, shape)]
-        return part
+        return np.asarray(table[read_label(benchmark.base, item, shape)])
     stored = read_stored(item.label, benchmark.colours)
     if stored.shape != shape:
         raise InputError(f"{item.label}: {stored.shape} label map for an image of {shape}; they must be the same size")

@@ -1,5 +1,6 @@
 """From an image to a class map: scale, slide, upsample, decide. Nothing here holds all classes at the image's own size."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owseg import InputError
 from owseg.evaluation.protocols import Protocol, SoftmaxRule, View
 from owseg.normalisation import Normalisation
 from owseg.pamr import pamr
@@ -24,9 +26,15 @@ def embed_queries(segmenter: Segmenter, protocol: Protocol) -> Tensor:
     if not any(protocol.further):
         return segmenter.embed_classes(protocol.queries)
     names = [(query, *more) for query, more in zip(protocol.queries, protocol.further, strict=True)]
-    embedded = segmenter.embed_classes([name for some in names for name in some])
+    embedded = segmenter.embed_classes(texts_of(protocol))
     parts = torch.split(embedded, [len(some) for some in names])
     return torch.stack([part[0] if len(part) == 1 else F.normalize(part.mean(dim=0), dim=0) for part in parts])
+
+
+def texts_of(protocol: Protocol) -> list[str]:
+    """All texts that a protocol has embedded: its queries, each with its further names behind it."""
+    further = protocol.further or [()] * len(protocol.queries)
+    return [name for query, more in zip(protocol.queries, further, strict=True) for name in (query, *more)]
 
 
 def resize(image: np.ndarray, view: View) -> np.ndarray:
@@ -132,9 +140,15 @@ def predict_scores(
     *,
     batch: int = WINDOW_BATCH,
 ) -> Tensor:
-    """Scores [n or 1 + n, h, w] of an RGB image [H, W, 3] uint8 at the scaled size, on the device of `classes`."""
+    """Scores [n or 1 + n, h, w] of an RGB image [H, W, 3] uint8 at the scaled size, on the device of `classes`.
+
+    Raises InputError where they are not finite, as weights make them whose training was lost.
+    """
     scaled = normalise(resize(image, view), normalisation).to(classes.device)
-    return slide(segmenter, scaled, classes, background, view, batch=batch)
+    scores = slide(segmenter, scaled, classes, background, view, batch=batch)
+    if not math.isfinite(float(scores.amax())):  # NaN wins every maximum
+        raise InputError("the method's scores are not finite numbers; look at its weights and settings")
+    return scores
 
 
 def upsample(scores: Tensor, size: tuple[int, int]) -> Iterator[Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from owseg import InputError
 from owseg.evaluation.datasets import DATASETS, IGNORE, EvalDataset, Item
-from owseg.listing import files_below
+from owseg.listing import counted, files_below
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -138,6 +138,27 @@ class OwnFiles:
         return f"see images, labels, suffix and split of {self.own.name} in evaluate.datasets"
 
     convert = obtain
+
+    def left_out(self, root: Path) -> list[str]:
+        """Files among the images that are none, and label maps that no image has; nothing where a split file chooses."""
+        if self.own.split:
+            return []
+        images, labels = (Path(folder).expanduser().absolute() for folder in (self.own.images, self.own.labels))
+        items = self.find(root)
+        used = {path.absolute() for item in items for path in (item.image, item.label)}
+        others = [path for path in files_below(images) if path not in used and not self._is_label(path)]
+        unpaired = (
+            [path for path in files_below(labels) if path not in used and self._is_label(path)] if labels.is_dir() else []
+        )
+        return [
+            *([f"{counted(others, images)} in {self.own.images} not looked at, being no images"] if others else []),
+            *([f"{counted(unpaired, labels)} in {self.own.labels} not looked at, having no image"] if unpaired else []),
+        ]
+
+    def _is_label(self, path: Path) -> bool:
+        """Whether a file lies where label maps do and ends as they do."""
+        labels = Path(self.own.labels).expanduser().absolute()
+        return path.name.endswith(self.own.suffix.labels) and labels in path.parents
 
     def _id(self, path: str) -> str:
         """The id of an image; empty for a file that is none."""

@@ -16,6 +16,9 @@ from owseg.evaluation.scoring import Score, threshold_sweep
 from owseg.normalisation import Normalisation
 from owseg.segmenter import Segmenter
 
+Legend = list[tuple[str, np.ndarray | None]]
+"""Names and their colours [3] uint8; None = the pixels are as they were, and an empty box stands for them."""
+
 PANEL = 320
 """Height of each of the three panels in pixels ..."""
 PANORAMA = 8 * PANEL
@@ -84,7 +87,7 @@ def draw_sweep(scores: Mapping[str, Score], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
-def compose(panels: list[np.ndarray], captions: list[str], legend: list[tuple[str, np.ndarray]], title: str) -> Image.Image:
+def compose(panels: list[np.ndarray], captions: list[str], legend: Legend, title: str) -> Image.Image:
     """Panels of one size side by side under a title, with captions and a colour legend below."""
     font = ImageFont.load_default(14)
     height, width = panels[0].shape[:2]
@@ -105,8 +108,8 @@ def compose(panels: list[np.ndarray], captions: list[str], legend: list[tuple[st
     return legend_below(canvas, legend)
 
 
-def legend_below(image: Image.Image, legend: list[tuple[str, np.ndarray]]) -> Image.Image:
-    """The image with a line or more of names and their colours below it, as wide as the longest name asks for."""
+def legend_below(image: Image.Image, legend: Legend, note: str = "") -> Image.Image:
+    """The image with a line or more of names and their colours below it, as wide as the longest name asks for; then a note."""
     font = ImageFont.load_default(14)
     entries = [(name if len(name) <= NAME else f"{name[: NAME - 3]}...", colour) for name, colour in legend]
     steps = [30 + round(font.getlength(name)) for name, _ in entries]
@@ -118,10 +121,26 @@ def legend_below(image: Image.Image, legend: list[tuple[str, np.ndarray]]) -> Im
             x, y = MARGIN, y + LINE
         places.append((x, image.height + y))
         x += step
-    canvas = Image.new("RGB", (width, image.height + y + LINE + MARGIN), "white")
+    lines = _wrapped(note, width - 2 * MARGIN, font)
+    below = image.height + y + LINE
+    canvas = Image.new("RGB", (width, below + LINE * len(lines) + MARGIN), "white")
     canvas.paste(image)
     draw = ImageDraw.Draw(canvas)
     for (name, colour), (x, y) in zip(entries, places, strict=True):
-        draw.rectangle((x, y + 3, x + 12, y + 15), fill=tuple(int(value) for value in colour))
+        fill = None if colour is None else tuple(int(value) for value in colour)
+        draw.rectangle((x, y + 3, x + 12, y + 15), fill=fill, outline=None if fill else (120, 120, 120))
         draw.text((x + 17, y), name, fill="black", font=font)
+    for number, line in enumerate(lines):
+        draw.text((MARGIN, below + number * LINE), line, fill="black", font=font)
     return canvas
+
+
+def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:
+    """Lines of words that are not wider than so many pixels, unless a word alone is."""
+    lines: list[str] = []
+    for word in text.split():
+        if lines and font.getlength(f"{lines[-1]} {word}") <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return lines

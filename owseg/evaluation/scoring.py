@@ -1,7 +1,7 @@
 """Score a segmenter on a benchmark, in parts that merge by addition."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from owseg import InputError
 from owseg.evaluation.datasets import Item, UnreadableError, read_image, read_label
 from owseg.evaluation.inference import Prediction, embed_queries, predict
 from owseg.evaluation.intervals import ImageCounts
@@ -60,6 +61,8 @@ class Score:
     """`oracle_confusion` [n, n] int64; [0, 0] where it was not asked for."""
     regions: int = 0
     """Regions that the method drew, summed over images; 0 where the oracle was not asked for."""
+    shortened: tuple[str, ...] = ()
+    """Names of classes that the method's text tower read without their end."""
 
     @property
     def by_image(self) -> ImageCounts:
@@ -100,6 +103,7 @@ class Score:
             skipped=self.skipped | other.skipped,
             oracle=self.oracle + other.oracle,
             regions=self.regions + other.regions,
+            shortened=tuple(dict.fromkeys([*self.shortened, *other.shortened])),
         )
 
 
@@ -119,11 +123,13 @@ def score_items(
     normalisation: Normalisation,
     *,
     classes: Tensor | None = None,
+    watch: Callable[[int], None] = lambda done: None,
 ) -> Score:
     """Predict and count every item. `classes`: the embeddings of `protocol.queries` where they are at hand.
 
-    Raises InputError that names a file. A file that cannot be decoded is left out and listed in `skipped` where the config says
-    so; a label map of another size or with an unknown value always stops: such a set is not what it should be.
+    watch: called with the number of items done after each. Raises InputError that names a file. A file that cannot be decoded
+    is left out and listed in `skipped` where the config says so; a label map of another size or with an unknown value always
+    stops: such a set is not what it should be.
     """
     if classes is None:
         classes = embed_queries(segmenter, protocol)
@@ -131,7 +137,7 @@ def score_items(
     thresholds = tuple(sorted({*config.thresholds, threshold})) if threshold is not None and config.thresholds else ()
     size, scored = len(protocol.benchmark.names), protocol.benchmark.scored
     total = nothing = Score.empty(size, len(scored), threshold, thresholds, oracle=config.oracle)
-    for item in items:
+    for done, item in enumerate(items, 1):
         try:
             image = read_image(item.image)
             label = read_label(protocol.benchmark, item, (image.shape[0], image.shape[1]))
@@ -139,9 +145,13 @@ def score_items(
             if config.unreadable == "stop":
                 raise
             total += replace(nothing, skipped={item.id: str(error)})
+            watch(done)
             continue
         began = time.perf_counter()
-        prediction = predict(segmenter, image, classes, protocol, normalisation, batch=config.window_batch)
+        try:
+            prediction = predict(segmenter, image, classes, protocol, normalisation, batch=config.window_batch)
+        except InputError as error:
+            raise InputError(f"{item.image}: {error}") from error
         seconds = time.perf_counter() - began
         regions = None
         if config.oracle:
@@ -149,6 +159,7 @@ def score_items(
             if isinstance(segmenter, DrawsRegions):
                 regions = draw_regions(segmenter, image, classes, protocol, normalisation, batch=config.window_batch)
         total += _count(nothing, item.id, prediction, label, regions, scored, seconds)
+        watch(done)
     return total
 
 

@@ -12,6 +12,7 @@ from owseg import InputError
 from owseg.checkpoint import MODEL, check_digest, located, read_model
 from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, build_encoder, load_encoder, weight_tag
+from owseg.evaluation.check import refuse_unfit
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
@@ -118,7 +119,10 @@ def check_weights(config: Config) -> None:
 
 
 def check_benchmarks(config: Config) -> None:
-    """Raise InputError where nothing is to be scored, a file of a benchmark is missing, or synonyms are of unknown classes."""
+    """Raise InputError where nothing is to be scored, a file of a benchmark is missing or cut, or synonyms are of no class.
+
+    Prints what of a dataset's folders is not looked at.
+    """
     if not config.methods:
         raise InputError("methods: there are none to score; name at least one: methods=[maskclip]")
     evaluate = config.evaluate
@@ -134,4 +138,7 @@ def check_benchmarks(config: Config) -> None:
             dataset.texts()
         rows = list(own.values())
     for row in rows:
-        list_items(row, evaluate.folder)
+        items = list_items(row, evaluate.folder)
+        refuse_unfit(row, items[: evaluate.limit or None], unreadable=evaluate.unreadable, decode_all=False)
+        for note in row.files.left_out(evaluate.folder):
+            print(f"{row.name}: {note}", flush=True)

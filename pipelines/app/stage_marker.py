@@ -46,7 +46,7 @@ def read_marker(run_dir: Path, stage: str, fingerprint: str | None = None) -> St
         marker = StageMarker(**json.loads(_path(run_dir, stage).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    return marker if fingerprint in (None, marker.fingerprint) else None
+    return marker if fingerprint in (None, marker.fingerprint) and isinstance(marker.result, dict) else None
 
 
 def remove_marker(run_dir: Path, stage: str) -> None:

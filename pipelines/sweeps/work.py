@@ -26,7 +26,7 @@ from filtering.secrets import masked
 from owseg.fields import scores_only_settings
 from owseg.method_config import TrainableConfig
 from owseg.methods import TRAINABLE, Methods
-from pipelines import download, full, train
+from pipelines import download, evaluate, full, train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
 from pipelines.app.masked_output import masked_output
@@ -71,7 +71,10 @@ class Work:
                 return False
         except (OSError, ValueError, KeyError, TypeError):
             return False
-        return all(self._is_whole(stage) for stage, output in stages.items() if not (self.folder / output).is_symlink())
+        own = [stage for stage, output in stages.items() if not (self.folder / output).is_symlink()]
+        scored = self.config.methods, self.config.evaluate.names
+        readable = self.verb != "full" or not evaluate.damage(self.folder / "evaluate", *scored)
+        return readable and all(map(self._is_whole, own))
 
     def _is_whole(self, stage: str) -> bool:
         marker = read_marker(self.folder, stage)

@@ -1,4 +1,4 @@
-"""Stores of MLflow for tests: a fresh SQLite file at no cost, and a real server behind a proxy that can fail."""
+"""A small benchmark and rows to be scored on it; stores of MLflow: a fresh file at no cost, a server that can fail."""
 
 import shutil
 from collections.abc import Iterator
@@ -6,8 +6,15 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from safetensors.torch import save_file
 
+from cluster.evaluate import Contender
 from helpers.servers import Proxy, mlflow_server
+from helpers.tiny import encoder, encoder_config
+from helpers.voc import write_voc
+from owseg.evaluation.protocols import EvaluateConfig
+from owseg.methods.chance import ChanceConfig
+from owseg.methods.zero_shot import ZeroShotConfig
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +49,22 @@ def proxy(server: str) -> Iterator[Proxy]:
     """In front of the server."""
     with Proxy(server) as proxy:
         yield proxy
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> EvaluateConfig:
+    """VOC-format images in two benchmarks (with and without background)."""
+    write_voc(tmp_path / "sets", count=7)
+    return EvaluateConfig(
+        root=str(tmp_path / "sets"), datasets=("voc21", "voc20"), short_side=32, window=32, stride=16, window_batch=2
+    )
+
+
+@pytest.fixture
+def contenders(tmp_path: Path) -> list[Contender]:
+    save_file(encoder(tmp_path).clip.state_dict(), tmp_path / "clip.safetensors")
+    config = encoder_config(tmp_path, str(tmp_path / "clip.safetensors"))
+    return [
+        Contender(name="chance", method=ChanceConfig(), encoder=config),
+        Contender(name="maskclip", method=ZeroShotConfig(templates="simple", background_threshold=0.1), encoder=config),
+    ]

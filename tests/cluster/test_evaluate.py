@@ -1,7 +1,7 @@
 """Scoring in parts: the same counts however the work is cut and spread, resumed where it stopped, and clear about bad files."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,72 +9,22 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from cluster import evaluate as cluster_evaluate
-from cluster.evaluate import Contender, Evaluator, Part, evaluate, list_parts
+from cluster.evaluate import Contender, evaluate, list_parts
 from cluster.session import SessionConfig, close_session
 from helpers.chain import SMOKE, summary
 from helpers.paths import REPO
-from helpers.tiny import encoder, encoder_config
+from helpers.scored import IMAGES, LABELS, Inline, assert_equal, cut
 from helpers.voc import write_voc
 from owseg import InputError
 from owseg.evaluation.intervals import read_image_counts
 from owseg.evaluation.protocols import EvaluateConfig
-from owseg.evaluation.scoring import Score
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.zero_shot import ZeroShotConfig
 from pipelines.app.cli import main
 from pipelines.app.outcome import user_mistake
 from pipelines.evaluate import run as evaluate_verb
-
-IMAGES = "VOCdevkit/VOC2012/JPEGImages"
-LABELS = "VOCdevkit/VOC2012/SegmentationClass"
-Scores = dict[str, dict[str, Score]]
-
-
-@pytest.fixture
-def voc(tmp_path: Path) -> EvaluateConfig:
-    """VOC-format images in two benchmarks (with and without background)."""
-    write_voc(tmp_path / "sets", count=7)
-    return EvaluateConfig(
-        root=str(tmp_path / "sets"), datasets=("voc21", "voc20"), short_side=32, window=32, stride=16, window_batch=2
-    )
-
-
-@pytest.fixture
-def contenders(tmp_path: Path) -> list[Contender]:
-    save_file(encoder(tmp_path).clip.state_dict(), tmp_path / "clip.safetensors")
-    config = encoder_config(tmp_path, str(tmp_path / "clip.safetensors"))
-    return [
-        Contender(name="chance", method=ChanceConfig(), encoder=config),
-        Contender(name="maskclip", method=ZeroShotConfig(templates="simple", background_threshold=0.1), encoder=config),
-    ]
-
-
-class Inline:
-    """Stands in for Ray: one worker in this process, last part first."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.scored: list[Path] = []
-        monkeypatch.setattr(cluster_evaluate, "_score_on_ray", self)
-
-    def __call__(self, todo: list[Part], config: EvaluateConfig, *_: object) -> Iterator[Part]:
-        worker = Evaluator(config, False)
-        for part in reversed(todo):
-            yield worker.score(part)
-            self.scored.append(part.file)
-
-
-def assert_equal(one: Scores, other: Scores) -> None:
-    """All but what predictions cost."""
-    assert one.keys() == other.keys()
-    for name, row in one.items():
-        assert row.keys() == other[name].keys()
-        for dataset, score in row.items():
-            for key, value in vars(score).items():
-                if key not in ("seconds", "peak_memory_mb"):
-                    np.testing.assert_array_equal(value, getattr(other[name][dataset], key), err_msg=f"{name} {dataset} {key}")
 
 
 def test_scores_do_not_depend_on_workers_parts_and_batches(
@@ -158,10 +108,6 @@ def test_a_worker_loads_a_contender_and_embeds_a_benchmark_once(
     assert embedded == [20, 20] * 2
 
 
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:200])
-
-
 def other_size(path: Path) -> None:
     Image.open(path).resize((20, 20), Image.Resampling.NEAREST).save(path)
 
@@ -198,17 +144,17 @@ def test_a_bad_file_stops_with_its_name_or_is_left_out_and_counted(
     whole = evaluate(contenders, voc, SessionConfig(), tmp_path / "whole")
     bad = Path(voc.root) / folder / f"2007_000002.{suffix}"
     fault(bad)
+    inline.scored.clear()
     with pytest.raises(InputError, match=told) as stopped:
         evaluate(contenders, voc, SessionConfig(), tmp_path / "out")
     assert str(bad) in str(stopped.value)
+    assert not inline.scored, "it stops before hours of work"
     skipping = replace(voc, unreadable="skip")
     if not skippable:
         with pytest.raises(InputError, match=told):
             evaluate(contenders, skipping, SessionConfig(), tmp_path / "out")
         return
-    inline.scored.clear()
     scores = evaluate(contenders, skipping, SessionConfig(), tmp_path / "out")["maskclip"]["voc21"]
-    assert len(inline.scored) < 2 * 4  # parts that had been finished before the stop are kept
     assert list(scores.skipped) == ["2007_000002"]
     assert str(bad) in scores.skipped["2007_000002"]
     assert scores.images == {id_: value for id_, value in whole["maskclip"]["voc21"].images.items() if id_ != "2007_000002"}

@@ -59,6 +59,7 @@ def statuses(store: Path) -> dict[str, str]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_in_every_stage_and_after_a_training(tmp_path: Path) -> None:
     run = tmp_path / "run"
     interrupt(lambda _: (run / "corpus").is_dir(), "full", run, *SETTINGS)

@@ -159,3 +159,79 @@ def test_without_weights_at_hand_it_says_what_to_do(
     lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 1
     assert lines[0].startswith("error: --encoder-weights: 'openai' of ViT-B-16 cannot be downloaded")
+
+
+def test_what_is_not_looked_at_in_a_folder_is_counted_and_named(
+    tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """HEIC files, videos and notes; not what systems leave, nor what this verb wrote. Linked folders are looked into."""
+    holiday, elsewhere = tmp_path / "holiday", tmp_path / "elsewhere"
+    for folder in (holiday, elsewhere):
+        folder.mkdir()
+        shutil.copy(photo, folder / f"{folder.name}.png")
+    for name in ("a.heic", "b.mov", "notes.txt", "c.json", ".DS_Store", "._holiday.png", "Thumbs.db", "holiday.png~"):
+        (holiday / name).write_bytes(b"\x00\x05\x16\x07")
+    (holiday / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(holiday)
+    for _ in range(2):
+        assert call(tiny_run, holiday, "--labels", "a", "--out", holiday) == 0
+        out, err = capsys.readouterr()
+        assert err == ""
+        (note,) = [line for line in out.splitlines() if line.startswith("note: ")]
+        assert note.startswith(f"note: {holiday}: 4 files (a.heic, b.mov, c.json, notes.txt) of other kinds not looked at; ")
+        assert [line.split(":")[0] for line in out.splitlines() if line.startswith("[")] == [
+            f"[1/2] {holiday}/holiday.png",
+            f"[2/2] {holiday}/linked/elsewhere.png",
+        ]
+
+
+def test_an_empty_photo_and_a_folder_without_any_are_named(
+    tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photo.parent / "empty.jpg").touch()
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    for number in range(7):
+        (videos / f"{number}.mov").touch()
+    assert call(tiny_run, photo.parent / "empty.jpg", photo, videos, "--labels", "a", "--out", tmp_path / "out") == 2
+    one, two = capsys.readouterr().err.splitlines()
+    assert one == f"error: {photo.parent}/empty.jpg: not a readable image (the file is empty)"
+    assert two.endswith("), but 7 files (0.mov, 1.mov, 2.mov, 3.mov, 4.mov, ...)")
+    assert (tmp_path / "out" / "photo.mask.png").is_file()
+
+
+def test_nothing_found_is_said_with_the_best_score_and_the_threshold(
+    tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ("--labels", "cat, sky", "--out", tmp_path, "--set", "background_threshold=0.999")
+    assert call(tiny_run, photo, *options) == 0
+    told = json.loads((tmp_path / "photo.json").read_text())
+    assert (told["nothing"], told["threshold"]) == (1.0, 0.999)
+    label, score = told["best"].values()
+    assert label in ("cat", "sky")
+    assert 0 < score <= 0.999
+    _, line, why = capsys.readouterr().out.splitlines()
+    assert ": 56 x 40, nothing 100 % → " in line
+    assert why.startswith(
+        f"nothing found in photo.png: no label exceeds the threshold of 0.999; the best is '{label}' with {score:.3g}; "
+        "lower it with --set background_threshold"
+    )
+    with Image.open(tmp_path / "photo.overlay.png") as overlay, Image.open(photo) as shown:
+        drawn = np.asarray(overlay)
+        assert (drawn[:40, :56] == np.asarray(shown.convert("RGB"))).all()
+        assert (drawn[40:] < 128).any(), "the legend says so"
+        assert overlay.height > 40 + 3 * 22  # "nothing 100 %", and why in several lines
+
+
+def test_labels_that_are_cut_are_named_and_those_that_become_one_refused(
+    tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    long = "a very long description of a thing " * 12
+    assert call(tiny_run, photo, "--labels", f"cat, {long}", "--out", tmp_path) == 0
+    (line,) = caplog.messages
+    assert line.startswith("labels: 1 name is longer than the text tower reads, and cut: 'a very long description")
+    assert call(tiny_run, photo, "--labels", f"{long} in red, cat, {long} in blue", "--out", tmp_path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: labels: 'a very long")
+    assert " in red' and 'a very long" in line
+    assert " in blue' are the same in the first " in line

@@ -104,6 +104,11 @@ class BertTokens:
         found = self._tokenizer(texts, padding="max_length", max_length=self._context, truncation=True)
         return torch.tensor(found["input_ids"], dtype=torch.int64).reshape(len(texts), self._context)
 
+    def encode(self, text: str) -> list[int]:
+        found = self._tokenizer(text, add_special_tokens=False, truncation=False, verbose=False)
+        ids: list[int] = found["input_ids"]
+        return ids
+
 
 class BertTower(TextTower):
     """A transformers encoder with a mask token; the first token ([CLS]) stands for the sentence, and no pooler is kept."""

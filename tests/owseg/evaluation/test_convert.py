@@ -58,6 +58,12 @@ def test_a_stopped_conversion_goes_on_and_the_bytes_do_not_depend_on_it(tmp_path
     assert call("coco", source, tmp_path / "other").returncode == 0
     assert len(files_under(tmp_path / "root")) == 60
     assert files_under(tmp_path / "root") == files_under(tmp_path / "other")
+    one, two, three = sorted(folder.iterdir())[:3]
+    for path, content in ((one, b""), (two, two.read_bytes()[:-30]), (three, b'{"no": "map"}')):
+        path.write_bytes(content)
+    mended = call("coco", source, tmp_path / "root")
+    assert mended.stderr.count(": not a readable label map; it is made again") == 3, mended.stderr
+    assert files_under(tmp_path / "root") == files_under(tmp_path / "other")
     again = call("coco", source, tmp_path / "root")
     assert "label maps of 0 images written, of 30 kept" in again.stdout
     assert "coco: val2017: 30 of 5000 images, 4970 not in " in again.stdout

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from owseg.evaluation.check import check_benchmark
 from owseg.evaluation.datasets import IGNORE, Item, list_items, read_image, read_label
 from owseg.evaluation.own_dataset import OwnDataset, Suffixes
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
+from pipelines.app.checks import check_benchmarks
 from pipelines.app.config import ConfigError, from_dict, load, to_dict
 from pipelines.app.settings import Config
 
@@ -221,3 +223,44 @@ def test_the_pages_configuration_is_checked_and_scored(camvid: Path) -> None:
     assert report["images"] == 3
     assert report["IoU"].keys() == {*CAMVID}
     assert "Sky" in (folder / "evaluate" / "chance" / "camvid.json").read_text()
+
+
+def test_what_is_not_looked_at_is_counted_and_named(camvid: Path) -> None:
+    """Photos of other kinds, and label maps without an image; nothing where a list chooses."""
+    for name in ("seq0/a.heic", "seq0/b.mov", "notes.txt", ".DS_Store"):
+        (camvid / "images" / name).touch()
+    (camvid / "labels" / "seq1" / "lost_L.png").touch()
+    (camvid / "labels" / "Thumbs.db").touch()
+    assert settings(camvid).dataset().files.left_out(Path()) == []
+    assert settings(camvid, split="").dataset().files.left_out(Path()) == [
+        f"3 files (notes.txt, seq0/a.heic, seq0/b.mov) in {camvid}/images not looked at, being no images",
+        f"1 file (seq1/lost_L.png) in {camvid}/labels not looked at, having no image",
+    ]
+
+
+def test_images_and_label_maps_may_share_a_folder(camvid: Path) -> None:
+    for folder in ("seq0", "seq1"):
+        for image in (camvid / "images" / folder).iterdir():
+            image.rename(image.with_name(f"{image.stem}_img.png"))
+        for label in (camvid / "labels" / folder).iterdir():
+            label.rename(camvid / "images" / folder / label.name)
+    (camvid / "images" / "seq0" / "lost_L.png").touch()
+    folder = str(camvid / "images")
+    own = settings(camvid, labels=folder, split="", suffix=Suffixes(images="_img.png", labels="_L.png")).dataset()
+    assert len(list_items(own, Path())) == 4
+    assert own.files.left_out(Path()) == [f"1 file (seq0/lost_L.png) in {folder} not looked at, having no image"]
+
+
+def test_files_that_are_cut_are_met_before_anything_is_begun(camvid: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own = settings(camvid, split="")
+    config = Config(methods=("chance",), evaluate=EvaluateConfig(datasets=(own,)))
+    check_benchmarks(config)
+    items = list_items(own.dataset(), Path())
+    items[0].image.write_bytes(b"")
+    items[1].label.write_bytes(items[1].label.read_bytes()[:60])
+    with pytest.raises(InputError, match=r"^2 of 4 images of camvid cannot be scored: .*; mend them, or leave out") as stopped:
+        check_benchmarks(config)
+    assert f"{items[0].image}: not a readable image (the file is empty); {items[1].label}: not a readable label map (" in str(
+        stopped.value
+    )
+    check_benchmarks(replace(config, evaluate=replace(config.evaluate, unreadable="skip")))

@@ -10,21 +10,33 @@ from pathlib import Path
 
 import pytest
 
+from helpers.paths import REPO
 from helpers.signals import plain_signals
 from pipelines.app import cli, interrupts
 from pipelines.app.interrupts import Interrupted
 from pipelines.app.settings import Config
 
-CALM = "try:\n        time.sleep(60)\n    finally:\n        print('put away', flush=True)"
-DEAF = (
-    "while True:\n        try:\n            time.sleep(60)\n        except BaseException:\n            print('no', flush=True)"
-)
+CALM = """
+    try:
+        print(config.run_dir, flush=True)
+        time.sleep(60)
+    finally:
+        print('put away', flush=True)
+"""
+DEAF = """
+    told = config.run_dir
+    while True:
+        try:
+            print(told, flush=True)
+            time.sleep(60)
+        except BaseException:
+            told = 'no'
+"""
 VERB = """
 import sys, time
 from pipelines.app.cli import main
 
 def run(config):
-    print(config.run_dir, flush=True)
     {work}
 
 sys.exit(main(run, doc="Waits."))
@@ -131,3 +143,11 @@ def test_a_real_process(folder: Path, work: str, sent: Sequence[int], code: int,
         "interrupted, stopping (once more ends it at once); resume with: "
         f"python verb.py --config tiny.yaml run_dir={folder}/runs/tiny\n"
     )
+
+
+def test_while_libraries_are_loaded() -> None:
+    code = "import pipelines, os, signal; os.kill(os.getpid(), signal.SIGINT)"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=False, preexec_fn=plain_signals
+    )
+    assert (ended.returncode, ended.stderr) == (130, "interrupted before any work began\n")
