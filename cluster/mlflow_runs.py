@@ -233,7 +233,7 @@ class Memory:
     def __init__(self, file: Path, uri: str, experiment: str) -> None:
         self.file, self.uri, self.experiment = file, uri, experiment
         try:
-            known: dict[str, Any] = json.loads(file.read_text())
+            known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
             known = {}
         same = known.get("tracking_uri") == uri and known.get("experiment") == experiment

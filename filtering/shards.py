@@ -197,7 +197,7 @@ def _outputs(scratch: Path) -> list[Path]:
 def finished(source: Path, out: Path, fingerprint: str) -> Marker | None:
     """The marker of `source` if its work is complete: same config, same input, and every output still there."""
     try:
-        marker = Marker(**json.loads(_marker_path(out, source.stem).read_text()))
+        marker = Marker(**json.loads(_marker_path(out, source.stem).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     if marker.fingerprint != _shard_fingerprint(source, fingerprint):

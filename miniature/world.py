@@ -178,7 +178,7 @@ def _draw_all(config: WorldConfig, out: Path, parts: int) -> Iterable[tuple[dict
 
 def _is_complete(config: WorldConfig, out: Path) -> bool:
     try:
-        world = json.loads((out / MARKER).read_text())
+        world = json.loads((out / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     return bool(world.get("config") == asdict(config) and world.get("code") == _code_digest())

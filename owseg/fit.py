@@ -99,7 +99,7 @@ def fit(
     total = sum(phase.steps for phase in phases)
     done = 0
     if resume is not None:
-        done = int(json.loads((resume / "position.json").read_text())["step"])
+        done = int(json.loads((resume / "position.json").read_text(encoding="utf-8"))["step"])
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
     carried: AdamState = {}
@@ -153,7 +153,7 @@ def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, ste
         with engine.full_parameters():
             if not dist.is_initialized() or dist.get_rank() == 0:
                 save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
-                (folder / "position.json").write_text(json.dumps({"step": step}))
+                (folder / "position.json").write_text(json.dumps({"step": step}), encoding="utf-8")
 
     return save
 

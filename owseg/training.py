@@ -275,13 +275,13 @@ class StepLog:
     """
 
     def __init__(self, job: TrainJob, resume: Path | None, spent: Spent, *, write: bool) -> None:
-        done = json.loads((resume / "position.json").read_text())["step"] if resume else 0
+        done = json.loads((resume / "position.json").read_text(encoding="utf-8"))["step"] if resume else 0
         kept = [line for line in read_log(job.log) if line["step"] <= done] if write else []
         self.job, self.spent, self.write = job, spent, write
         self.step, self.time = done, time.monotonic()
         self.before: dict[str, float] = kept[-1] if kept else {}
         if write:
-            job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            job.log.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
         costs = self.spent.over_ranks()
@@ -301,7 +301,7 @@ class StepLog:
             **costs,
         }
         line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()} | diagnostics
-        with self.job.log.open("a") as file:
+        with self.job.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -322,7 +322,7 @@ def pairs_between(phases: Sequence[ScheduledPhase], start: int, stop: int) -> in
 def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is still being written
 
 

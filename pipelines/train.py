@@ -131,10 +131,10 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
 def clear_other(folder: Path, fingerprint: str) -> None:
     """Make `folder` this training's: what one on other data or weights left there is deleted, lest it be gone on from."""
     file = folder / "fingerprint"
-    if not file.is_file() or file.read_text() != fingerprint:
+    if not file.is_file() or file.read_text(encoding="utf-8") != fingerprint:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        file.write_text(fingerprint)
+        file.write_text(fingerprint, encoding="utf-8")
 
 
 def _begun_from(job: TrainJob) -> list[str]:

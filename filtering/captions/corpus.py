@@ -145,7 +145,7 @@ def build_corpus(
     _remove_leftovers(out, markers)
     merge_index(build / "index", out / "index.parquet")
 
-    statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_text()) for marker in markers)
+    statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_bytes()) for marker in markers)
     summary = _summary(config, out, markers, statistics)
     write_json(
         build / FINDINGS, {"statistics": statistics, "details": _details(config, marked, markers, leaks, benchmarks or {})}

@@ -276,14 +276,14 @@ def _overlapping(shard: int, shards: int, others: int) -> list[str]:
 def _layout(out: Path) -> int | None:
     """The number of shards that the files in `out` are cut for; None if there are none."""
     try:
-        return int(json.loads((out / _LAYOUT).read_text())["shards"])
+        return int(json.loads((out / _LAYOUT).read_text(encoding="utf-8"))["shards"])
     except (FileNotFoundError, ValueError, KeyError):
         return None
 
 
 def _is_moving(out: Path) -> bool:
     """Whether a kill fell between the files that were being put aside."""
-    return bool(json.loads((out / _LAYOUT).read_text()).get("moving"))
+    return bool(json.loads((out / _LAYOUT).read_text(encoding="utf-8")).get("moving"))
 
 
 def _aside(out: Path, shards: int) -> Path:

@@ -33,7 +33,7 @@ def write(out: Path, summary: Mapping[str, Any]) -> Content:
         out: what `build_corpus` left.
         summary: what it returned.
     """
-    findings = json.loads((out / BUILD / FINDINGS).read_text())
+    findings = json.loads((out / BUILD / FINDINGS).read_text(encoding="utf-8"))
     content = describe(summary, findings["statistics"], findings["details"], pq.read_table(out / "entities.parquet"))
     write_json(out / "report.json", content)
     report_picture.draw(out / "report.png", content)

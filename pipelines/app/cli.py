@@ -10,9 +10,9 @@ from pathlib import Path
 
 from owseg import near_miss
 from pipelines.app.arguments import Parser, command_name
-from pipelines.app.config import ConfigError, load
+from pipelines.app.config import ConfigError, flatten, load, to_dict
 from pipelines.app.describe import Entry, describe
-from pipelines.app.outcome import exit_code, print_text
+from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
 
@@ -59,6 +59,7 @@ def main(
     `flags` are options of this verb alone.
     """
     flags = flags or {}
+    scene = Scene()
 
     def work() -> None:
         given = _parse(sys.argv[1:] if argv is None else argv, flags)
@@ -66,6 +67,9 @@ def main(
             print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
             return
         config = load(Config, given.file, given.overrides)
+        scene.given = [
+            str(item) for _, value in flatten(to_dict(config)) for item in (value if isinstance(value, list) else [value])
+        ]
         if given.file == DEFAULT_CONFIG and (config.filter.source.path or config.evaluate.root):
             print(
                 f"settings: the demo's ({DEFAULT_CONFIG.name}), as there is no --config: look at them before real data",
@@ -75,10 +79,11 @@ def main(
             given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return
         with open_run_dir(config, given.file) as held:
+            scene.folder = Path(held.run_dir)
             run(held, **given.chosen)
 
     try:
-        return exit_code(work)
+        return exit_code(work, scene)
     finally:
         if "ray" in sys.modules:
             importlib.import_module("cluster.session").close_session()

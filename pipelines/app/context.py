@@ -97,7 +97,7 @@ def open_context(config: Config) -> Iterator[Context]:
 
 def _stages_before(run_dir: Path) -> dict[str, Result]:
     try:
-        stages = json.loads((run_dir / SUMMARY).read_text())["stages"]
+        stages = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["stages"]
     except (FileNotFoundError, ValueError, KeyError):
         return {}
     return stages if isinstance(stages, dict) else {}

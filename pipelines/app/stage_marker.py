@@ -27,7 +27,7 @@ def write_marker(run_dir: Path, stage: str, marker: StageMarker) -> None:
 def read_marker(run_dir: Path, stage: str, fingerprint: str) -> StageMarker | None:
     """The marker of a stage that is complete for this fingerprint (of its config, its input and its code)."""
     try:
-        marker = StageMarker(**json.loads(_path(run_dir, stage).read_text()))
+        marker = StageMarker(**json.loads(_path(run_dir, stage).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return marker if marker.fingerprint == fingerprint else None

@@ -27,10 +27,11 @@ from owseg.methods import Methods
 from pipelines import download, full, train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
-from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
+from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, Scene, explain
 from pipelines.app.resolve import methods_to_train
 from pipelines.app.run_dir import digest_of_run, open_run_dir
 from pipelines.app.settings import Config
+from pipelines.app.streams import make_safe
 from pipelines.sweeps.grid import Cell
 
 Verb = Literal["download", "train", "full"]
@@ -61,7 +62,7 @@ class Work:
     def is_done(self) -> bool:
         """Whether its folder holds the summary of this very run."""
         try:
-            summary = json.loads((self.folder / SUMMARY).read_text())
+            summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
             return summary["config_digest"] == digest_of_run(self.config) and LAST_STAGE[self.verb] in summary["stages"]
         except (OSError, ValueError, KeyError, TypeError):
             return False
@@ -126,6 +127,7 @@ def carry_out(work: Work, cwd: str) -> Outcome:
     os.chdir(cwd)  # relative paths are those of the sweep's process
     work.folder.mkdir(parents=True, exist_ok=True)
     with _output_to(work.log):
+        make_safe()
         try:
             with open_run_dir(work.config, None) as config:
                 for need in work.needs:
@@ -133,7 +135,7 @@ def carry_out(work: Work, cwd: str) -> Outcome:
                 {"download": _download, "train": train.run, "full": full.run}[work.verb](config)
             code, message = DONE, ""
         except Exception as error:
-            mistake = user_mistake(error)
+            mistake = explain(error, Scene(work.folder))
             traceback.print_exc()
             code = FAILED if mistake is None else USER_MISTAKE
             message = " ".join((mistake or f"{type(error).__name__}: {error}").split())
