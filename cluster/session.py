@@ -7,6 +7,9 @@ import secrets
 import signal
 import sys
 import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +87,8 @@ def _connect(address: str, name: str, common: dict[str, Any]) -> None:
     check_cluster(address, name)
     try:
         # A submitted job finds its cluster in RAY_ADDRESS; Ray refuses sizes for a cluster that already runs.
-        ray.init(address=None if name == VARIABLE else address, **common)
+        with kept_signal_handlers():
+            ray.init(address=None if name == VARIABLE else address, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise no_cluster(name, address, " ".join(str(error).split())[:LONGEST_REASON]) from None
 
@@ -94,13 +98,14 @@ def _start(config: SessionConfig, common: dict[str, Any]) -> None:
 
     common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
     try:
-        ray.init(
-            address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
-            num_cpus=config.num_cpus,
-            object_store_memory=config.object_store_mb * 2**20,
-            include_dashboard=False,
-            **common,
-        )
+        with kept_signal_handlers():
+            ray.init(
+                address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_mb * 2**20,
+                include_dashboard=False,
+                **common,
+            )
     except (TypeError, AttributeError, AssertionError, ImportError):
         raise
     except Exception as error:  # Ray raises plain ones, too, for a machine that is too busy
@@ -122,6 +127,20 @@ def _why(error: Exception) -> str:
     return f"{reason[:LONGEST_REASON]}; the machine may be too busy or short of memory or space: free some, and try again"
 
 
+@contextmanager
+def kept_signal_handlers() -> Iterator[None]:
+    """Put back what SIGINT and SIGTERM did before the block: Ray sets handlers of its own, and leaves them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
 def prepare_local_worker() -> None:
     """Run by Ray at the start of each worker of a local session.
 
@@ -141,6 +160,11 @@ def close_session() -> None:
     import ray
 
     ray.shutdown()
+
+
+def is_shared(config: SessionConfig) -> bool:
+    """Whether work goes to a cluster that runs by itself, and not to this process' own on this machine."""
+    return bool(given_address(config.address)[0])
 
 
 def _set_environment(*, local: bool) -> None:

@@ -41,7 +41,7 @@ class Words:
 
     def fingerprint(self) -> str:
         """Changes with whatever changes the entities of a caption."""
-        names = digest_of([sorted(self.lexicon.names.items()), sorted(self.lexicon.as_written)])
+        names = digest_of(sorted(self.lexicon.names.items()))
         return digest_of([self._settings, tagger_digest(self.nlp), lexicon_digest(), names])
 
 

@@ -25,7 +25,7 @@ from filtering.captions.near_duplicates import NearDuplicate
 from filtering.captions.text import PERSON_TOKEN, normalised
 from filtering.captions.words import normalised_of
 from filtering.schema import SAMPLE
-from filtering.url import MAX_LENGTH, is_url
+from filtering.url import MAX_LENGTH, PLAIN_URL, is_url
 
 
 def _doubt(column: pa.ChunkedArray, pattern: str) -> pa.ChunkedArray:
@@ -70,12 +70,9 @@ class BadUrl:
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:
         urls = table["url"]
-        plain = pc.and_(pc.match_substring_regex(urls, _PLAIN_URL), pc.less_equal(pc.binary_length(urls), MAX_LENGTH))
+        plain = pc.and_(pc.match_substring_regex(urls, rf"\A{PLAIN_URL}\z"), pc.less_equal(pc.binary_length(urls), MAX_LENGTH))
         keep = _judge(urls, pc.invert(plain), is_url)
         return pc.or_(keep, pc.is_valid(table[SAMPLE.name])) if SAMPLE.name in table.column_names else keep
-
-
-_PLAIN_URL = r"(?i)\Ahttps?://[0-9a-z.-]*[0-9a-z](:[0-9]{1,5})?([/?#][!-~]*)?\z"  # what `is_url` accepts, and nothing rare
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,31 +1,16 @@
-"""What strangers' links may lead to: the shape of a URL, and the addresses of the public internet alone.
+"""Where strangers' links may lead: to the addresses of the public internet alone.
 
 A caption file can name the user's own router, the cloud's metadata service, or a file. Nothing here asks the network.
 """
 
 import ipaddress
-import re
-import socket
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import NamedTuple
-from urllib.parse import unquote, urljoin
-
-from yarl import URL
 
 from filtering import InputError
-from filtering.url import MAX_LENGTH
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
-
-
-class LinkError(ValueError):
-    """A link that is not asked for: `status` is "bad_url" or "bad_scheme"."""
-
-    def __init__(self, status: str, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 class ConnectError(OSError):
@@ -38,85 +23,6 @@ class ForbiddenAddressError(ConnectError):
     """The address is not public, and `allow` does not name it."""
 
     status = "forbidden_address"
-
-
-class Link(NamedTuple):
-    """A URL as it goes on the wire."""
-
-    url: URL
-    host: str
-    """Lower case, IDNs as "xn--...", without a trailing dot; IPv6 addresses without brackets."""
-    is_address: bool
-
-
-_ABSOLUTE = re.compile(r"(?P<scheme>[a-z][a-z0-9+.-]*):(?P<slashes>//)?(?P<authority>[^/?#]*)", re.IGNORECASE)
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f\ud800-\udfff]")
-_RAW_BYTE = re.compile(r"[\udc80-\udcff]")  # how aiohttp hands over header bytes that are not UTF-8
-_HOST_NAME = re.compile(r"(?=.{1,253}$)(?:[a-z0-9_-]{1,63}\.)*[a-z0-9_-]{1,63}")
-_ENDS_IN_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)")
-
-
-def link_of(url: str) -> Link:
-    """The link that a browser would open for `url`; LinkError if there is none, or it is none for us.
-
-    Addresses are read as the WHATWG URL standard reads them: 2130706433, 0x7f.1, 0177.0.0.1, "127.0.0.1." and full-width digits
-    all become 127.0.0.1. Credentials are refused: pictures that need a password are not ours to take.
-    """
-    url = url.strip()
-    if len(url) > MAX_LENGTH:
-        raise LinkError("bad_url", f"longer than {MAX_LENGTH} characters")
-    if _UNPRINTABLE.search(url):
-        raise LinkError("bad_url", "control characters in the URL")
-    if (parts := _ABSOLUTE.match(url)) is None:
-        raise LinkError("bad_url", "not an absolute URL")
-    if (scheme := parts["scheme"].lower()) not in ("http", "https"):
-        raise LinkError("bad_scheme", f"{scheme}: is not http or https")
-    authority = parts["authority"]
-    if "%" in authority and "[" not in authority:
-        authority = unquote(authority)  # what is no UTF-8 becomes a mark that no host name holds
-        url = f"{scheme}://{authority}{url[parts.end() :]}"
-    if not parts["slashes"] or not authority or re.search(r"[\s@\\/?#\x00-\x1f]", authority):
-        raise LinkError("bad_url", "no host, or credentials or other marks in its place")
-    try:
-        parsed = URL(url)
-    except ValueError as error:  # UnicodeError is one
-        raise LinkError("bad_url", str(error)) from None
-    if not (host := parsed.raw_host) or parsed.port == 0:
-        raise LinkError("bad_url", "no host or no port")
-    name = host.lower().removesuffix(".")
-    if "[" in authority and is_address(name):
-        return Link(parsed, name, True)
-    if "[" in authority or not _HOST_NAME.fullmatch(name):
-        raise LinkError("bad_url", f"{name[:80]!r} is not a host name")
-    if not _ENDS_IN_NUMBER.fullmatch(name):
-        return Link(parsed, name, False)
-    try:
-        address = socket.inet_ntoa(socket.inet_aton(name))
-    except OSError:
-        raise LinkError("bad_url", f"{name[:80]!r} is not an address") from None
-    return Link(parsed if host == address else parsed.with_host(address), address, True)
-
-
-def follow(link: Link, location: str) -> Link:
-    """Where a redirect leads; LinkError as `link_of`."""
-    location = _RAW_BYTE.sub(lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", location.strip())
-    if _UNPRINTABLE.search(location):  # urljoin would take some of them out
-        raise LinkError("bad_url", "control characters in the redirect")
-    try:
-        return link_of(urljoin(str(link.url), location))
-    except LinkError as refusal:
-        raise LinkError(refusal.status, f"redirected: {refusal}") from None
-    except ValueError as error:
-        raise LinkError("bad_url", f"redirected: {error}") from None
-
-
-def is_address(host: str) -> bool:
-    """Whether `host` is an address in the usual spelling."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return True
 
 
 # What `ipaddress` calls global differs from one patch release of Python to the next, so the registries' special networks

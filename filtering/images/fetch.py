@@ -16,12 +16,13 @@ from typing import Any, Self
 
 import aiohttp
 
-from filtering.images.addresses import ConnectError, ForbiddenAddressError, Gate, Link, LinkError, follow, link_of
+from filtering.images.addresses import ConnectError, ForbiddenAddressError, Gate
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.headers import opts_out, retry_after
 from filtering.images.politeness import HostDown, Hosts
 from filtering.images.reasons import failure_of
 from filtering.images.resolver import NameServerError, Resolver, UnknownNameError, nameserver_of
+from filtering.url import Link, LinkError, follow, link_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from filtering import InputError
-from filtering.images.addresses import Gate, is_address
+from filtering.images.addresses import Gate
 from filtering.images.resolver import nameserver_of, target_of
+from filtering.url import is_address
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,8 @@ import aiodns
 import pycares
 
 from filtering import InputError
-from filtering.images.addresses import ConnectError, ForbiddenAddressError, Gate, is_address
+from filtering.images.addresses import ConnectError, ForbiddenAddressError, Gate
+from filtering.url import is_address
 
 _AT_ONCE = 32  # look-ups, mostly one question each: name servers drop what goes beyond their limits
 _ADDRESSES = 4  # per name: if all are dead, aiohttp tries n, n - 1, n - 2, ... of them

@@ -6,6 +6,8 @@ what may end that way.
 """
 
 import errno
+import importlib
+import signal
 import sys
 import time
 import traceback
@@ -21,9 +23,10 @@ from miniature import InputError as MiniatureInputError
 from owseg import InputError as SegmentationInputError
 from pipelines.app.config import ConfigError
 from pipelines.app.extras import missing_extra
+from pipelines.app.interrupts import Interrupted, code_of, interruptible
 from pipelines.app.streams import complain, is_broken, make_safe
 
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USER_MISTAKE = 0, 1, 2
 READER_GONE = 141
 """What a shell says of a program whose reader has seen enough (`| head`): 128 + SIGPIPE."""
 
@@ -41,6 +44,8 @@ class Scene:
     """Where it writes."""
     given: Sequence[str] = ()
     """The texts that the user gave, paths among them."""
+    again: Callable[[], str] = lambda: "the same command"
+    """The command that resumes it where it was interrupted."""
 
 
 def exit_code(work: Callable[[], None], scene: Scene | None = None) -> int:
@@ -50,11 +55,23 @@ def exit_code(work: Callable[[], None], scene: Scene | None = None) -> int:
     make_safe()
     scene = scene or Scene()
     try:
+        with interruptible(scene.again):
+            try:
+                return _attempt(work, scene)
+            finally:
+                if "ray" in sys.modules:
+                    importlib.import_module("cluster.session").close_session()
+    except Interrupted as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:  # raised by something else than a signal
+        complain(f"interrupted; resume with: {scene.again()}")
+        return code_of(signal.SIGINT)
+
+
+def _attempt(work: Callable[[], None], scene: Scene) -> int:
+    try:
         work()
         sys.stdout.flush()
-    except KeyboardInterrupt:
-        complain("interrupted; run the same command again to resume")
-        return INTERRUPTED
     except Exception as error:
         broken = next(filter(None, map(is_broken, (sys.stdout, sys.stderr))), None) if isinstance(error, OSError) else None
         if isinstance(broken, BrokenPipeError):

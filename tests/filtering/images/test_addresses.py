@@ -9,8 +9,9 @@ from urllib.parse import quote
 
 import pytest
 
-from filtering.images.addresses import ForbiddenAddressError, Gate, LinkError, follow, is_address, link_of
+from filtering.images.addresses import ForbiddenAddressError, Gate
 from filtering.images.resolver import Resolver
+from filtering.url import LinkError, follow, is_address, link_of
 from helpers.download_web import HOST, Raw, Web
 from helpers.downloads import fetch_once
 from helpers.name_server import NameServer
@@ -112,8 +113,7 @@ def test_the_socket_is_refused_even_if_all_else_lets_an_address_pass() -> None:
 
 
 BAD_URLS = [
-    *(f"http://{HOST}/a\r\nX-Evil: 1", f"http://{HOST}/a\nb", f"http://{HOST}/a\x00b", f"http://{HOST}\r\nX-Evil: 1/"),
-    *(f"http://{HOST}/\x7f", f"http://{HOST}/\udcff", f"http://{HOST}\\@evil.test/", f"http://{HOST}\\.evil.test/"),
+    *(f"http://{HOST}/a\x00b", f"http://{HOST}\r\nX-Evil: 1/", f"http://{HOST}/\x7f", f"http://{HOST}/\udcff"),
     *(f"http://user:secret@{HOST}/image", f"http://user@{HOST}/image", f"http://@{HOST}/", f"http://%40{HOST}/"),
     *(f"http://{HOST}%2f.evil.test/", f"http://{HOST}%00.evil.test/", f"http://{HOST}%0d%0aX-Evil:1/", f"http://{HOST} x/"),
     *(f"http://{HOST}:0/", f"http://{HOST}:65536/", f"http://{HOST}:x/", f"http://{HOST}:-1/", "http://:80/", "http://./"),
