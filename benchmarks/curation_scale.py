@@ -91,7 +91,7 @@ def measure(links: Path, rows: int, work: Path, command: Sequence[str]) -> Measu
     run_dir = work / f"{rows}"
     shutil.rmtree(run_dir, ignore_errors=True)
     mark = secrets.token_hex(8)
-    with tempfile.TemporaryDirectory(prefix="ray-") as ray_dir, (work / f"{rows}.log").open("w") as log:
+    with tempfile.TemporaryDirectory(prefix="ray-") as ray_dir, (work / f"{rows}.log").open("w", encoding="utf-8") as log:
         environment = os.environ | {MARK: mark, "RAY_TMPDIR": ray_dir, "PYTHONUNBUFFERED": "1"}
         began = time.monotonic()
         verb = subprocess.Popen(
@@ -117,8 +117,9 @@ def measure(links: Path, rows: int, work: Path, command: Sequence[str]) -> Measu
         seconds = time.monotonic() - began
         reader.join()
     if verb.returncode:
-        sys.exit(f"the filter ended with code {verb.returncode} on {rows} rows:\n{Path(log.name).read_text()[-2000:]}")
-    result = json.loads((run_dir / "summary.json").read_text())["stages"]["filter"]
+        said = Path(log.name).read_text(encoding="utf-8")[-2000:]
+        sys.exit(f"the filter ended with code {verb.returncode} on {rows} rows:\n{said}")
+    result = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))["stages"]["filter"]
     measured = Measured(rows, links.stat().st_size, seconds, disk(run_dir), result, stages, samples)
     shutil.rmtree(run_dir)
     return measured
@@ -269,7 +270,7 @@ def main() -> None:
         print(
             f"{rows:,} rows: {runs[-1].seconds / 60:.1f} min, peak PSS {runs[-1].peak.usage.pss / 2**20:,.0f} MiB", flush=True
         )
-        (work / "curation_scale.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n")
+        (work / "curation_scale.json").write_text(json.dumps([asdict(run) for run in runs], indent=1) + "\n", encoding="utf-8")
         draw(runs, work / "curation_scale.png")
     print(*table(runs), *verdict(runs), sep="\n")
 

@@ -19,7 +19,7 @@ from pipelines.app.config import from_dict
 
 
 def main() -> None:
-    spec = json.loads(Path(sys.argv[1]).read_text())
+    spec = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     began = time.monotonic()
     run = _on_ray(spec["cpus"]) if spec["cpus"] else run_local
     ray_seconds = time.monotonic() - began if spec["cpus"] else 0.0

@@ -124,7 +124,7 @@ def plain_environment() -> dict[str, str]:
 def ours(corpus: Path, out: Path, settings: Mapping[str, Any], *, cpus: int) -> list[str]:
     """The command of our stage; `settings` are those of `DownloadConfig`. On Ray, or in one process where `cpus` is 0."""
     spec = out.with_suffix(".spec.json")
-    spec.write_text(json.dumps({"corpus": str(corpus), "out": str(out), "settings": settings, "cpus": cpus}))
+    spec.write_text(json.dumps({"corpus": str(corpus), "out": str(out), "settings": settings, "cpus": cpus}), encoding="utf-8")
     return [sys.executable, str(ROOT / "benchmarks" / "download_ours.py"), str(spec)]
 
 
@@ -162,7 +162,7 @@ def write_links(work: Path, urls: Iterable[str]) -> tuple[Path, Path]:
     for old in (corpus / "kept").iterdir():
         old.unlink()
     rows = ((url, f"a photo of a cat, number {number}") for number, url in enumerate(urls))
-    with table.open("w") as file:
+    with table.open("w", encoding="utf-8") as file:
         file.write("url\tcaption\n")
         for part, block in enumerate(iter(lambda: list(islice(rows, LINKS_PER_FILE)), [])):
             file.writelines(f"{url}\t{caption}\n" for url, caption in block)
@@ -219,4 +219,4 @@ def met(yes: bool) -> str:
 
 def write_results(path: Path, **results: object) -> None:
     """Write JSON next to the printed table."""
-    path.write_text(json.dumps(results, indent=1, default=asdict) + "\n")
+    path.write_text(json.dumps(results, indent=1, default=asdict) + "\n", encoding="utf-8")

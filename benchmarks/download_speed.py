@@ -168,7 +168,7 @@ class State:
     def read(cls, path: Path, settings: Mapping[str, Any], threads: int, *, turns: int) -> Self:
         """The state of an interrupted benchmark; a new one where there is none, or where all `turns` are done."""
         with suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-            state = json.loads(path.read_text())
+            state = json.loads(path.read_text(encoding="utf-8"))
             if state["settings"] == settings and len(state["runs"]) < turns:
                 return cls(path, settings, state["threads"], [Measured(**run) for run in state["runs"]])
         return cls(path, settings, threads, [])

@@ -73,7 +73,7 @@ def sweep(out: Path, times: int, seeds: int, settings: Sequence[str]) -> None:
 
 def points_of(out: Path, times: int) -> dict[str, Point]:
     """What a finished sweep came to, by row."""
-    report = json.loads((out / JSON).read_text())
+    report = json.loads((out / JSON).read_text(encoding="utf-8"))
     oracles = {name: fmean(cell["averages"][name]["oracle_mIoU"] for cell in report["cells"]) for name in ROWS}
     return {
         row["method"]: Point(

@@ -13,12 +13,12 @@ _TICKS = os.sysconf("SC_CLK_TCK")
 
 def reset_peak() -> None:
     """Set the high-water mark ("VmHWM") back to what is resident now."""
-    (_PROCESS / "clear_refs").write_text("5")
+    (_PROCESS / "clear_refs").write_text("5", encoding="utf-8")
 
 
 def resident(field: str) -> int:
     """Bytes of this process that are resident now ("VmRSS"), or were at most since the last reset ("VmHWM")."""
-    line = next(line for line in (_PROCESS / "status").read_text().splitlines() if line.startswith(field))
+    line = next(line for line in (_PROCESS / "status").read_text(encoding="utf-8").splitlines() if line.startswith(field))
     return 1024 * int(line.split()[1])
 
 
@@ -64,8 +64,8 @@ class ProcessTree:
         alive = self._alive()
         for pid in alive:
             with suppress(OSError, ValueError):  # it may end while it is looked at
-                name = Path(f"/proc/{pid}/comm").read_text().strip()
-                lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
+                name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8").strip()
+                lines = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8").splitlines()[1:]
                 sizes = {key: 1024 * int(value.split()[0]) for key, value in (line.split(":") for line in lines)}
                 pss.update(sizes)
                 by_name[name] += sizes["Pss"]
@@ -95,6 +95,8 @@ class ProcessTree:
 
 def _stat(process: Path) -> _Stat | None:
     with suppress(OSError):
-        values = (process / "stat").read_text().rpartition(")")[2].split()  # the name in brackets may hold spaces
+        values = (
+            (process / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        )  # the name in brackets may hold spaces
         return _Stat(parent=int(values[1]), born=int(values[19]), ticks=int(values[11]) + int(values[12]))
     return None

@@ -58,7 +58,9 @@ class Facts(NamedTuple):
 
 def read_captions(count: int) -> tuple[list[str], list[list[str]]]:
     """`count` captions, drawn from those that name an entity, and the entities of each."""
-    lines = [line.split("\t") for line in CAPTIONS.read_text().splitlines() if line and not line.startswith("#")]
+    lines = [
+        line.split("\t") for line in CAPTIONS.read_text(encoding="utf-8").splitlines() if line and not line.startswith("#")
+    ]
     drawn = random.Random(0).choices([line for line in lines if line[3]], k=count)
     return [line[1] for line in drawn], [line[3].split(",") for line in drawn]
 

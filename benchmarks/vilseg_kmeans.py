@@ -60,7 +60,7 @@ def contenders_of(run: Path, out: Path) -> list[Contender]:
     config, encoder = checkpoint.method, checkpoint.encoder
     assert isinstance(config, VilSegConfig)
     assert checkpoint.weights is not None
-    seed = int(yaml.safe_load((run / "config.yaml").read_text())["seed"])
+    seed = int(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))["seed"])
     found = [Contender(name=f"{run.name}-head", method=config, encoder=encoder, weights=checkpoint.weights)]
     for name, trained in (("untrained", False), ("trained", True)):
         torch.manual_seed(seed)  # the very weights that training began with
@@ -81,7 +81,7 @@ def main() -> None:
     parser.add_argument("out", type=lambda text: Path(text).resolve())
     arguments = parser.parse_args()
     contenders = [contender for run in arguments.runs for contender in contenders_of(run, arguments.out)]
-    config = from_dict(Config, yaml.safe_load((arguments.runs[0] / "config.yaml").read_text()))
+    config = from_dict(Config, yaml.safe_load((arguments.runs[0] / "config.yaml").read_text(encoding="utf-8")))
     benchmarks = arguments.runs[0] / "world" / "benchmarks"
     protocol = replace(
         config.evaluate, root=str(benchmarks), classes=str(benchmarks / "classes"), thresholds=(), oracle=True, synonyms=""

@@ -10,9 +10,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
+from cluster.waiting import Waiting
 from filtering import InputError
 from filtering.shards import Describe, MakeWork, Marker, Runner, ShardWork, finished, make_work_for, rows_of, run_shard
 
@@ -24,7 +26,7 @@ START_SECONDS = 300
 
 
 class ShardError(RuntimeError):
-    """Work failed on a shard: the message names the shard and carries the worker's traceback."""
+    """Work failed on a shard: the message names the shard and the error, a note holds the worker's traceback."""
 
 
 def run_on_ray(config: SessionConfig) -> Runner:
@@ -92,13 +94,20 @@ class RunShards:
                 self.work = self.work or make_work_for(self.workers, self.make_work)
             run_shard(self.work, Path(source), self.out, self.fingerprint)
         except InputError as error:
-            return {"source": source, "mistake": str(error), "failure": None}
-        except Exception:
-            return {"source": source, "mistake": None, "failure": traceback.format_exc()}
-        return {"source": source, "mistake": None, "failure": None}
+            return _result(source, mistake=str(error))
+        except Exception as error:
+            if problem := machine_problem(error, [self.out]):
+                return _result(source, mistake=f"shard {Path(source).stem}: {problem}")
+            told = traceback.format_exception_only(error)[0].strip()
+            return _result(source, failure=told, trace=traceback.format_exc())
+        return _result(source)
 
 
-_RESULT = pa.schema([("source", pa.string()), ("mistake", pa.string()), ("failure", pa.string())])
+_RESULT = pa.schema([(name, pa.string()) for name in ("source", "mistake", "failure", "trace")])
+
+
+def _result(source: str, *, mistake: str | None = None, failure: str | None = None, trace: str | None = None) -> dict[str, Any]:
+    return {"source": source, "mistake": mistake, "failure": failure, "trace": trace}
 
 
 def _results(
@@ -147,7 +156,8 @@ def _await_cpu(label: str) -> None:
     nothing = ray.remote(max_calls=1)(_nothing)  # once, or its process would stay
     started = nothing.options(num_cpus=CPUS_PER_WORKER, label_selector=selector_of(label) or {}).remote()
     try:
-        ray.get(started, timeout=START_SECONDS)
+        with Waiting("Ray: waiting for a free CPU"):
+            ray.get(started, timeout=START_SECONDS)
     except ray.exceptions.GetTimeoutError:
         ray.cancel(started)
         nodes = f"session.data_label: no Ray node with the label {label}" if label else "session: no Ray node"
@@ -163,4 +173,6 @@ def _raise_failure(row: dict[str, Any]) -> None:
     if row["mistake"] is not None:
         raise InputError(row["mistake"])
     if row["failure"] is not None:
-        raise ShardError(f"shard {Path(row['source']).stem} failed:\n{row['failure']}")
+        error = ShardError(f"shard {Path(row['source']).stem} failed: {row['failure']}")
+        error.add_note(row["trace"])
+        raise error

@@ -26,7 +26,7 @@ _WARNINGS = ".warnings-"
 
 def pass_on_warnings(out: Path) -> None:
     """In a worker: let the driver that follows the work in `out` tell the warnings of this process."""
-    handler = logging.FileHandler(out / "_work" / f"{_WARNINGS}{uuid.uuid4().hex}", delay=True)
+    handler = logging.FileHandler(out / "_work" / f"{_WARNINGS}{uuid.uuid4().hex}", encoding="utf-8", delay=True)
     handler.setLevel(logging.WARNING)
     handler.setFormatter(_OneLine())
     logging.getLogger("filtering").addHandler(handler)
@@ -104,7 +104,7 @@ class Following:
 
     def _warn(self) -> None:
         for path in self._work.glob(f"{_WARNINGS}*"):
-            lines = path.read_text(errors="replace").split("\n")[:-1]
+            lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
             for line in lines[self._read_lines[path] :]:
                 gist = re.sub(r"\d+", "", line)
                 if time.monotonic() - self._warned.get(gist, -math.inf) > SECONDS_BETWEEN_WARNINGS:
@@ -120,7 +120,7 @@ class Following:
 def _read(path: Path) -> dict[str, int]:
     """The counts in a file that may change or vanish at any time; none where it cannot be read."""
     try:
-        counts = json.loads(path.read_text())
+        counts = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return counts if isinstance(counts, dict) else {}

@@ -157,7 +157,7 @@ class Memory:
         self.file, self.uri, self.experiment = file, uri, experiment
         self._where = {"tracking_uri": masked(uri), "experiment": experiment}  # a new password is no new store
         try:
-            known: Any = json.loads(file.read_text())
+            known: Any = json.loads(file.read_text(encoding="utf-8"))
             same = {key: masked(known[key]) for key in self._where} == self._where
             self._runs: dict[str, str] = {"": known["run_id"], **known["children"]} if same else {}
         except (OSError, ValueError, KeyError, TypeError):

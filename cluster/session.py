@@ -5,8 +5,8 @@ import logging
 import os
 import secrets
 import signal
-import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from cluster import InputError
+from cluster.connection import VARIABLE, check_cluster, given_address, no_cluster
+from cluster.failures import machine_problem
+from cluster.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
-CONNECT_SECONDS = 8.0
+LONGEST_REASON = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +29,7 @@ class SessionConfig:
     """Where heavy work runs."""
 
     address: str = ""
-    """Address of a running Ray cluster (host:6379, or "auto"); empty: the job's own cluster, or a local one on this machine."""
+    """Address of a running Ray cluster (host:6379, ray://host:10001 or auto); empty: the job's own, or a local one."""
     num_cpus: int | None = None
     """CPUs that a local Ray may use; null: all of this machine."""
     object_store_mb: int = 256
@@ -56,19 +59,45 @@ def selector_of(label: str, name: str = "label") -> dict[str, str] | None:
 
 
 def ensure_session(config: SessionConfig) -> None:
-    """Connect this process to Ray unless it already is. Raises InputError where the cluster cannot be reached."""
-    _set_environment(local=not _address(config))
+    """Connect this process to Ray unless it already is.
+
+    Raises InputError where the cluster cannot be reached, or where Ray does not start on this machine.
+    """
+    address, name = given_address(config.address)
+    _set_environment(local=not address)
+    with Waiting(f"Ray: connecting to {address}" if address else "Ray: starting on this machine"):
+        import ray
+
+        if ray.is_initialized():
+            return
+        common: dict[str, Any] = {
+            "runtime_env": {"env_vars": _worker_environment(local=not address)},
+            "logging_level": logging.WARNING,
+            "log_to_driver": False,  # what workers print is in Ray's session folder; progress and errors come through us
+        }
+        if address:
+            _connect(address, name, common)
+        else:
+            _start(config, common)
+
+
+def _connect(address: str, name: str, common: dict[str, Any]) -> None:
     import ray
 
-    if ray.is_initialized():
-        return
-    common: dict[str, Any] = {
-        "runtime_env": {"env_vars": _worker_environment(local=not _address(config))},
-        "logging_level": logging.WARNING,
-        "log_to_driver": False,  # what workers print is in Ray's session folder; progress and errors come through us
-    }
-    if not _address(config):
-        common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
+    check_cluster(address, name)
+    try:
+        # A submitted job finds its cluster in RAY_ADDRESS; Ray refuses sizes for a cluster that already runs.
+        with kept_signal_handlers():
+            ray.init(address=None if name == VARIABLE else address, **common)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise no_cluster(name, address, " ".join(str(error).split())[:LONGEST_REASON]) from None
+
+
+def _start(config: SessionConfig, common: dict[str, Any]) -> None:
+    import ray
+
+    common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
+    try:
         with kept_signal_handlers():
             ray.init(
                 address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
@@ -77,17 +106,25 @@ def ensure_session(config: SessionConfig) -> None:
                 include_dashboard=False,
                 **common,
             )
-        return
-    try:
-        _probe(_address(config))
-        # A submitted job finds its cluster in RAY_ADDRESS; Ray refuses sizes for a cluster that already runs.
-        with kept_signal_handlers():
-            ray.init(address=config.address or None, **common)
-    except (OSError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"session.address: no Ray cluster answers at '{_address(config)}' ({reason}); start one or leave it empty"
-        ) from None
+    except (TypeError, AttributeError, AssertionError, ImportError):
+        raise
+    except Exception as error:  # Ray raises plain ones, too, for a machine that is too busy
+        raise InputError(f"session: Ray does not start on this machine: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """Why Ray does not start, and what to do."""
+    reason = " ".join(str(error).split())
+    if "AF_UNIX path" in reason:
+        folder = os.environ.get("RAY_TMPDIR") or tempfile.gettempdir()
+        return f"the path of its folder ({folder}) is too long for sockets; set RAY_TMPDIR to a short one, such as /tmp"
+    if problem := machine_problem(error):
+        return problem
+    if isinstance(error, OSError):
+        return f"{reason}; set RAY_TMPDIR to a folder that can be written"
+    if "object_store_memory" in reason or "object store" in reason:
+        return f"{reason[:LONGEST_REASON]}; set session.object_store_mb, or give /dev/shm more room"
+    return f"{reason[:LONGEST_REASON]}; the machine may be too busy or short of memory or space: free some, and try again"
 
 
 @contextmanager
@@ -102,13 +139,6 @@ def kept_signal_handlers() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
-
-
-def _probe(address: str) -> None:
-    """Raise OSError where nobody listens: Ray itself would try for ever."""
-    host, _, port = address.rpartition("//")[2].rpartition(":")
-    if port.isdecimal():
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
 
 
 def prepare_local_worker() -> None:
@@ -132,13 +162,9 @@ def close_session() -> None:
     ray.shutdown()
 
 
-def _address(config: SessionConfig) -> str:
-    return config.address or os.environ.get("RAY_ADDRESS", "")
-
-
 def is_shared(config: SessionConfig) -> bool:
     """Whether work goes to a cluster that runs by itself, and not to this process' own on this machine."""
-    return bool(_address(config))
+    return bool(given_address(config.address)[0])
 
 
 def _set_environment(*, local: bool) -> None:

@@ -27,9 +27,9 @@ def write_json(path: Path, value: object) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write text in UTF-8, whole or not at all."""
+    """Write text in UTF-8, whole or not at all; bytes of a file's name that are no text become escapes."""
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_table(path: Path, table: pa.Table) -> None:

@@ -215,7 +215,7 @@ def finished(source: Path, out: Path, fingerprint: str) -> Marker | None:
 def read_marker(out: Path, shard: str) -> Marker | None:
     """What a shard left when it was finished; None if there is no such record, or a damaged one."""
     try:
-        return Marker(**json.loads(_marker_path(out, shard).read_text()))
+        return Marker(**json.loads(_marker_path(out, shard).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -23,7 +23,7 @@ def main() -> None:
         build_world(WorldConfig(**options), out)
     except InputError as error:
         parser.exit(2, f"error: {error}\n")
-    print(json.dumps(json.loads((out / MARKER).read_text())["counts"], indent=1))
+    print(json.dumps(json.loads((out / MARKER).read_text(encoding="utf-8"))["counts"], indent=1))
     print(contact_sheet(out))
 
 

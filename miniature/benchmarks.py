@@ -173,7 +173,7 @@ def write_lists(root: Path, images: int) -> list[Path]:
     for relative, lines in files.items():
         path = root / relative
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(line + "\n" for line in lines))
+        path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return [root / relative for relative in files]
 
 

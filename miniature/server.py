@@ -181,7 +181,9 @@ def serve(root: Path, *, log: Path | None = None, port: int = 0) -> Iterator[str
     command = [sys.executable, "-m", "miniature.server", str(root.resolve()), "--port", str(port)]
     if log:
         command += ["--log", str(log.resolve())]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, encoding="utf-8", cwd=Path(__file__).parents[1]
+    )
     try:
         assert process.stdout is not None
         address = process.stdout.readline().strip()
@@ -200,7 +202,7 @@ def _read_faults(root: Path) -> dict[str, dict[str, Any]]:
     if not file.exists():
         return {}
     try:
-        faults: dict[str, dict[str, Any]] = json.loads(file.read_text())
+        faults: dict[str, dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))
         unknown = sorted({fault["fault"] for fault in faults.values()} - set(FAULTS))
     except (ValueError, AttributeError, KeyError, TypeError):
         raise InputError(f'{file}: not a map of paths to faults; write {{"/a.jpg": {{"fault": "404"}}}}') from None

@@ -57,7 +57,7 @@ COLOURS: dict[str, Colour] = {
 
 def contact_sheet(out: Path) -> Path:
     """Draw `contact_sheet.png` for the world in the folder `out`; returns its path."""
-    config = WorldConfig(**json.loads((out / MARKER).read_text())["config"])
+    config = WorldConfig(**json.loads((out / MARKER).read_text(encoding="utf-8"))["config"])
     width = 2 * MARGIN + COLUMNS * CELL[0] + (COLUMNS - 1) * 2 * GAP
     legend_top = MARGIN + HEAD + ROWS * (CELL[1] + GAP) + 4
     sheet = Image.new("RGB", (width, legend_top + 206), PAPER)

@@ -180,7 +180,7 @@ def _draw_all(config: WorldConfig, out: Path, parts: int) -> Iterable[tuple[dict
 
 def _is_complete(config: WorldConfig, out: Path) -> bool:
     try:
-        world = json.loads((out / MARKER).read_text())
+        world = json.loads((out / MARKER).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
     if world.get("config") != asdict(config) or world.get("code") != _code_digest():

@@ -56,7 +56,7 @@ def model_config(model: str) -> dict[str, Any]:
     """
     if model.endswith(".json"):
         try:
-            config = json.loads(Path(model).read_text())
+            config = json.loads(Path(model).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"encoder.model: cannot read {model}: {error}; give an open_clip model config") from error
         if isinstance(config, dict) and isinstance(recorded := config.get("encoder"), dict):

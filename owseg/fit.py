@@ -180,7 +180,7 @@ def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, ste
         with engine.full_parameters():
             if rank == 0:
                 save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
-                (folder / POSITION).write_text(json.dumps({"step": step}))
+                (folder / POSITION).write_text(json.dumps({"step": step}), encoding="utf-8")
 
     def save(folder: Path) -> None:
         with engine.full_parameters():

@@ -57,7 +57,7 @@ class StepLog:
         self.before: dict[str, float] = kept[-1] if kept else {}
         self.bad = BadSamples(job.bad_samples, job.train.max_bad_share, write=write)
         if write:
-            job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            job.log.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
         costs, bad = self.spent.over_ranks(), self.bad.over_ranks()
@@ -81,7 +81,7 @@ class StepLog:
         }
         if losses:
             line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()}
-        with self.job.log.open("a") as file:
+        with self.job.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
 
@@ -108,5 +108,5 @@ def pairs_between(phases: Sequence[ScheduledPhase], start: int, stop: int) -> in
 def read_log(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is still being written

@@ -21,7 +21,7 @@ from owseg.evaluation.protocols import EvaluateConfig
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import Option, main
 from pipelines.app.config import ConfigError, digest, to_dict
-from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
+from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, explain
 from pipelines.app.resolve import methods_to_train, spread_training
 from pipelines.app.run_dir import holds_single_run, refuse_other_run
 from pipelines.app.settings import Config
@@ -98,7 +98,7 @@ def check(cells: Sequence[Cell]) -> None:
                 try:
                     check_it(of)
                 except Exception as error:
-                    if (message := user_mistake(error)) and cell.setting:
+                    if (message := explain(error)) and cell.setting:
                         raise ConfigError(f"{VARY} {cell.setting}: {message}") from error
                     raise
 
@@ -155,6 +155,8 @@ def _share(work: Work, pool: TaskPool[Outcome]) -> float:
 def _outcome(result: Outcome | Exception) -> Outcome:
     if isinstance(result, Outcome):
         return result
+    if message := explain(result):
+        return Outcome(USER_MISTAKE, message, 0.0)
     return Outcome(FAILED, f"its process broke off: {' '.join(str(result).split())}", 0.0)
 
 

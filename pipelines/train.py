@@ -160,7 +160,7 @@ def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
 def set_other_aside(folder: Path, fingerprint: str) -> None:
     """Make `folder` this training's. What one on other data or weights left there moves away, lest it be gone on from."""
     file = folder / "fingerprint"
-    if not file.is_file() or file.read_text() != fingerprint:
+    if not file.is_file() or file.read_text(encoding="utf-8") != fingerprint:
         if folder.is_dir() and any(folder.iterdir()):
             places = (folder.parent / BEFORE / f"{folder.name}.{number}" for number in count(1))
             aside = next(place for place in places if not place.exists())
@@ -168,7 +168,7 @@ def set_other_aside(folder: Path, fingerprint: str) -> None:
             folder.rename(aside)
             print(f"train-{folder.name}: begins anew on other data or weights; what was trained before is kept in {aside}")
         folder.mkdir(parents=True, exist_ok=True)
-        file.write_text(fingerprint)
+        file.write_text(fingerprint, encoding="utf-8")
 
 
 def _begun_from(job: TrainJob) -> list[str]:

@@ -143,7 +143,7 @@ def build_corpus(
     _remove_leftovers(out, markers)
     merge_index(build / "index", out / "index.parquet")
 
-    statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_text()) for marker in markers)
+    statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_bytes()) for marker in markers)
     summary = _summary(config, out, markers)
     write_json(build / FINDINGS, {"statistics": statistics, "details": _details(config, marked, markers)})
     return {**summary, "leakage": shares(find_leakage(config, out, benchmarks or {}), summary["kept"])}

@@ -34,7 +34,7 @@ def write(out: Path, summary: Mapping[str, Any], leakage: Mapping[str, Any]) -> 
         summary: what it returned.
         leakage: what `find_leakage` finds of it.
     """
-    findings = json.loads((out / BUILD / FINDINGS).read_text())
+    findings = json.loads((out / BUILD / FINDINGS).read_text(encoding="utf-8"))
     content = describe(summary, findings["statistics"], findings["details"], leakage, pq.read_table(out / "entities.parquet"))
     write_json(out / "report.json", content)
     report_picture.draw(out / "report.png", content)

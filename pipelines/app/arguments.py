@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.app.config import ConfigError
-from pipelines.app.outcome import DONE, exit_code, print_text
+from pipelines.app.outcome import DONE, Scene, exit_code, print_text
 
 called_as = ""
 """What the command `owseg` was called as; empty where a verb was run as a script."""
@@ -30,7 +30,8 @@ def run_parsed(parser: Parser, argv: Sequence[str], work: Callable[[argparse.Nam
     if {"-h", "--help"} & set(argv):
         print_text(parser.format_help())
         return DONE
-    return exit_code(lambda: work(parser.parse_intermixed_args(argv)), lambda: command_line(argv))
+    scene = Scene(given=[text.rpartition("=")[2] for text in argv], again=lambda: command_line(argv))
+    return exit_code(lambda: work(parser.parse_intermixed_args(argv)), scene)
 
 
 def command_name() -> str:

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from owseg import near_miss
 from pipelines.app.arguments import Parser, command_line, command_name
-from pipelines.app.config import ConfigError, load
+from pipelines.app.config import ConfigError, flatten, load, to_dict
 from pipelines.app.describe import Entry, describe
-from pipelines.app.outcome import exit_code, print_text
+from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
 
@@ -73,6 +73,7 @@ def main(
     """
     flags = flags or {}
     again = [*(sys.argv[1:] if argv is None else argv)]
+    scene = Scene(again=lambda: command_line(again))
 
     def work() -> None:
         given = _parse(tuple(again), flags)
@@ -80,6 +81,9 @@ def main(
             print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
             return
         config = load(Config, given.file, given.overrides)
+        scene.given = [
+            str(item) for _, value in flatten(to_dict(config)) for item in (value if isinstance(value, list) else [value])
+        ]
         if given.file == DEFAULT_CONFIG and (config.filter.source.path or config.evaluate.root):
             print(
                 f"settings: the demo's ({DEFAULT_CONFIG.name}), as there is no --config: look at them before real data",
@@ -89,11 +93,12 @@ def main(
             given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return
         with open_run_dir(config, given.file) as held:
+            scene.folder = Path(held.run_dir)
             if not any(override.startswith("run_dir=") for override in given.overrides):
                 again.append(f"run_dir={held.run_dir}")
             run(held, **given.chosen)
 
-    return exit_code(work, lambda: command_line(again))
+    return exit_code(work, scene)
 
 
 @dataclass

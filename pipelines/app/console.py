@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from owseg import near_miss
 from pipelines.app import arguments
-from pipelines.app.extras import missing_extra
-from pipelines.app.outcome import DONE, USER_MISTAKE, print_text
+from pipelines.app.outcome import DONE, USER_MISTAKE, explain, print_text
+from pipelines.app.streams import complain, make_safe
 
 VERBS = {
     "full": "links and captions in, the table of zero-shot mIoU out: all stages",
@@ -25,21 +25,22 @@ VERBS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a verb as a script runs; returns the exit code of one that does not exit by itself."""
+    make_safe()
     verb, *rest = [*(sys.argv[1:] if argv is None else argv)] or ["--help"]
     if verb in ("-h", "--help"):
         print_text(_help())
         return DONE
     if verb not in VERBS:
-        print(f"error: unknown verb {verb!r}{near_miss(verb, VERBS)}; choose from {', '.join(VERBS)}", file=sys.stderr)
+        complain(f"error: unknown verb {verb!r}{near_miss(verb, VERBS)}; choose from {', '.join(VERBS)}")
         return USER_MISTAKE
     arguments.called_as = f"owseg {verb}"
     sys.argv = [verb, *rest]
     try:
         runpy.run_module(f"pipelines.{verb}", run_name="__main__", alter_sys=True)
-    except ModuleNotFoundError as error:  # met while the verb's own imports were read
-        if (message := missing_extra(error)) is None:
+    except (ImportError, OSError, MemoryError) as error:  # met while the verb's own imports were read
+        if (message := explain(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
+        complain(f"error: {message}")
         return USER_MISTAKE
     return DONE
 

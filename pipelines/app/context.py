@@ -146,7 +146,7 @@ def where_recorded(tracker: Tracker) -> dict[str, Any]:
 
 def _stages_before(run_dir: Path) -> dict[str, Result]:
     try:
-        stages = json.loads((run_dir / SUMMARY).read_text())["stages"]
+        stages = json.loads((run_dir / SUMMARY).read_text(encoding="utf-8"))["stages"]
     except (OSError, ValueError, KeyError, TypeError):  # missing, or damaged: what it told is lost, not what the stages made
         return {}
     return stages if isinstance(stages, dict) else {}

@@ -43,7 +43,7 @@ def write_marker(run_dir: Path, stage: str, marker: StageMarker) -> None:
 def read_marker(run_dir: Path, stage: str, fingerprint: str | None = None) -> StageMarker | None:
     """The marker of a stage that was completed for this fingerprint (of its config, its input and its code), or for any."""
     try:
-        marker = StageMarker(**json.loads(_path(run_dir, stage).read_text()))
+        marker = StageMarker(**json.loads(_path(run_dir, stage).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
     return marker if fingerprint in (None, marker.fingerprint) and isinstance(marker.result, dict) else None

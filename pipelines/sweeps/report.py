@@ -129,13 +129,15 @@ class Compared(NamedTuple):
 
 def miou_of(folder: Path) -> dict[str, dict[str, float]]:
     """mIoU of the finished run in a folder, by method and dataset."""
-    table: dict[str, dict[str, float]] = json.loads((folder / SUMMARY).read_text())["stages"]["evaluate"]["mIoU"]
+    table: dict[str, dict[str, float]] = json.loads((folder / SUMMARY).read_text(encoding="utf-8"))["stages"]["evaluate"][
+        "mIoU"
+    ]
     return table
 
 
 def read_cell(cell: Cell) -> Finished:
     """A finished cell, from its folder."""
-    summary = json.loads((Path(cell.config.run_dir) / SUMMARY).read_text())
+    summary = json.loads((Path(cell.config.run_dir) / SUMMARY).read_text(encoding="utf-8"))
     return Finished(cell, summary["mlflow"]["run_id"], summary["config_digest"], summary["stages"])
 
 

@@ -30,11 +30,12 @@ from pipelines import download, evaluate, full, train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
 from pipelines.app.masked_output import masked_output
-from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
+from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, Scene, explain
 from pipelines.app.resolve import methods_to_train
 from pipelines.app.run_dir import digest_of_run, open_run_dir
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import lost_files, read_marker
+from pipelines.app.streams import make_safe
 from pipelines.sweeps.grid import Cell
 
 Verb = Literal["download", "train", "full"]
@@ -65,7 +66,7 @@ class Work:
     def is_done(self) -> bool:
         """Whether its folder holds the summary of this very run, and what the run itself made, as it made it."""
         try:
-            summary = json.loads((self.folder / SUMMARY).read_text())
+            summary = json.loads((self.folder / SUMMARY).read_text(encoding="utf-8"))
             stages = {stage: told["output"] for stage, told in summary["stages"].items()}
             if summary["config_digest"] != digest_of_run(self.config) or LAST_STAGE[self.verb] not in stages:
                 return False
@@ -144,6 +145,7 @@ def carry_out(work: Work, cwd: str) -> Outcome:
     os.chdir(cwd)  # relative paths are those of the sweep's process
     work.folder.mkdir(parents=True, exist_ok=True)
     with _output_to(work.log), masked_output():
+        make_safe()
         try:
             with open_run_dir(work.config, None) as config:
                 for need in work.needs:
@@ -151,7 +153,7 @@ def carry_out(work: Work, cwd: str) -> Outcome:
                 {"download": _download, "train": train.run, "full": full.run}[work.verb](config)
             code, message = DONE, ""
         except Exception as error:
-            mistake = user_mistake(error)
+            mistake = explain(error, Scene(work.folder))
             traceback.print_exc()
             code = FAILED if mistake is None else USER_MISTAKE
             message = masked(" ".join((mistake or f"{type(error).__name__}: {error}").split()))

@@ -60,7 +60,9 @@ def test_ray_and_local_write_the_same_bytes(tmp_path: Path, capfd: pytest.Captur
     err = capfd.readouterr().err
     assert err.splitlines()[-1].startswith(f"upper: {5 * SHARDS + 15}/{5 * SHARDS + 15} rows, ")
     # Ray itself keeps quiet, up to a line of its core about the actors that Ray Data makes.
-    assert [line for line in err.splitlines() if not line.startswith("upper: ") and "core_worker.cc" not in line] == []
+    assert [
+        line for line in err.splitlines() if not line.startswith(("upper: ", "Ray: ")) and "core_worker.cc" not in line
+    ] == []
 
 
 def test_a_mistake_arrives_as_it_was_raised_and_finished_shards_stay(tmp_path: Path) -> None:
@@ -84,7 +86,16 @@ def test_a_mistake_arrives_as_it_was_raised_and_finished_shards_stay(tmp_path: P
 def test_a_bug_names_the_shard(tmp_path: Path) -> None:
     sources = write_sources(tmp_path / "in", 2)
     pq.write_table(pa.table({"caption": ["bug"]}), sources[1])
-    with pytest.raises(ShardError, match=r"(?s)^shard 00001 failed:\nTraceback.*RuntimeError: a bug"):
+    told = r"(?s)^shard 00001 failed: RuntimeError: a bug\nTraceback \(most recent call last\).*in __call__"  # with the notes
+    with pytest.raises(ShardError, match=told) as caught:
+        run_on_ray(CONFIG)(MakeUpper(tmp_path / "log"), sources, tmp_path / "out", fingerprint="f", label="upper")
+    assert str(caught.value) == "shard 00001 failed: RuntimeError: a bug"
+
+
+def test_a_full_disk_of_a_worker_is_one_line(tmp_path: Path) -> None:
+    sources = write_sources(tmp_path / "in", 2)
+    pq.write_table(pa.table({"caption": ["full"]}), sources[1])
+    with pytest.raises(InputError, match=r"^shard 00001: No space left on device; free some space, then run the same command"):
         run_on_ray(CONFIG)(MakeUpper(tmp_path / "log"), sources, tmp_path / "out", fingerprint="f", label="upper")
 
 

@@ -23,7 +23,7 @@ from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.zero_shot import ZeroShotConfig
 from pipelines.app.cli import main
-from pipelines.app.outcome import user_mistake
+from pipelines.app.outcome import explain
 from pipelines.evaluate import run as evaluate_verb
 
 
@@ -39,7 +39,7 @@ def test_scores_do_not_depend_on_workers_parts_and_batches(
         cut(bad)
         with pytest.raises(Exception, match="not a readable image") as stopped:
             evaluate(contenders, replace(voc, root=str(tmp_path / "faulty")), SessionConfig(num_cpus=3), tmp_path / "faulty")
-        assert str(user_mistake(stopped.value)).startswith(f"{bad}: not a readable image")
+        assert str(explain(stopped.value)).startswith(f"{bad}: not a readable image")
     finally:
         close_session()
     inline = Inline(monkeypatch)

@@ -15,7 +15,10 @@ from filtering.shards import LIVE
 
 
 class Upper:
-    """Writes each caption in capitals; refuses a row "mistake", breaks on a row "bug". Says in `log` which shards it ran."""
+    """Writes each caption in capitals and says in `log` which shards it ran.
+
+    Refuses a row "mistake", breaks on a row "bug", finds the disk full at a row "full".
+    """
 
     def __init__(self, log: Path, seconds: float = 0.0) -> None:
         self.log, self.seconds = log, seconds
@@ -27,6 +30,8 @@ class Upper:
             raise InputError("caption: 'mistake' cannot be used; remove it")
         if "bug" in captions:
             raise RuntimeError("a bug")
+        if "full" in captions:
+            Path("/dev/full").write_text("a full disk" * 10_000)
         (scratch / "kept").mkdir(exist_ok=True)
         (scratch / "kept" / f"{captions[0]}.txt").write_text("\n".join(caption.upper() for caption in captions))
         with self.log.open("a") as log:

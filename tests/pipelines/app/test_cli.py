@@ -16,7 +16,7 @@ from cluster.session import SessionConfig
 from pipelines.app import cli
 from pipelines.app.config import from_dict, to_dict
 from pipelines.app.describe import describe
-from pipelines.app.outcome import user_mistake
+from pipelines.app.outcome import explain
 from pipelines.app.run_dir import digest_of_run
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import StageMarker, write_marker
@@ -123,14 +123,19 @@ def test_a_broken_config_in_the_run_folder_is_told(folder: Path, capsys: pytest.
     assert "' was absent and is now " in error_line(capsys)
 
 
-def test_other_errors_exit_1_with_a_traceback(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_the_program_exits_1_with_its_traceback_in_a_file(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: Config) -> None:
-        raise RuntimeError("a bug")
+        raise RuntimeError("a\nbug")
 
+    log = folder / "runs" / "tiny" / "error.log"
     assert call("--config=tiny.yaml", run=run) == 1
-    err = capsys.readouterr().err
-    assert "Traceback" in err
-    assert "RuntimeError: a bug" in err
+    assert (
+        error_line(capsys)
+        == f"error: RuntimeError: a bug (a fault of this program, not of what you gave it; its traceback is in {log})"
+    )
+    assert call("--config=tiny.yaml", run=run) == 1
+    assert log.read_text().count("Traceback (most recent call last)") == 2, "one below the other"
+    assert log.read_text().count("RuntimeError: a\nbug\n") == 2
 
 
 def test_a_mistake_found_while_running_exits_2(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -150,8 +155,8 @@ def test_ray_wraps_a_mistake_and_it_is_found() -> None:
     wrapped = RayTaskError("f", "Traceback ...", InputError("x: wrong")).as_instanceof_cause()
     assert isinstance(wrapped, InputError)
     assert str(wrapped) != "x: wrong"
-    assert user_mistake(wrapped) == "x: wrong"
-    assert user_mistake(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
+    assert explain(wrapped) == "x: wrong"
+    assert explain(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
 
 
 @pytest.mark.parametrize("width", [80, 140])
