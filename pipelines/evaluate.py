@@ -56,49 +56,6 @@ def run_evaluate(context: Context) -> Result:
     config = evaluate_config(context)
     contenders = contenders_of(context)
 
-    def work() -> Result:
-        scores = evaluate(contenders, config, context.config.session, out)
-        if config.bootstrap:
-            print(f"evaluate: intervals from {config.bootstrap} resamples", flush=True)
-        counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
-        intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
-        miou: dict[str, dict[str, float]] = {}
-        averages: dict[str, dict[str, float]] = {}
-        oracle: dict[str, dict[str, float]] = {}
-        for contender in contenders:
-            with context.tracker.child(f"evaluate {contender.name}", stage="evaluate") as run:
-                name = contender.name
-                reports = _publish(run, contender, config, scores[name], intervals.get(name, {}), out)
-                averages[name] = _averages(reports)
-                miou[name] = _row(reports, "mIoU")
-                run.metrics({"average/mIoU": miou[name][AVERAGE]})
-                if config.oracle:
-                    oracle[name] = _row(reports, "oracle_mIoU")
-                    run.metrics({"average/oracle_mIoU": oracle[name][AVERAGE]})
-                if config.pictures:
-                    print(f"evaluate: drawing the best, median and worst images of {name}", flush=True)
-                    draw([contender], scores, config, out / "pictures")
-                    run.artifact(out / "pictures" / contender.name, "pictures")
-        for name, values in miou.items():
-            context.tracker.metrics({f"{name}/{dataset}/mIoU": value for dataset, value in values.items()})
-        first = scores[contenders[0].name]
-        return {
-            "mIoU": miou,
-            "intervals": {name: {dataset: [*ends] for dataset, ends in row.items()} for name, row in intervals.items()},
-            "differences": _against_best(counts, miou, config) if config.bootstrap else {},
-            "averages": averages,
-            **({"oracle_mIoU": oracle} if config.oracle else {}),
-            "protocol": summary_of(config),
-            "settings": {contender.name: settings_of(contender, config, scores[contender.name]) for contender in contenders},
-            "images": {name: len(score.images) for name, score in first.items()},
-            "skipped": {name: sorted(score.skipped) for name, score in first.items() if score.skipped},
-            "shortened": {
-                name: {dataset: [*score.shortened] for dataset, score in row.items() if score.shortened}
-                for name, row in scores.items()
-            },
-            "digest": digest_of(miou),
-        }
-
     def again(_: Result) -> bool:
         wrong = damage(out, context.config.methods, config.names)
         if wrong:
@@ -109,7 +66,7 @@ def run_evaluate(context: Context) -> Result:
         "evaluate",
         fingerprint_of_scores(context.config, config, contenders),
         out,
-        work,
+        lambda: _evaluate(context, contenders, config, out),
         again=again,
         files=lambda: _files(out, contenders, config),
     )
@@ -117,6 +74,51 @@ def run_evaluate(context: Context) -> Result:
     if config.pictures:
         print(f"pictures: {out / 'pictures'}")
     return result
+
+
+def _evaluate(context: Context, contenders: Sequence[Contender], config: EvaluateConfig, out: Path) -> Result:
+    """The work of the stage."""
+    scores = evaluate(contenders, config, context.config.session, out)
+    if config.bootstrap:
+        print(f"evaluate: intervals from {config.bootstrap} resamples", flush=True)
+    counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
+    intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
+    miou: dict[str, dict[str, float]] = {}
+    averages: dict[str, dict[str, float]] = {}
+    oracle: dict[str, dict[str, float]] = {}
+    for contender in contenders:
+        with context.tracker.child(f"evaluate {contender.name}", stage="evaluate") as run:
+            name = contender.name
+            reports = _publish(run, contender, config, scores[name], intervals.get(name, {}), out)
+            averages[name] = _averages(reports)
+            miou[name] = _row(reports, "mIoU")
+            run.metrics({"average/mIoU": miou[name][AVERAGE]})
+            if config.oracle:
+                oracle[name] = _row(reports, "oracle_mIoU")
+                run.metrics({"average/oracle_mIoU": oracle[name][AVERAGE]})
+            if config.pictures:
+                print(f"evaluate: drawing the best, median and worst images of {name}", flush=True)
+                draw([contender], scores, config, out / "pictures")
+                run.artifact(out / "pictures" / contender.name, "pictures")
+    for name, values in miou.items():
+        context.tracker.metrics({f"{name}/{dataset}/mIoU": value for dataset, value in values.items()})
+    first = scores[contenders[0].name]
+    return {
+        "mIoU": miou,
+        "intervals": {name: {dataset: [*ends] for dataset, ends in row.items()} for name, row in intervals.items()},
+        "differences": _against_best(counts, miou, config) if config.bootstrap else {},
+        "averages": averages,
+        **({"oracle_mIoU": oracle} if config.oracle else {}),
+        "protocol": summary_of(config),
+        "settings": {contender.name: settings_of(contender, config, scores[contender.name]) for contender in contenders},
+        "images": {name: len(score.images) for name, score in first.items()},
+        "skipped": {name: sorted(score.skipped) for name, score in first.items() if score.skipped},
+        "shortened": {
+            name: {dataset: [*score.shortened] for dataset, score in row.items() if score.shortened}
+            for name, row in scores.items()
+        },
+        "digest": digest_of(miou),
+    }
 
 
 def damage(out: Path, methods: Sequence[str], datasets: Sequence[str]) -> str:

@@ -78,7 +78,7 @@ def shards_in(out: Path) -> int | None:
 
 
 def _layout(out: Path) -> dict[str, Any]:
-    return dict(json.loads((out / _LAYOUT).read_text()))
+    return dict(json.loads((out / _LAYOUT).read_text(encoding="utf-8")))
 
 
 def _power_of_two(rows: int, size: int) -> int:

@@ -57,7 +57,7 @@ def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
     train = config.train
     begun = Path(config.run_dir) / "train" / method.name / WORKERS
     if not train.workers and begun.is_file():
-        train = replace(train, workers=int(begun.read_text()))
+        train = replace(train, workers=int(begun.read_text(encoding="utf-8")))
     return train.spread(
         [scheduled.schedule.optim.batch_size for scheduled in scheduled_phases(method.phases, method.optim)], cores
     )
@@ -65,7 +65,7 @@ def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
 
 def keep_spread(folder: Path, workers: int) -> None:
     """Record in a training's folder by how many processes it is made: batches are drawn by process."""
-    (folder / WORKERS).write_text(f"{workers}\n")
+    (folder / WORKERS).write_text(f"{workers}\n", encoding="utf-8")
 
 
 def given_weights(config: Config) -> dict[str, Path]:
