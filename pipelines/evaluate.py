@@ -76,7 +76,7 @@ def run_evaluate(context: Context) -> Result:
     return result
 
 
-def _evaluate(context: Context, contenders: Sequence[Contender], config: EvaluateConfig, out: Path) -> Result:
+def _evaluate(context: Context, contenders: list[Contender], config: EvaluateConfig, out: Path) -> Result:
     """The work of the stage."""
     scores = evaluate(contenders, config, context.config.session, out)
     if config.bootstrap:
