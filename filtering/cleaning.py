@@ -12,7 +12,7 @@ _DELETED = re.compile(
     r"[\0-\x08\x0e-\x1b\x7f\xad\u061c\u200e\u200f\u202a-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ufffe\uffff\ud800-\udfff]"
     rf"|(?<!{_JOINED})[\u200c\u200d]|[\u200c\u200d](?!{_JOINED})"
 )
-_READ_AS = str.maketrans(dict.fromkeys(_SEPARATING, " ") | {code: " " for code in range(0x80, 0xA0)})
+_READ_AS = str.maketrans(dict.fromkeys(_SEPARATING, " ") | dict.fromkeys(range(128, 160), " "))
 for _code in {*range(0x80, 0xA0)} - {0x81, 0x85, 0x8D, 0x8F, 0x90, 0x9D}:
     _READ_AS[_code] = bytes([_code]).decode("cp1252")  # Windows text taken for Latin-1, read as HTML reads it; 0x85 ends a line
 _STYLED = re.compile(r"[\ufb00-\ufb06\uff01-\uff5e\U0001d400-\U0001d7ff]+")

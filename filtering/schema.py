@@ -10,6 +10,9 @@ LINKS = pa.schema([("key", pa.string()), ("url", pa.string()), ("caption", pa.st
 SAMPLE = pa.field("sample", pa.string())
 """Where the image of a row lies already: "<path of the tar>::<name of the sample>"."""
 
+HAS_IMAGE = pa.field("has_image", pa.bool_())
+"""Whether a sample of a tar has an image, until the rules have judged."""
+
 CORPUS = pa.schema([*LINKS, pa.field("entities", pa.list_(pa.string()))])
 """A kept row: `entities` are the canonical names that the caption mentions, in order of first mention."""
 
@@ -54,6 +57,11 @@ STATUS = pa.schema(
 )
 """What became of a link: `status` is "success" or the reason, `failure` its class (`filtering.images.reasons`), and `retryable`
 says whether asking again may help. `bytes` and `sha256` are those of the original file, `phash` is the kept image's."""
+
+OWN_NAMES = frozenset(
+    {*STATUS.names, *DROPPED.names, SAMPLE.name, HAS_IMAGE.name, "captions", "caption_entities", "counts", "tar"}
+)
+"""Names of columns and fields of ours, which no column carried along from a source may have."""
 
 KEY_LENGTH = 24
 

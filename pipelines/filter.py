@@ -26,7 +26,7 @@ def run_filter(context: Context) -> Result:
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
             run.metrics(report.numbers(report.write(out, result)))
-            run.dataset("links", source=config.source.path, digest=fingerprint, context="filtering")
+            run.dataset("links", source=config.source.shown, digest=fingerprint, context="filtering")
             for name in ("report.html", "report.json", "report.png"):
                 run.artifact(out / name)
         return result

@@ -29,10 +29,10 @@ from filtering.images.image_shards import (
 from filtering.images.resize import Resize
 from filtering.images.results import Known, Results, Row
 from filtering.partition import regroup
-from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
+from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_rows
 from filtering.schema import CORPUS, SAMPLE
 from filtering.shards import Runner, run_local
-from filtering.sources import Member, open_tar
+from filtering.tar_samples import Member, open_tar
 
 GROUP_ROWS = 1 << 16  # rows of neighbouring tars that are in memory at once
 MAX_GROUPS = 256
@@ -89,16 +89,17 @@ class SelectShard:
                 for name, files in samples:
                     if name not in names:
                         continue
-                    key, outcome = self._read(path, name, files)
-                    if wanted.pop(key, None):
-                        results.add(key, *finish(outcome, self._resize))
+                    keys, outcome = self._read(path, name, files)
+                    for key in keys:
+                        if wanted.pop(key, None):
+                            results.add(key, *finish(outcome, self._resize))
                     if not wanted:
                         break
         for key in wanted:
             results.add(key, *finish(Outcome(status="no_such_sample"), self._resize))
 
-    def _read(self, path: str, name: str, files: Iterable[Member]) -> tuple[str, Outcome]:
-        """The key of a sample, and its image as if it had been fetched."""
+    def _read(self, path: str, name: str, files: Iterable[Member]) -> tuple[list[str], Outcome]:
+        """The keys of a sample, one for each caption, and its image as if it had been fetched."""
         texts: dict[str, bytes] = {}
         outcome = None
         for file in files:
@@ -107,8 +108,8 @@ class SelectShard:
             elif file.kind in IMAGE_KINDS and outcome is None:
                 small = file.size <= self._config.fetch.max_bytes
                 outcome = Outcome(status="success", body=file.read(file.size)) if small else Outcome(status="too_large")
-        key, *_ = sample_row(path, name, texts, image=outcome is not None)
-        return key, outcome or Outcome(status="no_image")
+        keys = [row.key for row in sample_rows(path, name, texts)]
+        return keys, outcome or Outcome(status="no_image")
 
 
 def _cut(corpus: Path, out: Path) -> list[Path]:
