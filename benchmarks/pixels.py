@@ -70,7 +70,7 @@ def ssim(one: NDArray[np.uint8], other: NDArray[np.uint8]) -> float:
 
 def picture_of(done: Resized, mode: str) -> NDArray[np.uint8]:
     """The kept picture without its border, which would flatter every comparison."""
-    kept: NDArray[np.uint8] = cv2.imdecode(np.frombuffer(done.jpeg, np.uint8), cv2.IMREAD_COLOR)
+    kept: NDArray[np.uint8] = cv2.imdecode(np.frombuffer(done.image, np.uint8), cv2.IMREAD_COLOR)
     if mode != "border":
         return kept
     assert done.original_width

@@ -22,10 +22,11 @@ from scipy.cluster.vq import kmeans2
 from cluster.evaluate import Contender, evaluate
 from filtering.files import write_json
 from owseg.checkpoint import Checkpoint, read_model
-from owseg.data import CaptionBatches, ShardReader
+from owseg.data import CaptionBatches
 from owseg.evaluation.metrics import mean_iou
 from owseg.fit import WEIGHTS, learned_state, load_learned
 from owseg.methods.vilseg import VilSeg, VilSegConfig
+from owseg.shards import ShardReader
 from owseg.training import shards_of
 from pipelines.app.config import from_dict
 from pipelines.app.settings import Config

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
+from owseg.steady import total_of
 from owseg.trainable import TrainableMethod, losses_of
 
 TAG = "step"
@@ -33,6 +34,8 @@ class _Losses(nn.Module):
 
 class DeepSpeedEngine:
     """An `owseg.engine.Engine` on DeepSpeed ZeRO. torch.distributed must be up (Ray Train sees to that)."""
+
+    skipped = False
 
     def __init__(
         self,
@@ -63,8 +66,9 @@ class DeepSpeedEngine:
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         losses: dict[str, Tensor] = self.engine(batch.to(self.device))
-        self.engine.backward(torch.stack(list(losses.values())).sum())
+        self.engine.backward(total_of(losses))
         self.engine.step()
+        self.skipped = bool(self.optimizer.overflow)  # its norm is not finite: a sum over ranks, so that all agree
         return {name: loss.detach() for name, loss in losses.items()}
 
     def save(self, folder: Path) -> None:

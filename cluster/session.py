@@ -7,6 +7,9 @@ import secrets
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,23 +69,39 @@ def ensure_session(config: SessionConfig) -> None:
     }
     if not _address(config):
         common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
-        ray.init(
-            address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
-            num_cpus=config.num_cpus,
-            object_store_memory=config.object_store_mb * 2**20,
-            include_dashboard=False,
-            **common,
-        )
+        with kept_signal_handlers():
+            ray.init(
+                address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
+                num_cpus=config.num_cpus,
+                object_store_memory=config.object_store_mb * 2**20,
+                include_dashboard=False,
+                **common,
+            )
         return
     try:
         _probe(_address(config))
         # A submitted job finds its cluster in RAY_ADDRESS; Ray refuses sizes for a cluster that already runs.
-        ray.init(address=config.address or None, **common)
+        with kept_signal_handlers():
+            ray.init(address=config.address or None, **common)
     except (OSError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"session.address: no Ray cluster answers at '{_address(config)}' ({reason}); start one or leave it empty"
         ) from None
+
+
+@contextmanager
+def kept_signal_handlers() -> Iterator[None]:
+    """Put back what SIGINT and SIGTERM did before the block: Ray sets handlers of its own, and leaves them."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
 
 def _probe(address: str) -> None:
@@ -115,6 +134,11 @@ def close_session() -> None:
 
 def _address(config: SessionConfig) -> str:
     return config.address or os.environ.get("RAY_ADDRESS", "")
+
+
+def is_shared(config: SessionConfig) -> bool:
+    """Whether work goes to a cluster that runs by itself, and not to this process' own on this machine."""
+    return bool(_address(config))
 
 
 def _set_environment(*, local: bool) -> None:

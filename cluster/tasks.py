@@ -1,13 +1,15 @@
 """Whole runs as Ray tasks beside each other: each drives its own training or evaluation, and takes a share of the cluster."""
 
 from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Self, TypeVar
 
 from cluster.session import SessionConfig, ensure_session
 from cluster.train import TrainConfig
 
 R = TypeVar("R")
 SLACK = 1e-9
+STOP_SECONDS = 15.0
+"""How long calls that are stopped have to put things away."""
 
 
 class TaskPool(Generic[R]):
@@ -25,6 +27,18 @@ class TaskPool(Generic[R]):
         self._remote = ray.remote(function).options(num_cpus=0, max_retries=0, scheduling_strategy=here)
         self._resources: dict[str, float] = ray.cluster_resources()
         self._running: dict[Any, tuple[Any, float]] = {}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Interrupt what still runs, as Ctrl-C would, and give it time to record that."""
+        import ray
+
+        if self._running:
+            for call in self._running:
+                ray.cancel(call)
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=STOP_SECONDS)
 
     @property
     def running(self) -> int:

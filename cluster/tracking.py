@@ -1,7 +1,8 @@
 """Experiment tracking: MLflow behind a small protocol, and a null twin that keeps nothing.
 
 One parent run per run folder, one child run per stage and method. The folder remembers their ids (`mlflow.json`), so that a
-resumed run continues the same MLflow runs. Tracking never stops work: an outage costs records, and is reported once.
+resumed run continues the same MLflow runs. Tracking never stops work, nor does work wait for it: during an outage records wait
+for its end, and what could not be recorded is told with counts.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cluster import InputError
+from cluster.store_uri import check_uri
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,25 +22,25 @@ class TrackingConfig:
     enabled: bool = True
     """Record runs in MLflow."""
     uri: str = ""
-    """MLflow store: http(s)://server:port or sqlite:///file; empty: mlflow.db in the run's folder."""
+    """MLflow store: http(s)://user:password@server:port, sqlite:///file, postgresql://... and the like, databricks; empty: what
+    MLFLOW_TRACKING_URI says, else mlflow.db in the run's folder."""
     experiment: str = "open-world-segmentation"
     """MLflow experiment that the runs belong to."""
     parent: str = ""
     """Id of the MLflow run, in the same store, below which this one is shown; empty: none."""
 
     def __post_init__(self) -> None:
-        if self.uri and not self.uri.startswith(("http://", "https://", "sqlite:///")):
-            raise InputError(f"uri must be http(s)://server:port, sqlite:///file or empty, not '{self.uri}'")
+        if self.uri:
+            check_uri(self.uri)
         if not self.experiment:
             raise InputError("experiment must not be empty: name the MLflow experiment")
 
 
 class Run(Protocol):
-    """A record of one piece of work. What a resumed run logs again with the same value is kept once."""
+    """A record of one piece of work. What a resumed run logs again with the same value is kept once.
 
-    @property
-    def run_id(self) -> str:
-        """MLflow's id; empty where nothing is recorded."""
+    Nothing here waits or fails: records are sent in the background, and files are read when they are sent.
+    """
 
     def tags(self, values: Mapping[str, object]) -> None:
         """Words to find the run by; the last value counts."""
@@ -48,9 +50,6 @@ class Run(Protocol):
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Numbers at a step, named "voc21/mIoU" or "train/loss". Cheap: written in batches."""
-
-    def flush(self) -> None:
-        """Write the metrics that still wait (before a checkpoint, say)."""
 
     def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
         """The data that the work read: `context` is "training" or "evaluation"."""
@@ -69,11 +68,19 @@ class Tracker(Run, Protocol):
     """The parent run."""
 
     @property
+    def run_id(self) -> str:
+        """MLflow's id; empty where nothing is recorded."""
+
+    @property
     def uri(self) -> str:
-        """The MLflow store; empty where nothing is recorded."""
+        """The MLflow store, with its secrets; empty where nothing is recorded."""
 
     @property
     def experiment(self) -> str: ...
+
+    @property
+    def not_recorded(self) -> Mapping[str, int]:
+        """How many records of which kind were given up; complete when the tracker is closed."""
 
     def child(self, name: str, *, stage: str) -> AbstractContextManager[Run]:
         """The run of one stage or method, which ends FINISHED, or FAILED when an exception leaves the block."""
@@ -83,11 +90,11 @@ class NullTracker:
     """The plain twin: a Run and a Tracker that keep nothing."""
 
     run_id = uri = experiment = ""
+    not_recorded: Mapping[str, int] = {}
 
     def tags(self, values: Mapping[str, object]) -> None: ...
     def params(self, values: Mapping[str, object]) -> None: ...
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None: ...
-    def flush(self) -> None: ...
     def dataset(self, name: str, *, source: str, digest: str, context: str) -> None: ...
     def table(self, rows: Sequence[Mapping[str, object]], file: str) -> None: ...
     def document(self, value: Mapping[str, object], file: str) -> None: ...

@@ -1,27 +1,41 @@
 """Training on Ray Train: every rank runs `owseg.fit`, checkpoints go to the run's folder, and the driver watches."""
 
 import shutil
+import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
+from math import inf
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
 from cluster import InputError
+from cluster.capacity import ensure_room
+from cluster.checkpoints import mend, parts_of, sweep, sweep_parts
 from cluster.engine import DeepSpeedEngine
 from cluster.progress import Progress
-from cluster.session import SessionConfig, ensure_session, selector_of
+from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from filtering.files import replacing
+from owseg import InputError as MistakeOfTraining
 from owseg.engine import Engine, TorchEngine
+from owseg.fields import check_range
 from owseg.fit import WEIGHTS, fit
 from owseg.optim import OptimConfig, ParameterGroup
-from owseg.training import LoopConfig, Spent, StepLog, TrainJob, build, loader, read_log
+from owseg.step_log import Spent, StepLog, read_log
+from owseg.training import LoopConfig, TrainJob, build, loader, usable_device
 
+CHECKPOINTS = "checkpoints"
+"""Folder below a training's own in which Ray Train keeps its checkpoints."""
+MISTAKE = "mistake.txt"
+"""The user's mistake that ended a worker group: one that Ray starts in its place ends with it at once, without the work."""
 POLL_SECONDS = 0.5
+SECONDS_OF_SILENCE = 10.0
 PAIRS_PER_WORKER = 16
 """Of a step, below which more processes cost more than they bring."""
 
@@ -42,6 +56,8 @@ class TrainConfig(LoopConfig):
     """CPU threads of each training process; 0 = this machine's cores shared out among the processes."""
     max_failures: int = 2
     """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
+    wait_seconds: float = 50.0
+    """Seconds that a Ray cluster (session.address) may take to have room for the workers; nodes that boot need minutes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -50,8 +66,14 @@ class TrainConfig(LoopConfig):
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.use_gpu and not self.workers:
             raise InputError("workers must be given with use_gpu: 0 goes by the machine's cores")
+        check_range(self, "wait_seconds", least=0)
         if self.zero_stage not in (1, 2, 3):
             raise InputError(f"zero_stage must be 1, 2 or 3, not {self.zero_stage}")
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What Ray reserves for each training process."""
+        return {"CPU": self.threads + self.loader_workers, "GPU": 1.0} if self.use_gpu else {"CPU": 0.5}
 
     def spread(self, batches: Sequence[int], cores: int) -> "TrainConfig":
         """The same with `workers` and `threads` in numbers, for a method's batch sizes on a machine with so many cores."""
@@ -77,19 +99,28 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     import ray.train
     from ray.train.torch import TorchTrainer
 
-    job.out.mkdir(parents=True, exist_ok=True)
-    cpus = job.train.threads + job.train.loader_workers if job.train.use_gpu else 0.5
-    trainer = TorchTrainer(
+    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
+        def _register_sigint_handler(self, controller: Any) -> None:
+            """None: Ray's handler aborts silently for up to minutes, and stays after the training, where it ignores Ctrl-C."""
+
+    label, storage = selector_of(session.train_label), job.out / CHECKPOINTS
+    storage.mkdir(parents=True, exist_ok=True)
+    (job.out / MISTAKE).unlink(missing_ok=True)
+    patience = job.train.wait_seconds if is_shared(session) else 0.0
+    ensure_room(job.train.workers, job.train.each, label, patience=patience, say=partial(_say, job))
+    for line in mend(storage, ray.__version__):
+        _say(job, line)
+    trainer = Trainer(
         train_worker,
         train_loop_config={"job": job},
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=job.train.use_gpu,
-            resources_per_worker={"CPU": cpus, **({"GPU": 1} if job.train.use_gpu else {})},
-            label_selector=selector_of(session.train_label),
+            resources_per_worker=job.train.each,
+            label_selector=label,
         ),
         run_config=ray.train.RunConfig(
-            name="checkpoints",
+            name=CHECKPOINTS,
             storage_path=str(job.out),
             failure_config=ray.train.FailureConfig(max_failures=job.train.max_failures, controller_failure_limit=3),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -97,24 +128,40 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     )
     with _watch(job, observe):
         result = trainer.fit()
+    sweep(storage)
     with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
         shutil.copyfile(Path(folder) / WEIGHTS, temporary)
     return job.weights
 
 
+def _say(job: RayTrainJob, line: str) -> None:
+    print(f"train {job.method.name}: {line}", file=sys.stderr, flush=True)
+
+
 def train_worker(config: dict[str, Any]) -> None:
     """What every rank runs, inside Ray Train's worker group."""
+    job: RayTrainJob = config["job"]
+    mistake = job.out / MISTAKE
+    if mistake.exists():
+        raise InputError(mistake.read_text(encoding="utf-8"))
+    try:
+        _train(job)
+    except MistakeOfTraining as error:
+        mistake.write_text(str(error), encoding="utf-8")
+        raise
+
+
+def _train(job: RayTrainJob) -> None:
     import ray.train
 
-    job: RayTrainJob = config["job"]
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.train.threads)
-    device = torch.device("cuda", torch.cuda.current_device()) if job.train.use_gpu else torch.device("cpu")
+    device = usable_device("cuda" if job.train.use_gpu else "cpu")
     spent = Spent(device)
+    sweep_parts(job.out)
 
     method = build(job)
-    batches = loader(job, method, rank, world_size)
 
     def make_engine(groups: Sequence[ParameterGroup], optim: OptimConfig) -> Engine:
         if job.train.engine == "torch":
@@ -130,7 +177,7 @@ def train_worker(config: dict[str, Any]) -> None:
         )
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(prefix=parts_of(job.out)) as folder:
             save(Path(folder))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
@@ -138,6 +185,7 @@ def train_worker(config: dict[str, Any]) -> None:
         checkpoint = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
         log = StepLog(job, resume, spent, write=rank == 0)
+        batches = loader(job, method, rank, world_size, log.bad)
         fit(
             method,
             job.method.phases,
@@ -148,6 +196,7 @@ def train_worker(config: dict[str, Any]) -> None:
             resume=resume,
             log_every=job.train.log_every,
             checkpoint_every=job.train.checkpoint_every,
+            max_skipped=job.train.max_skipped_steps,
             on_log=log,
             on_checkpoint=on_checkpoint,
         )
@@ -159,7 +208,8 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
     def __init__(self, job: RayTrainJob, observe: Observe) -> None:
         self.job, self.observe = job, observe
         self.stop = threading.Event()
-        self.seen = 0
+        self.seen = self.bad = self.skipped = 0
+        self.quiet_since = self.began = time.monotonic()
 
     def __enter__(self) -> None:
         lines = read_log(self.job.log)
@@ -181,8 +231,22 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
 
     def _look(self) -> None:
         new = [line for line in read_log(self.job.log) if line["step"] > self.seen]
+        now = time.monotonic()
         if new:
-            self.seen = new[-1]["step"]
+            last, self.quiet_since = new[-1], inf
+            self.seen = last["step"]
             self.observe(new)
-            note = f"loss {new[-1]['loss/total']:.3f}, {new[-1]['samples_per_second']:.0f} pairs/s"
-            self.progress.update(self.seen, note)
+            loss = f"loss {last['loss/total']:.3f}, " if "loss/total" in last else ""
+            self.progress.update(self.seen, f"{loss}{last['samples_per_second']:.0f} pairs/s")
+            self._tell_left_out(last)
+        elif now - self.quiet_since >= SECONDS_OF_SILENCE:
+            self.quiet_since = now
+            self.progress.say(f"no step logged yet after {now - self.began:.0f} s: {self.job.train.workers} workers start")
+
+    def _tell_left_out(self, line: dict[str, Any]) -> None:
+        bad, skipped = int(line.get("bad_samples", 0)), int(line.get("skipped_steps", 0))
+        if bad > self.bad:
+            self.progress.say(f"samples that cannot be used are left out: {bad} by now, named in {self.job.bad_samples}")
+        if skipped > self.skipped:
+            self.progress.say(f"steps were skipped, as a loss or gradient is not finite: {skipped} by now")
+        self.bad, self.skipped = bad, skipped

@@ -1,11 +1,12 @@
-"""Files that are whole or not there, and digests."""
+"""Files that are whole or not there, digests, and records of files that tell whether they still are what was written."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,3 +47,36 @@ def digest_of_file(path: Path) -> str:
     """SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+Loss = Literal["missing", "of another size", "changed"]
+"""How a file differs from its record: not there, cut short or longer, or with other bytes of the same number."""
+
+
+class Recorded(NamedTuple):
+    """What a record says of a file. `bytes` is None in records of older versions: then the file only has to be there."""
+
+    bytes: int | None
+    sha256: str
+
+
+def record_of(path: Path) -> Recorded:
+    """What is to be recorded of a file that has been written."""
+    return Recorded(path.stat().st_size, digest_of_file(path))
+
+
+def losses(folder: Path, files: Mapping[str, Recorded], *, verify: bool = False) -> dict[str, Loss]:
+    """The files (relative paths in `folder`) that are not as recorded: the one definition of what "complete" means.
+
+    Names and sizes are compared; only with `verify` is each file read and its digest compared as well.
+    """
+    found: dict[str, Loss] = {}
+    for name, recorded in files.items():
+        path = folder / name
+        if not path.is_file():
+            found[name] = "missing"
+        elif recorded.bytes is not None and path.stat().st_size != recorded.bytes:
+            found[name] = "of another size"
+        elif verify and digest_of_file(path) != recorded.sha256:
+            found[name] = "changed"
+    return found

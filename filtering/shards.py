@@ -8,7 +8,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.files import digest_of, digest_of_file, write_json, write_table
+from filtering.files import Recorded, digest_of, digest_of_file, losses, write_json, write_table
 
 
 class Rule(Protocol):
@@ -54,12 +54,19 @@ def split(marked: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 @dataclass(frozen=True, kw_only=True)
 class Marker:
-    """What a finished shard leaves behind: `files` maps each output's relative path to its SHA-256."""
+    """What a finished shard leaves behind: `files` maps each output's relative path to its SHA-256, `sizes` to its bytes."""
 
     shard: str
     fingerprint: str
     counts: dict[str, int]
     files: dict[str, str]
+    sizes: dict[str, int] = field(default_factory=dict)
+    """None in markers of older versions."""
+
+    @property
+    def recorded(self) -> dict[str, Recorded]:
+        """The outputs as `losses` compares them."""
+        return {name: Recorded(self.sizes.get(name), digest) for name, digest in self.files.items()}
 
 
 class ShardWork(Protocol):
@@ -171,10 +178,10 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
         path.unlink()
     counts = work(pq.read_table(source), scratch)
     _marker_path(out, name).unlink(missing_ok=True)  # of another config: from here on its files are no longer what it says
-    files = {}
+    files, sizes = {}, {}
     for path in _outputs(scratch):
         relative = path.relative_to(scratch)
-        files[relative.as_posix()] = digest_of_file(path)
+        files[relative.as_posix()], sizes[relative.as_posix()] = digest_of_file(path), path.stat().st_size
         (out / relative).parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, out / relative)
     marker = Marker(
@@ -182,6 +189,7 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
         fingerprint=_shard_fingerprint(source, fingerprint),
         counts=dict(sorted(counts.items())),
         files=files,
+        sizes=sizes,
     )
     write_json(_marker_path(out, name), asdict(marker))
     shutil.rmtree(scratch)
@@ -195,14 +203,34 @@ def _outputs(scratch: Path) -> list[Path]:
 
 
 def finished(source: Path, out: Path, fingerprint: str) -> Marker | None:
-    """The marker of `source` if its work is complete: same config, same input, and every output still there."""
+    """The marker of `source` if its work is complete: same config, same input, and every output there in its size."""
+    marker = read_marker(out, source.stem)
+    if marker is None or marker.fingerprint != _shard_fingerprint(source, fingerprint):
+        return None
+    return None if losses(out, marker.recorded) else marker
+
+
+def read_marker(out: Path, shard: str) -> Marker | None:
+    """What a shard left when it was finished; None if there is no such record, or a damaged one."""
     try:
-        marker = Marker(**json.loads(_marker_path(out, source.stem).read_text()))
+        return Marker(**json.loads(_marker_path(out, shard).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
-    if marker.fingerprint != _shard_fingerprint(source, fingerprint):
-        return None
-    return marker if all((out / file).exists() for file in marker.files) else None
+
+
+def output_of_shards(out: Path, shards: int | None = None) -> dict[str, Recorded]:
+    """The files in `out` that its shards left there, as recorded; those in folders like "_build" are no output but aids.
+
+    Of a shard among the first `shards` that has no record, the record itself is named: it is missing.
+    """
+    found: dict[str, Recorded] = {}
+    names = [f"{number:05d}" for number in range(shards or 0)]
+    for name in names or sorted(path.name.partition(".")[0] for path in (out / "_done").glob("[0-9]*.done.json")):
+        if marker := read_marker(out, name):
+            found |= {file: recorded for file, recorded in marker.recorded.items() if not file.startswith("_")}
+        else:
+            found[_marker_path(Path(), name).as_posix()] = Recorded(None, "")
+    return found
 
 
 def digest_of_markers(markers: Iterable[Marker]) -> str:

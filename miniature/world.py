@@ -75,8 +75,9 @@ class Captioned:
 def build_world(config: WorldConfig, out: Path, *, processes: int | None = None) -> None:
     """Write the world into the folder `out`; `world.json`, written last, says that it is complete.
 
-    Returns at once if `out` holds this very world. The bytes do not depend on `processes` (default: one per core, at most
-    four). Raises `InputError` if `out` holds files of someone else under the names to be written.
+    Returns at once if `out` holds this very world, by the number and bytes of its files. The bytes do not depend on `processes`
+    (default: one per core, at most four). Raises `InputError` if `out` holds files of someone else under the names to be
+    written.
     """
     if _is_complete(config, out):
         return
@@ -101,6 +102,7 @@ def build_world(config: WorldConfig, out: Path, *, processes: int | None = None)
         "code": _code_digest(),
         "counts": _count(links, captions),
         "files": len(digests),
+        "bytes": sum((out / name).stat().st_size for name in digests),
         "digest": _digest(json.dumps(sorted(digests.items())).encode()),
     }
     temporary = _write(out / f".{MARKER}", json.dumps(world, indent=1) + "\n")
@@ -181,7 +183,12 @@ def _is_complete(config: WorldConfig, out: Path) -> bool:
         world = json.loads((out / MARKER).read_text())
     except (FileNotFoundError, NotADirectoryError, ValueError):
         return False
-    return bool(world.get("config") == asdict(config) and world.get("code") == _code_digest())
+    if world.get("config") != asdict(config) or world.get("code") != _code_digest():
+        return False
+    there = [path for name in _OUTPUTS for path in (out / name).rglob("*") if path.is_file()]
+    there += [out / name for name in _OUTPUTS if (out / name).is_file()]
+    sizes = [path.stat().st_size for path in there]
+    return bool(world["files"] == len(sizes) and world["bytes"] == sum(sizes))
 
 
 def _clear(out: Path) -> None:

@@ -17,6 +17,7 @@ from owseg.encoders import EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import EvaluateConfig, View, view_of
 from owseg.fields import former_values, path_settings
 from owseg.fit import WEIGHTS
+from owseg.listing import is_leftover
 from owseg.method_config import MethodConfig
 from owseg.methods import METHODS, TRAINABLE
 from owseg.methods.clip import ClipConfig
@@ -179,7 +180,7 @@ def located(method: Method, folder: Path) -> Method:
 def files_at(name: str) -> list[Path]:
     """The file that a located setting names, or those in the folder that it names; none for other names."""
     path = Path(name)
-    found = [path] if path.is_file() else sorted(path.glob("*"))
+    found = [path] if path.is_file() else sorted(file for file in path.glob("*") if not is_leftover(file.name))
     return [file for file in found if file.is_file()] if path.is_absolute() else []
 
 

@@ -1,33 +1,31 @@
-"""WebDataset shards as training batches: random access, and every batch a function of (seed, step) alone.
+"""Samples of image-caption shards as training batches, each a function of (seed, step) alone.
 
-A tar stores its members uncompressed, so an index of offsets gives random access with no unpacking. Batches then depend on
-nothing but the seed, the step and the rank, which makes a resumed run continue with exactly the sample it would have seen.
+Batches depend on nothing but the samples, the seed, the step and the rank, which makes a resumed run continue with exactly the
+sample it would have seen.
 """
 
+import hashlib
 import io
-import json
 import random
-import tarfile
-from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from owseg import InputError
+from owseg.left_out import BadSample, refuse_more
 from owseg.normalisation import Normalisation
-from owseg.partners import EntityLists, Partners
-from owseg.photos import UNREADABLE
+from owseg.partners import Partners
+from owseg.photos import UNREADABLE, upright
+from owseg.shards import ShardReader
 from owseg.text import Tokenizer
-
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 
 Prepare = Callable[[list[str], list[list[str]], list[str] | None], dict[str, Tensor]]
 """What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name."""
@@ -66,6 +64,8 @@ class Batch(NamedTuple):
     """[B, 3, H, W]: for each image another one that shares an entity with it, in phases that ask for it."""
     views: dict[str, Tensor] = {}  # noqa: RUF012 -- read-only, too
     """What the method's `views` drew of each image: [B, n, 3, h, w] normalised float32."""
+    bad: Sequence[BadSample] = ()
+    """Samples that were to be in the batch and cannot be read: others took their places."""
 
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
@@ -82,103 +82,6 @@ class Batch(NamedTuple):
         )
 
 
-Place = tuple[int, int]
-"""Offset and size of a file in its tar."""
-
-
-class Samples:
-    """Key and place of each sample, in flat arrays: some 60 bytes a sample, which loader processes share.
-
-    Python objects would take 400, and again in every loader process: a forked process copies what it counts references of.
-    """
-
-    def __init__(self) -> None:
-        self.keys, self.ends = bytearray(), array("q", [0])
-        """Sample i has the key keys[ends[i]:ends[i + 1]], in UTF-8."""
-        self.places = array("q")
-        """Tar number, and offset and size of image and caption: five numbers for each sample."""
-
-    def append(self, key: str, shard: int, image: Place, caption: Place) -> None:
-        """The next sample."""
-        self.keys += key.encode(errors="surrogateescape")
-        self.ends.append(len(self.keys))
-        self.places.extend((shard, *image, *caption))
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def key(self, index: int) -> str:
-        """A sample's key."""
-        return self.keys[self.ends[index] : self.ends[index + 1]].decode(errors="surrogateescape")
-
-    def place(self, index: int) -> tuple[int, Place, Place]:
-        """Tar number, and where in it a sample's image and caption lie."""
-        shard, *places = self.places[5 * index : 5 * (index + 1)]
-        return shard, (places[0], places[1]), (places[2], places[3])
-
-
-class ShardReader:
-    """Random access to the samples of WebDataset tars (`key.jpg`, `key.txt`), ordered by tar name and position."""
-
-    def __init__(self, shards: Sequence[Path], *, entities: bool = False) -> None:
-        """Index the tars, with what `key.json` has as "entities" where asked for.
-
-        Raises InputError where a tar is unreadable, there is no sample at all, or a sample has no such list.
-        """
-        self.shards = sorted(shards)
-        self.samples = Samples()
-        self.entities = EntityLists()
-        """Each sample's entities; empty where they were not asked for."""
-        for number, shard in enumerate(self.shards):
-            for key, image, caption, names in _index(shard, entities):
-                self.samples.append(key, number, image, caption)
-                if names is not None:
-                    self.entities.append(names)
-        if not len(self.samples):
-            raise InputError("no training samples: the shards hold no image with a caption; check the download stage")
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def read(self, index: int) -> tuple[bytes, str]:
-        """Encoded image and caption of a sample."""
-        shard, image, caption = self.samples.place(index)
-        with self.shards[shard].open("rb") as file:
-            file.seek(image[0])
-            encoded = file.read(image[1])
-            file.seek(caption[0])
-            return encoded, file.read(caption[1]).decode()
-
-
-def _index(shard: Path, entities: bool) -> Iterator[tuple[str, Place, Place, list[str] | None]]:
-    members: dict[str, dict[str, Place]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for member in tar:
-                key, _, suffix = member.name.partition(".")
-                members.setdefault(key, {})[f".{suffix}"] = (member.offset_data, member.size)
-    except (OSError, tarfile.TarError) as error:
-        raise InputError(f"{shard}: not a readable tar ({error}); delete it and run the download stage again") from error
-    with shard.open("rb") as file:
-        for key, files in members.items():
-            image = next((files[suffix] for suffix in IMAGE_SUFFIXES if suffix in files), None)
-            if image and ".txt" in files:
-                yield key, image, files[".txt"], _entities(file, files.get(".json"), key) if entities else None
-
-
-def _entities(file: BinaryIO, about: Place | None, key: str) -> list[str]:
-    """The list "entities" of a sample's JSON."""
-    if about is not None:
-        file.seek(about[0])
-        try:
-            found = json.loads(file.read(about[1])).get("entities")
-        except (ValueError, AttributeError, RecursionError):  # not JSON, or not a mapping
-            found = None
-        if isinstance(found, list) and all(isinstance(name, str) for name in found):
-            return found
-    raise InputError(f"{file.name}: sample {key} carries no list of entities; curate the corpus (pipelines/filter.py) first")
-
-
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Make every random draw of a step a function of (seed, step, rank), so that a resumed run repeats it."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
@@ -193,6 +96,23 @@ def epoch_order(samples: int, seed: int, epoch: int, schedule: int = 0) -> np.nd
     order = np.random.default_rng([seed, epoch, *([schedule] if schedule else [])]).permutation(samples)
     order.setflags(write=False)
     return order
+
+
+def caption_number(captions: int, seed: int, epoch: int, key: str, schedule: int = 0) -> int:
+    """Which of a sample's captions an epoch of a schedule shows."""
+    if captions == 1:
+        return 0
+    number = int.from_bytes(hashlib.sha256(key.encode(errors="surrogateescape")).digest()[:8])
+    return int(np.random.default_rng([seed, epoch, number, *([schedule] if schedule else [])]).integers(captions))
+
+
+class Opened(NamedTuple):
+    """A sample of a batch: its number in the reader, its image in RGB, and the caption that was drawn, with its entities."""
+
+    number: int
+    photo: Image.Image
+    caption: str
+    entities: list[str]
 
 
 def check_batch_size(batch_size: int, *, samples: int, workers: int, key: str = "optim.batch_size") -> None:
@@ -230,7 +150,6 @@ class CaptionBatches(Dataset[Batch]):
         """
         check_batch_size(batch_size, samples=len(reader), workers=world_size)
         self.reader, self.tokenize, self.prepare = reader, tokenize, prepare
-        self.names = list(reader.entities.numbers)
         self.partners = Partners(reader.entities) if partners else None
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.schedule = start, schedule
@@ -252,41 +171,84 @@ class CaptionBatches(Dataset[Batch]):
         )
 
     def __getitem__(self, step: int) -> Batch:
-        mine = self._samples(step)
+        epoch, bad = self._epoch(step), dict[int, BadSample]()
+        opened = [self._fill(slot, epoch, bad) for slot in self._slots(step)]
         seed_step(self.seed, step, self.rank)
-        photos, captions = zip(*map(self._open, mine), strict=True)
-        keys = [self.reader.samples.key(index) for index in mine]
+        photos, captions = [one.photo for one in opened], [one.caption for one in opened]
+        keys = [self.reader.samples.key(one.number) for one in opened]
         images = torch.stack([self.transform(photo) for photo in photos])
-        batch = Batch(images, self.tokenize(captions), list(captions), keys, views=self._draw_views(photos))
+        batch = Batch(images, self.tokenize(captions), captions, keys, views=self._draw_views(photos))
         shared: list[str] | None = None
         if self.partners is not None:
             rng = np.random.default_rng([self.seed, step, self.rank, 1])  # its own, lest it shift other draws of the step
-            drawn = [self.partners.draw(index, rng) for index in mine]
+            drawn = [self._partner(one, epoch, rng, bad) for one in opened]
             shared = [entity for _, entity in drawn]
-            batch = batch._replace(partner=torch.stack([self.transform(self._open(index)[0]) for index, _ in drawn]))
+            batch = batch._replace(partner=torch.stack([self.transform(photo) for photo, _ in drawn]))
         if self.prepare is not None:
-            entities = [[self.names[number] for number in self.reader.entities.of(index)] for index in mine]
-            batch = batch._replace(texts=self.prepare(batch.captions, entities, shared))
-        return batch
+            batch = batch._replace(texts=self.prepare(captions, [one.entities for one in opened], shared))
+        return batch._replace(bad=tuple(bad.values()))
 
-    def _samples(self, step: int) -> list[int]:
-        """Numbers of the samples of this rank's batch."""
-        epoch, position = divmod(step - self.start, len(self.reader) // self.batch_size)
-        order = epoch_order(len(self.reader), self.seed, epoch, self.schedule)
-        whole = order[position * self.batch_size :][: self.batch_size]
-        mine: list[int] = whole.reshape(self.world_size, -1)[self.rank].tolist()
-        return mine
+    def _epoch(self, step: int) -> int:
+        return (step - self.start) // (len(self.reader) // self.batch_size)
 
-    def _open(self, index: int) -> tuple[Image.Image, str]:
-        """A sample's image, RGB, and its caption."""
+    def _slots(self, step: int) -> range:
+        """Places in the epoch's order of the samples of this rank's batch."""
+        share = self.batch_size // self.world_size
+        first = (step - self.start) % (len(self.reader) // self.batch_size) * self.batch_size + self.rank * share
+        return range(first, first + share)
+
+    def _fill(self, slot: int, epoch: int, bad: dict[int, BadSample]) -> "Opened":
+        """The sample of a place in the epoch's order or, where it cannot be read, the next one that can, from a batch later on.
+
+        From there, since what lies between is in the same batch. Raises InputError where more are met than may be left out.
+        """
+        samples = len(self.reader)
+        order = epoch_order(samples, self.seed, epoch, self.schedule)
+        later = slot + self.batch_size
+        for place in chain([slot], range(later, later + samples)):
+            found = self._open(int(order[place % samples]), epoch)
+            if isinstance(found, Opened):
+                return found
+            self._leave_out(int(order[place % samples]), found, bad)
+        raise AssertionError("fewer than all samples may be left out")
+
+    def _leave_out(self, index: int, found: BadSample, bad: dict[int, BadSample]) -> None:
+        bad[index] = found
+        refuse_more([*self.reader.bad, *bad.values()], self.reader.total, self.reader.max_bad_share)
+
+    def _open(self, index: int, epoch: int) -> "Opened | BadSample":
+        """A sample with the caption that the epoch draws for it."""
+        reader, key = self.reader, self.reader.samples.key(index)
         try:
-            encoded, caption = self.reader.read(index)
+            encoded, captions, entities = reader.read(index)
             with Image.open(io.BytesIO(encoded)) as image:
-                return image.convert("RGB"), caption
+                photo = upright(image)
+        except InputError:
+            raise
+        except UnidentifiedImageError:
+            reason = "has an image of no known format"
         except UNREADABLE as error:
-            shard = self.reader.shards[self.reader.samples.place(index)[0]]
-            key = self.reader.samples.key(index)
-            raise InputError(f"{shard}: sample {key} cannot be read ({error}); take it out of the tar") from error
+            told = " ".join(str(error).split())
+            reason = told if told.startswith("has ") else f"has an image that cannot be decoded ({told or repr(error)})"
+        else:
+            number = caption_number(len(captions), self.seed, epoch, key, self.schedule)
+            return Opened(index, photo, captions[number], list(dict.fromkeys(entities[number])))
+        return BadSample(str(reader.shards[reader.samples.place(index)[0]]), key, reason)
+
+    def _partner(
+        self, one: "Opened", epoch: int, rng: np.random.Generator, bad: dict[int, BadSample]
+    ) -> tuple[Image.Image, str]:
+        """The image of a sample that shares an entity with one, and the entity; where it cannot be read, another draw's."""
+        assert self.partners is not None
+        own = [self.reader.entities.numbers[name] for name in one.entities]
+        while True:
+            index, entity = self.partners.draw(one.number, rng, own)
+            found = one if index == one.number else self._open(index, epoch)
+            if isinstance(found, Opened):
+                return found.photo, entity
+            if index in bad:  # perhaps the only one there is
+                return one.photo, entity
+            self._leave_out(index, found, bad)
 
     def _draw_views(self, photos: Sequence[Image.Image]) -> dict[str, Tensor]:
         """What the method's `views` draws of each image, normalised and stacked by name."""
@@ -299,4 +261,23 @@ class CaptionBatches(Dataset[Batch]):
 def batches_from(batches: CaptionBatches, start: int, stop: int, *, workers: int) -> Iterator[Batch]:
     """Batches of steps start..stop-1; the number of loader processes changes the speed, never the content."""
     steps: Sequence[int] = range(start, stop)
-    return iter(DataLoader(batches, batch_size=None, sampler=steps, num_workers=workers))
+    return map(_given, iter(DataLoader(_Told(batches), batch_size=None, sampler=steps, num_workers=workers)))
+
+
+class _Told(Dataset[Batch | InputError]):
+    """Batches; the user's mistakes come as values: to what a loader process raises, torch adds the process' traceback."""
+
+    def __init__(self, batches: CaptionBatches) -> None:
+        self.batches = batches
+
+    def __getitem__(self, step: int) -> Batch | InputError:
+        try:
+            return self.batches[step]
+        except InputError as mistake:
+            return InputError(str(mistake))
+
+
+def _given(batch: Batch | InputError) -> Batch:
+    if isinstance(batch, InputError):
+        raise batch
+    return batch

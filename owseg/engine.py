@@ -11,6 +11,7 @@ from torch import Tensor
 
 from owseg.data import Batch
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
+from owseg.steady import total_of
 from owseg.trainable import TrainableMethod, losses_of
 
 STATE = "optimizer.pt"
@@ -20,8 +21,14 @@ STATE = "optimizer.pt"
 class Engine(Protocol):
     """Carries out optimiser steps on fixed parameters; a new phase gets a new engine, which takes over what stays."""
 
+    skipped: bool
+    """Whether the last step changed neither parameters nor the optimiser's state; the same on all ranks."""
+
     def step(self, batch: Batch, lr: float) -> dict[str, Tensor]:
-        """One optimiser step at learning rate `lr`; returns this rank's losses (detached)."""
+        """One optimiser step at learning rate `lr`; returns this rank's losses (detached).
+
+        It is skipped where a loss or a gradient of any rank is not finite.
+        """
         ...
 
     def save(self, folder: Path) -> None:
@@ -51,6 +58,8 @@ class TorchEngine:
     It minimises the sum of the method's `losses(batch)`: named scalars, already weighted.
     """
 
+    skipped = False
+
     def __init__(
         self,
         method: TrainableMethod,
@@ -74,15 +83,17 @@ class TorchEngine:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
             losses = losses_of(self.method, batch.to(self.device))
         self.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(losses.values())).sum().backward()  # type: ignore[no-untyped-call]
+        total_of(losses).backward()  # type: ignore[no-untyped-call]
         if self.ranks > 1:
             for parameter in self.parameters:
                 if parameter.grad is None:  # every rank must take part in every reduction
                     parameter.grad = torch.zeros_like(parameter)
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.ranks
-        torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.optimizer.step()
+        norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
+        self.skipped = not norm.isfinite()  # of the sums over ranks, so that all agree
+        if not self.skipped:
+            self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
     def save(self, folder: Path) -> None:

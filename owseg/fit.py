@@ -1,7 +1,6 @@
 """The one training loop: phases in order, steps that depend on (seed, step) alone, checkpoints that any step restarts from."""
 
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,15 +15,21 @@ from owseg.data import Batch, seed_step
 from owseg.engine import Engine
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, parameter_groups
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
+from owseg.snapshots import POSITION, step_of, write_part
+from owseg.steady import MAX_SKIPPED, Last, Skipped, Undo, refuse_diverged
 from owseg.trainable import TrainableMethod
-from owseg.weights import differences
+from owseg.weights import differences, not_finite
 
 WEIGHTS = "method.safetensors"
 MakeEngine = Callable[[Sequence[ParameterGroup], OptimConfig], Engine]
 
 
 class OnLog(Protocol):
-    """Called on every rank with the last finished step, the losses (means over ranks), the learning rate and diagnostics."""
+    """Called on every rank with the last finished step, the losses (means over ranks), the learning rate and diagnostics.
+
+    Losses and diagnostics are those of the last step that was not skipped, none where all were; "skipped_steps" is how many
+    were since `fit` began.
+    """
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
 
@@ -83,6 +88,7 @@ def fit(
     resume: Path | None = None,
     log_every: int = 10,
     checkpoint_every: int = 1000,
+    max_skipped: int = MAX_SKIPPED,
     on_log: OnLog | None = None,
     on_checkpoint: OnCheckpoint | None = None,
 ) -> None:
@@ -94,43 +100,62 @@ def fit(
     Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
     trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
     `optim` of its own begins a new training: weights alone are kept.
+
+    A step whose losses or gradients are not finite changes nothing, and no checkpoint is written after it but the last one.
+    Raises InputError after `max_skipped` of them in a row, and where weights to be kept are not finite.
     """
-    rank = dist.get_rank() if dist.is_initialized() else 0
     total = sum(phase.steps for phase in phases)
     done = 0
     if resume is not None:
-        done = int(json.loads((resume / "position.json").read_text())["step"])
+        done = step_of(resume)
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
+    kept, due, last, skipped = done, False, Last({}, {}), Skipped(total, max_skipped)
     carried: AdamState = {}
     for scheduled, groups in zip(scheduled_phases(phases, optim), phase_groups(method, phases, optim), strict=True):
         if done > scheduled.stop or done == total:
             continue
         _freeze_all_but(method, groups)
         engine = make_engine(groups, scheduled.schedule.optim)
-        if (
-            resume is not None and done > scheduled.start
-        ):  # at the phase's very end, too: the next engine takes over from this one
+        if resume is not None and done > scheduled.start:  # at its very end, too: the next engine takes over from this one
             engine.load(resume)
         else:
             engine.load_optimizer_state(carried if scheduled.start > scheduled.schedule.start else {})
             _call(method, engine, "begin_phase", scheduled.phase)
-        first = max(scheduled.start, done)
+        first, undo = max(scheduled.start, done), Undo(method)
         for step, batch in zip(range(first, scheduled.stop), batches(scheduled, first), strict=True):
-            seed_step(seed, step, rank)
-            lr = scheduled.schedule.lr(step)
-            losses = engine.step(batch, lr)
-            _call(method, engine, "after_step")
+            losses = _step(method, engine, undo, batch, seed, step, scheduled.schedule.lr(step))
             finished = step + 1
+            last = last if engine.skipped else Last(losses, method.diagnostics)
+            skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
-                means = _mean_over_ranks(losses)  # a collective: every rank takes part, whether or not it logs
-                _refuse_divergence(means, finished)
-                watched = _mean_over_ranks(method.diagnostics)
-                if on_log is not None:
-                    on_log(finished, means, lr, watched)
-            if on_checkpoint is not None and (finished % checkpoint_every == 0 or finished == total):
-                on_checkpoint(finished, _saver(method, phases, engine, finished))
+                _tell(on_log, finished, last, scheduled.schedule.lr(step), skipped.count)
+            due = due or finished % checkpoint_every == 0
+            if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
+                on_checkpoint(finished, _saver(method, phases, engine, finished, kept))
+                kept, due = finished, False
         carried = engine.release_optimizer_state()
+
+
+def _step(
+    method: TrainableMethod, engine: Engine, undo: Undo, batch: Batch, seed: int, step: int, lr: float
+) -> dict[str, Tensor]:
+    """A step with what belongs to it; one that is skipped leaves the method as it was."""
+    seed_step(seed, step, dist.get_rank() if dist.is_initialized() else 0)
+    undo.remember()
+    losses = engine.step(batch, lr)
+    if engine.skipped:
+        undo.take_back()
+    else:
+        undo.settle()
+        _call(method, engine, "after_step")
+    return losses
+
+
+def _tell(on_log: OnLog | None, step: int, last: Last, lr: float, skipped: int) -> None:
+    means, watched = map(_mean_over_ranks, last)  # collectives: every rank takes part, whether or not it logs
+    if on_log is not None:
+        on_log(step, means, lr, watched | {"skipped_steps": float(skipped)})
 
 
 def _call(method: TrainableMethod, engine: Engine, name: str, *arguments: object) -> None:
@@ -147,22 +172,29 @@ def _freeze_all_but(method: TrainableMethod, groups: Sequence[ParameterGroup]) -
             parameter.requires_grad_()
 
 
-def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, step: int) -> Callable[[Path], None]:
-    def save(folder: Path) -> None:
+def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, step: int, kept: int) -> Callable[[Path], None]:
+    rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+    def write(folder: Path) -> None:
         engine.save(folder)
         with engine.full_parameters():
-            if not dist.is_initialized() or dist.get_rank() == 0:
+            if rank == 0:
                 save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
-                (folder / "position.json").write_text(json.dumps({"step": step}))
+                (folder / POSITION).write_text(json.dumps({"step": step}))
+
+    def save(folder: Path) -> None:
+        with engine.full_parameters():
+            refuse_diverged(_not_finite_anywhere(learned_state(method, phases)), step, kept)
+        write_part(folder, rank, ranks, write)
 
     return save
 
 
-def _refuse_divergence(losses: dict[str, float], step: int) -> None:
-    """Raise InputError where a loss is no number any more: nothing that follows would be worth its time."""
-    for name, loss in losses.items():
-        if not math.isfinite(loss):
-            raise InputError(f"training diverged: loss '{name}' is {loss} at step {step}; lower optim.lr or the loss's weight")
+def _not_finite_anywhere(state: dict[str, Tensor]) -> str:
+    """What any rank's tensors say of numbers that are not finite: buffers may be another on each. Every rank must call it."""
+    wrong = not_finite(state)
+    found = _mean_over_ranks({"wrong": torch.tensor(float(bool(wrong)), device=next(iter(state.values())).device)})
+    return wrong or ("a tensor of another rank is not finite" if found["wrong"] else "")
 
 
 def _mean_over_ranks(losses: dict[str, Tensor]) -> dict[str, float]:

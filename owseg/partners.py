@@ -39,13 +39,13 @@ class Partners:
         self.starts = np.concatenate([[0], np.bincount(flat, minlength=len(self.names)).cumsum()])
         """Entity e is named by the samples [starts[e]:starts[e + 1]], in ascending order."""
 
-    def draw(self, sample: int, rng: np.random.Generator) -> tuple[int, str]:
-        """Another sample, and an entity that both name.
+    def draw(self, sample: int, rng: np.random.Generator, own: Sequence[int] | None = None) -> tuple[int, str]:
+        """Another sample, and an entity that both name; `own` are the sample's entities that count, by default all.
 
-        Uniform over the sample's entities that another one names too, then uniform over those others. A sample that is alone
-        with all its entities is its own partner; if it has none, the entity is "".
+        Uniform over those entities that another one names too, then uniform over those others. A sample that is alone
+        with all of them is its own partner; if it has none, the entity is "".
         """
-        own = self.lists.of(sample)
+        own = self.lists.of(sample) if own is None else own
         shared = [entity for entity in own if self.starts[entity + 1] - self.starts[entity] > 1]
         if not shared:
             return sample, self.names[rng.choice(own)] if own else ""

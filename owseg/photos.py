@@ -29,17 +29,28 @@ def read_photo(photo: Photo) -> np.ndarray:
         warnings.simplefilter("ignore")  # Pillow warns of large photos and of odd metadata; what it cannot read, it refuses
         try:
             if isinstance(photo, Image.Image):
-                return _to_rgb(photo.copy())
+                return np.asarray(upright(photo.copy()))
             with Image.open(photo) as opened:
-                return _to_rgb(opened)
+                return np.asarray(upright(opened))
         except FileNotFoundError:
             raise InputError(f"{name}: no such file") from None
         except UNREADABLE as error:
-            raise InputError(f"{name}: not a readable image ({error})") from error
+            raise InputError(f"{name}: not a readable image ({reason(Path(name), error)})") from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Turns `image` in place."""
+def reason(path: Path, error: BaseException) -> str:
+    """Why a picture cannot be decoded: in one line, and plainly where its file is empty."""
+    with suppress(OSError, ValueError):
+        if path.is_file() and path.stat().st_size == 0:
+            return "the file is empty"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """A Pillow image as RGB, as `read_photo` describes it; `image` itself is loaded and turned in place.
+
+    Raises one of UNREADABLE where that cannot be done.
+    """
     image.load()
     if 0 in image.size:
         raise ValueError("it has no pixels")
@@ -53,7 +64,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    return image.convert("RGB")
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

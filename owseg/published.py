@@ -19,7 +19,7 @@ from owseg.methods import TRAINABLE
 from owseg.phases import Phase
 from owseg.published_layout import Layout
 from owseg.trainable import TrainableMethod
-from owseg.weights import differences
+from owseg.weights import differences, not_finite
 
 LAYOUTS: dict[str, Layout] = {
     name: layout for name, config in TRAINABLE.items() if (layout := config.official_layout) is not None
@@ -183,9 +183,9 @@ def load_start(method: TrainableMethod, phases: Sequence[Phase], path: Path) -> 
         _log_differences(path, import_official(method, read_official(path), path))
     else:
         _load_some(method, learned, path)
+    if wrong := not_finite(method.state_dict()):
+        raise InputError(f"{path}: {wrong}; give a checkpoint from before its numbers were lost")
     for name, tensor in method.state_dict().items():
-        if not tensor.isfinite().all():
-            raise InputError(f"{path}: {name} holds numbers that are not finite; give a checkpoint from before they were")
         if name in frozen and not torch.allclose(tensor, frozen[name], atol=1e-6):
             raise InputError(
                 f"{path}: {name} is another than here, and no phase trains it; give the encoder that belongs to these weights, "

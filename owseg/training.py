@@ -4,9 +4,9 @@ docs/training.md shows it from plain Python.
 """
 
 import json
+import logging
 import os
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -15,29 +15,37 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, write_model
-from owseg.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
-from owseg.data import Batch, CaptionBatches, ShardReader, batches_from, check_batch_size
+from owseg.data import Batch, CaptionBatches, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import TorchEngine
+from owseg.fields import check_range
 from owseg.fit import WEIGHTS, fit
+from owseg.left_out import MAX_SHARE, BadSamples
+from owseg.listing import is_leftover
 from owseg.method_config import TrainableConfig
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase, scheduled_phases
 from owseg.published import load_start
 from owseg.segmenter import build_trained
+from owseg.shards import ShardReader
+from owseg.snapshots import newest_whole
+from owseg.steady import MAX_SKIPPED
+from owseg.step_log import Spent, StepLog
 from owseg.trainable import TrainableMethod
+
+log = logging.getLogger(__name__)
 
 CHECKPOINT = "checkpoint"
 """Folder below a plain training's own that holds its last checkpoint."""
+BEFORE = "checkpoint.before"
+"""The one before, should the last one be damaged."""
 JOB = "job.json"
 """In a checkpoint: the settings of the training that wrote it."""
-COSTS = ("pairs", "cpu_seconds", "gpu_seconds", "peak_memory_mb")
-"""What lines of the step log say of all that was spent until then, over all ranks and starts."""
+_LEAST = (("loader_workers", 0), ("log_every", 1), ("checkpoint_every", 1), ("max_skipped_steps", 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +60,16 @@ class LoopConfig:
     """Steps between logged losses."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which a killed run resumes."""
+    max_bad_share: float = MAX_SHARE
+    """Largest share of the samples, 0..1, that may be left out since they cannot be read; 3 always may."""
+    max_skipped_steps: int = MAX_SKIPPED
+    """Steps in a row, skipped since a loss or gradient is not finite, after which training stops; in short ones half of all."""
 
     def __post_init__(self) -> None:
-        for name, least in (("loader_workers", 0), ("log_every", 1), ("checkpoint_every", 1)):
+        for name, least in _LEAST:
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        check_range(self, "max_bad_share", least=0, most=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +102,11 @@ class TrainJob:
         return self.out / "metrics.jsonl"
 
     @property
+    def bad_samples(self) -> Path:
+        """One JSON line per sample that was left out; there only where some were."""
+        return self.out / "bad_samples.jsonl"
+
+    @property
     def weights(self) -> Path:
         """The trained tensors, written when training is complete."""
         return self.out / WEIGHTS
@@ -108,10 +126,8 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
     try:
         job.out.mkdir(parents=True, exist_ok=True)
         method = build(job)
-        resume = job.out / CHECKPOINT if (job.out / CHECKPOINT / WEIGHTS).is_file() else None
-        if resume is not None:
-            refuse_other_job(job, ranks, resume / JOB)
-        log = StepLog(job, resume, Spent(device), write=rank == 0)
+        resume = _last_checkpoint(job, ranks, first=rank == 0)
+        step_log = StepLog(job, resume, Spent(device), write=rank == 0)
 
         def make_engine(groups: Sequence[ParameterGroup], optim: OptimConfig) -> TorchEngine:
             return TorchEngine(method, groups, optim, device, bf16=job.train.bf16)
@@ -121,12 +137,13 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
             job.method.phases,
             job.method.optim,
             make_engine,
-            loader(job, method, rank, ranks),
+            loader(job, method, rank, ranks, step_log.bad),
             seed=job.seed,
             resume=resume,
             log_every=job.train.log_every,
             checkpoint_every=job.train.checkpoint_every,
-            on_log=log,
+            max_skipped=job.train.max_skipped_steps,
+            on_log=step_log,
             on_checkpoint=lambda step, save: _keep(job, save, ranks, first=rank == 0),
         )
         if rank == 0:
@@ -144,6 +161,7 @@ def usable_device(name: str | torch.device) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        device = torch.device(device.type, torch.cuda.current_device()) if str(device) == "cuda" else device
     except (RuntimeError, AssertionError) as error:
         raise InputError(
             f"device: {str(name)!r} cannot be used here ({error}); give cpu, or cuda where there is a GPU"
@@ -187,9 +205,22 @@ def refuse_other_job(job: TrainJob, ranks: int, file: Path) -> None:
             )
 
 
+def _last_checkpoint(job: TrainJob, ranks: int, *, first: bool) -> Path | None:
+    """The last whole checkpoint of this very training; where there is none, it begins anew."""
+    kept, before = job.out / CHECKPOINT, job.out / BEFORE
+    resume, wrong = newest_whole([kept, before])
+    for line in wrong if first else []:
+        log.warning("%s; training %s", line, "resumes from the one before" if resume else "begins anew")
+    if first and wrong:
+        shutil.rmtree(kept, ignore_errors=True)  # lest it take the place of the whole one before it
+    if resume is not None:
+        refuse_other_job(job, ranks, resume / JOB)
+    return resume
+
+
 def _keep(job: TrainJob, save: Callable[[Path], None], ranks: int, *, first: bool) -> None:
-    """Write a checkpoint beside the last one, and put it in its place when all ranks have written their part."""
-    new, kept = job.out / f".{CHECKPOINT}", job.out / CHECKPOINT
+    """Write a checkpoint beside the last two, and put it in its place when all ranks have written their part."""
+    new, kept, before = (job.out / name for name in (f".{CHECKPOINT}", CHECKPOINT, BEFORE))
     if first:
         shutil.rmtree(new, ignore_errors=True)
         new.mkdir()
@@ -198,7 +229,9 @@ def _keep(job: TrainJob, save: Callable[[Path], None], ranks: int, *, first: boo
     save(new)
     _barrier()
     if first:
-        shutil.rmtree(kept, ignore_errors=True)
+        if kept.is_dir():
+            shutil.rmtree(before, ignore_errors=True)
+            os.replace(kept, before)
         os.replace(new, kept)
     _barrier()
 
@@ -219,9 +252,17 @@ def build(job: TrainJob) -> TrainableMethod:
     return method
 
 
-def loader(job: TrainJob, method: TrainableMethod, rank: int, workers: int) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
-    """A rank's batches as `fit` asks for them. Raises InputError where any phase's cannot be had, before the first begins."""
-    reader = ShardReader(job.shards, entities=method.prepare is not None or any(phase.partners for phase in job.method.phases))
+def loader(
+    job: TrainJob, method: TrainableMethod, rank: int, workers: int, bad: BadSamples
+) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
+    """A rank's batches as `fit` asks for them; samples that cannot be used go into `bad`.
+
+    Raises InputError where any phase's cannot be had, before the first begins.
+    """
+    entities = method.prepare is not None or any(phase.partners for phase in job.method.phases)
+    reader = ShardReader(job.shards, entities=entities, max_bad_share=job.train.max_bad_share)
+    bad.samples = reader.total
+    bad.add(reader.bad)
     for scheduled in job.scheduled_phases:
         key = f"method_settings.{job.method.name}.{scheduled.schedule.key}.batch_size"
         check_batch_size(scheduled.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
@@ -242,90 +283,13 @@ def loader(job: TrainJob, method: TrainableMethod, rank: int, workers: int) -> C
             partners=scheduled.phase.partners,
             views=method.views,
         )
-        return batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers)
+        for batch in batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers):
+            bad.add(batch.bad)
+            yield batch
 
     return batches
 
 
-class Spent:
-    """What the ranks have spent since they started."""
-
-    def __init__(self, device: torch.device) -> None:
-        self.device, self.cpu, self.time = device, cpu_seconds(), time.monotonic()
-        forget_peak_memory(device)
-
-    def over_ranks(self) -> dict[str, float]:
-        """Sums over all ranks, each of which must call it."""
-        mine = [cpu_seconds() - self.cpu, peak_memory_mb(self.device), time.monotonic() - self.time]
-        cpu, memory, wall = _sum_over_ranks(torch.tensor(mine, dtype=torch.float64, device=self.device)).tolist()
-        gpu = {"gpu_seconds": wall} if self.device.type == "cuda" else {}
-        return {"cpu_seconds": cpu, **gpu, "peak_memory_mb": memory}
-
-
-def _sum_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_initialized() and dist.get_world_size() > 1:
-        dist.all_reduce(values)
-    return values
-
-
-class StepLog:
-    """The record of losses and costs, which rank 0 writes. Every rank has one, as every rank has its costs.
-
-    Steps after the checkpoint that a run resumes from are cut off, with what they cost: they will be taken again.
-    """
-
-    def __init__(self, job: TrainJob, resume: Path | None, spent: Spent, *, write: bool) -> None:
-        done = json.loads((resume / "position.json").read_text())["step"] if resume else 0
-        kept = [line for line in read_log(job.log) if line["step"] <= done] if write else []
-        self.job, self.spent, self.write = job, spent, write
-        self.step, self.time = done, time.monotonic()
-        self.before: dict[str, float] = kept[-1] if kept else {}
-        if write:
-            job.log.write_text("".join(json.dumps(line) + "\n" for line in kept))
-
-    def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
-        costs = self.spent.over_ranks()
-        if not self.write:
-            return
-        now = time.monotonic()
-        rate = pairs_between(self.job.scheduled_phases, self.step, step) / max(now - self.time, 1e-9)
-        self.step, self.time = step, now
-        for name, value in costs.items():
-            before = self.before.get(name, 0.0)
-            costs[name] = max(before, value) if name == "peak_memory_mb" else before + value
-        line = {
-            "step": step,
-            "lr": lr,
-            "samples_per_second": rate,
-            "pairs": pairs_between(self.job.scheduled_phases, 0, step),
-            **costs,
-        }
-        line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()} | diagnostics
-        with self.job.log.open("a") as file:
-            file.write(json.dumps(line) + "\n")
-
-
-def costs_of(job: TrainJob) -> dict[str, float]:
-    """What a finished training took: steps, pairs seen, processor (or GPU) seconds and peak memory in MiB, over all ranks."""
-    last = read_log(job.log)[-1]
-    return {"steps": last["step"], **{name: last[name] for name in COSTS if name in last}}
-
-
-def pairs_between(phases: Sequence[ScheduledPhase], start: int, stop: int) -> int:
-    """Image-caption pairs of steps start..stop-1."""
-    return sum(
-        max(0, min(stop, scheduled.stop) - max(start, scheduled.start)) * scheduled.schedule.optim.batch_size
-        for scheduled in phases
-    )
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")
-    return [json.loads(line) for line in lines[:-1]]  # what follows the last newline is still being written
-
-
 def shards_of(folder: Path) -> Iterator[Path]:
     """The tars of a download folder, in order."""
-    yield from sorted(folder.resolve().glob("*.tar"))
+    yield from sorted(tar for tar in folder.resolve().glob("*.tar") if not is_leftover(tar.name))

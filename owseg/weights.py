@@ -3,6 +3,7 @@
 import pickle
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,13 @@ def differences(state: dict[str, Any], expected: dict[str, Tensor]) -> str:
             told = "no tensor" if found is None else f"{list(found)} and not {list(wanted)}"
             wrong.append(f"{name} is {told}")
     return f"{wrong[0]} ({len(wrong)} differences)" if len(wrong) > 1 else "".join(wrong)
+
+
+def not_finite(state: Mapping[str, Any]) -> str:
+    """Which tensors of a state dict hold numbers that are not finite, in words; empty where all are."""
+    floats = {name: x for name, x in state.items() if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())}
+    wrong = [name for name, tensor in floats.items() if not tensor.isfinite().all()]
+    return f"{wrong[0]} is not finite" + (f" ({len(wrong)} tensors are not)" if len(wrong) > 1 else "") if wrong else ""
 
 
 def _is_torchscript(path: Path) -> bool:

@@ -5,19 +5,22 @@ Run again, it asks only for links that are new, and for those that failed for a 
 
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from cluster.data import run_on_ray
 from cluster.tracking import Run
-from filtering.files import digest_of
+from filtering.files import digest_of, record_of
 from filtering.images.download import content_digest, download_corpus
 from filtering.images.from_tars import in_tars, select_corpus
-from filtering.images.mirror import Target
+from filtering.images.mirror import SIZES, Target
 from filtering.images.progress import conclude
 from filtering.images.results import RETRIES, Retry
 from filtering.reports import download as download_report
-from pipelines.app.cli import Choice, main
+from filtering.shards import output_of_shards
+from pipelines.app.cli import VERIFY, Choice, main
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.settings import Config
+from pipelines.app.stage_marker import describe_losses
 from pipelines.app.world import download_config
 from pipelines.filter import run_filter
 
@@ -53,11 +56,24 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
         return failures[retry] > 0 and not in_tars(folder)
 
     fingerprint = digest_of([content_digest(settings), settings.target, corpus["digest"]])
-    result = context.stage("download", fingerprint, out, work, again)
+    result = context.stage(
+        "download", fingerprint, out, work, again=again, files=lambda: [out / name for name in (SIZES, *REPORT)]
+    )
+    if settings.target and result["status"] == "skipped":
+        _copy_again(Target(settings.target), out, result["shards"])
     print(f"shards: {conclude(result['by_status'])}; report: {out / 'report.html'}")
     if result["retryable"]:
         print(f"shards: {result['retryable']} may work another day: run pipelines/download.py again to ask for these alone")
     return result
+
+
+def _copy_again(target: Target, out: Path, shards: int) -> None:
+    """Copy what the target has lost of a complete download."""
+    recorded = output_of_shards(out, shards) | {name: record_of(out / name) for name in (SIZES, *REPORT)}
+    lost = target.lost({name: told.bytes or (out / name).stat().st_size for name, told in recorded.items()})
+    if lost:
+        print(f"download.target: {describe_losses(lost, len(recorded))}: copied again", flush=True)
+        target.push([out / name for name in recorded], {name: told.sha256 for name, told in recorded.items()})
 
 
 def retry_flag(default: Retry) -> Choice:
@@ -79,12 +95,12 @@ def check_target(config: Config) -> None:
         Target(config.download.target).check()
 
 
-def run(config: Config, retry: Retry = "transient") -> None:
+def run(config: Config, retry: Retry = "transient", verify: bool = False) -> None:
     """The verb; a corpus that is not there yet is filtered first."""
     check_target(config)
-    with open_context(config) as context:
+    with open_context(config, verify=verify) as context:
         run_download(context, run_filter(context), retry)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("transient")}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("transient"), **VERIFY}))

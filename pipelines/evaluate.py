@@ -28,7 +28,7 @@ from owseg.evaluation.scoring import Score, report
 from owseg.fields import shown_settings
 from owseg.method_config import TrainableConfig
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
-from pipelines.app.cli import main
+from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.resolve import located_model
@@ -97,11 +97,20 @@ def run_evaluate(context: Context) -> Result:
             "digest": digest_of(miou),
         }
 
-    result = context.stage("evaluate", _fingerprint(context, config, contenders), out, work)
+    result = context.stage(
+        "evaluate", _fingerprint(context, config, contenders), out, work, files=lambda: _files(out, contenders, config)
+    )
     print_table(result, config.names)
     if config.pictures:
         print(f"pictures: {out / 'pictures'}")
     return result
+
+
+def _files(out: Path, contenders: Sequence[Contender], config: EvaluateConfig) -> list[Path]:
+    """What the stage wrote: scores and pictures, without the parts that were added up."""
+    scored = [(out / row.name, f"{name}.{kind}") for row in contenders for name in config.names for kind in ("json", "npz")]
+    pictures = [path for row in contenders for path in sorted((out / "pictures" / row.name).glob("*.png"))]
+    return [*(folder / file for folder, file in scored), *(pictures if config.pictures else [])]
 
 
 def settings_of(contender: Contender, config: EvaluateConfig, scores: dict[str, Score]) -> str:
@@ -226,16 +235,16 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
         print(f"{dataset}: {len(ids)} of {len(ids) + result['images'][dataset]} images left out, unreadable: {left_out}")
 
 
-def run(config: Config) -> None:
+def run(config: Config, verify: bool = False) -> None:
     """The verb; stages before it that are not complete run first."""
     check_encoder(config)
     check_methods(config)
     check_weights(config)
     check_benchmarks(config)
-    with open_context(config) as context:
+    with open_context(config, verify=verify) as context:
         ensure_trained(context)
         run_evaluate(context)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--check": check}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--check": check, **VERIFY}))

@@ -7,10 +7,14 @@ from cluster.data import run_on_ray
 from filtering.captions.corpus import build_corpus, corpus_fingerprint
 from filtering.reports import corpus as report
 from owseg.evaluation.class_names import class_names
-from pipelines.app.cli import main
+from pipelines.app.cli import VERIFY, main
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.settings import Config
 from pipelines.app.world import filter_config
+
+REPORT = ("report.html", "report.json", "report.png")
+FILES = ("entities.parquet", "index.parquet", *REPORT)
+"""What the filter writes beside its shards."""
 
 
 def run_filter(context: Context) -> Result:
@@ -27,22 +31,22 @@ def run_filter(context: Context) -> Result:
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
             run.metrics(report.numbers(report.write(out, result)))
             run.dataset("links", source=config.source.shown, digest=fingerprint, context="filtering")
-            for name in ("report.html", "report.json", "report.png"):
+            for name in REPORT:
                 run.artifact(out / name)
-        return result
+        return {**result, "shards": config.shards}
 
-    result = context.stage("filter", fingerprint, out, work)
+    result = context.stage("filter", fingerprint, out, work, files=lambda: [out / name for name in FILES])
     dropped = ", ".join(f"{count} {reason}" for reason, count in result["dropped"].items())
     print(f"corpus: {result['kept']} of {result['links']} links kept; dropped: {dropped or 'none'}")
     return result
 
 
-def run(config: Config) -> None:
+def run(config: Config, verify: bool = False) -> None:
     """The verb."""
-    with open_context(config) as context:
+    with open_context(config, verify=verify) as context:
         run_filter(context)
         print(f"look at {Path(config.run_dir) / 'corpus' / 'report.html'}")
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or ""))
+    sys.exit(main(run, doc=__doc__ or "", flags=VERIFY))

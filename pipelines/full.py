@@ -4,7 +4,7 @@ import sys
 
 from filtering.images.results import Retry
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
-from pipelines.app.cli import main
+from pipelines.app.cli import VERIFY, main
 from pipelines.app.context import SUMMARY, Result, open_context
 from pipelines.app.settings import Config
 from pipelines.download import check_target, retry_flag, run_download
@@ -13,14 +13,14 @@ from pipelines.filter import run_filter
 from pipelines.train import run_train
 
 
-def run(config: Config, retry: Retry = "none") -> None:
+def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
     """filter → download → train → evaluate, tracked as one parent run."""
     check_encoder(config)
     check_methods(config)
     check_weights(config)
     check_benchmarks(config)
     check_target(config)
-    with open_context(config) as context:
+    with open_context(config, verify=verify) as context:
         corpus = run_filter(context)
         shards = run_download(context, corpus, retry)
         run_train(context, shards)
@@ -39,4 +39,4 @@ def print_funnel(corpus: Result, shards: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none")}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none"), **VERIFY}))

@@ -111,8 +111,15 @@ def carry_out_all(works: Sequence[Work], session: SessionConfig) -> dict[str, Ou
     ended = {work.folder: Outcome(DONE, "", 0.0) for work in works if work.is_done()}
     told = _Told(works, ended)
     todo = needed([work for work in works if work.verb == "full" and work.folder not in ended], ended)
-    pool = TaskPool(carry_out, session) if todo else None
-    while pool is not None and (todo or pool.running):
+    if todo:
+        with TaskPool(carry_out, session) as pool:
+            _carry_out(todo, pool, ended, told)
+    return {work.name: ended[work.folder] for work in works if work.verb == "full" and ended[work.folder].code}
+
+
+def _carry_out(todo: list[Work], pool: TaskPool[Outcome], ended: dict[Path, Outcome], told: "_Told") -> None:
+    """Do all of `todo`, which becomes empty; `ended` has the outcomes."""
+    while todo or pool.running:
         for work in list(todo):
             if cause := next((need for need in work.needs if need.folder in ended and ended[need.folder].code), None):
                 outcome = ended[cause.folder]
@@ -126,7 +133,6 @@ def carry_out_all(works: Sequence[Work], session: SessionConfig) -> dict[str, Ou
             work, result = pool.wait()
             ended[work.folder] = outcome = _outcome(result)
             told.ended(work, outcome)
-    return {work.name: ended[work.folder] for work in works if work.verb == "full" and ended[work.folder].code}
 
 
 def needed(cells: Sequence[Work], done: Container[Path]) -> list[Work]:

@@ -17,9 +17,10 @@ from owseg.evaluation.protocols import view_of
 from owseg.fields import path_settings
 from owseg.fit import WEIGHTS
 from owseg.method_config import TrainableConfig
-from owseg.training import TrainJob, costs_of, shards_of
+from owseg.step_log import costs_of, left_out_of
+from owseg.training import TrainJob, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
-from pipelines.app.cli import main
+from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.resolve import given_weights, methods_to_train, resolve_encoder_paths, spread_training, starting_weights
@@ -41,12 +42,16 @@ def run_train(context: Context, shards: Result) -> Result:
         trained = {job.name: _train_method(context, job, shards) for job in jobs}
         digests = {name: result["digest"] for name, result in trained.items()}
         costs = {name: result["costs"] for name, result in trained.items() if "costs" in result}  # older runs have none
-        return {"methods": digests, "costs": costs, "digest": digest_of(digests)}
+        left_out = {name: result["left_out"] for name, result in trained.items() if "left_out" in result}
+        return {"methods": digests, "costs": costs, "left_out": left_out, "digest": digest_of(digests)}
 
     out.mkdir(parents=True, exist_ok=True)
-    result = context.stage("train", fingerprint, out, work)
-    for name, costs in result.get("costs", {}).items():
-        context.tracker.metrics({f"{name}/train/{key}": value for key, value in costs.items()})
+    result = context.stage(
+        "train", fingerprint, out, work, files=lambda: [file for job in jobs for file in _weight_files(out, job)]
+    )
+    for numbers in (result.get("costs", {}), result.get("left_out", {})):
+        for name, values in numbers.items():
+            context.tracker.metrics({f"{name}/train/{key}": value for key, value in values.items()})
     for job in jobs:
         view = view_of(context.config.evaluate, "voc21")
         weights = weights_of(context, job.name)
@@ -123,9 +128,16 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
             if method.name == "clip":
                 tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
                 save_file(tensors, folder / ENCODER)
-            return {"costs": costs_of(job), "digest": digest_of_file(weights)}
+            return {"costs": costs_of(job), "left_out": left_out_of(job), "digest": digest_of_file(weights)}
 
-    return context.part(f"train-{method.name}", fingerprint, job.weights, work)
+    return context.part(
+        f"train-{method.name}", fingerprint, job.weights, work, files=lambda: _weight_files(folder.parent, method)
+    )
+
+
+def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
+    """What a training leaves for later stages."""
+    return [out / method.name / name for name in (WEIGHTS, *([ENCODER] if method.name == "clip" else []))]
 
 
 def clear_other(folder: Path, fingerprint: str) -> None:
@@ -151,14 +163,14 @@ def _log(run: Run, steps: list[dict[str, Any]]) -> None:
         run.metrics({f"train/{name}": value for name, value in line.items() if name != "step"}, step)
 
 
-def run(config: Config) -> None:
+def run(config: Config, verify: bool = False) -> None:
     """The verb; stages before it that are not complete run first."""
     check_encoder(config)
     check_methods(config)
     check_weights(config)
-    with open_context(config) as context:
+    with open_context(config, verify=verify) as context:
         ensure_trained(context)
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or ""))
+    sys.exit(main(run, doc=__doc__ or "", flags=VERIFY))

@@ -30,13 +30,13 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     "bad value": ("full", ("train.workers=many",), "command line: 'train.workers' must be a whole number, not 'many'"),
     "a path that is too long": ("evaluate", ("evaluate.synonyms=" + "x" * 300,), "xxxx"),
     "a root that is too long": ("evaluate", ("evaluate.root=" + "x" * 300,), "xxxx"),
-    "NUL in a path": ("full", ('weights.tcl="a\\0b"',), "command line: 'weights.tcl' holds the character NUL"),
+    "NUL in a path": ("full", ('weights={{tcl: "a\\0b"}}',), "command line: 'weights.tcl' holds the character NUL"),
     "infinity": (
         "full",
         ("method_settings.tcl.tv_weight=.inf",),
         "command line: 'method_settings.tcl.tv_weight' must be a finite number, not inf",
     ),
-    "a number of many digits": ("full", ("seed=" + "9" * 5000,), "command line: 'seed=9999"),
+    "a number of many digits": ("full", ("seed=" + "9" * 5000,), "command line: 'seed' must be a whole number, not '9999"),
     "a negative seed": ("full", ("seed=-1",), "command line: seed: -1 is out of range"),
     "class names without a root": (
         "evaluate",

@@ -32,7 +32,8 @@ from filtering.captions.outcome import check_kept, check_rows, no_entity_kept
 from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
 from filtering.captions.read_pass import ReadWork, point_at_parts
 from filtering.captions.reader import no_rows, parts_of, source_fingerprint
-from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, ROW_RULES, ColumnRule, RuleConfig
+from filtering.captions.row_rules import ROW_RULES, ColumnRule
+from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import merge
 from filtering.captions.vocabulary import FrequencyList, ListConfig
 from filtering.files import digest_of, digest_of_file, write_json, write_table
@@ -127,9 +128,7 @@ def build_corpus(
     marked = run(work, shards, build / "mark", fingerprint=marking, label="mark")
     check_rows(marked, shards, build)
 
-    forms = FORMS.empty_table()
-    for marker in marked:  # one after another: all tallies at once would be as large as the corpus has shards
-        forms = add_tallies([forms, pq.read_table(build / "mark" / "tally" / f"{marker.shard}.parquet")])
+    forms = _added_up(build / "mark" / "tally", marked)
     write_table(build / "forms.parquet", forms)
     entities = choose_entities(config, forms, leaks, marked)
     write_table(out / "entities.parquet", entities)
@@ -184,6 +183,14 @@ def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], in
     if not links:
         raise no_rows(config.source)
     return point_at_shards(build / "shards", build / "read", markers, config.shards), links
+
+
+def _added_up(tallies: Path, marked: Sequence[Marker]) -> pa.Table:
+    """The tallies of all shards in one; one after another, as all at once would be as large as the corpus has shards."""
+    forms = FORMS.empty_table()
+    for marker in marked:
+        forms = add_tallies([forms, pq.read_table(tallies / f"{marker.shard}.parquet")])
+    return forms
 
 
 def _sample_limit(sample: int, links: int) -> str:

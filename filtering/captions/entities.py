@@ -53,7 +53,7 @@ class EntityFinder:
         while at < len(tokens):
             name, length = self._compound(tokens, at)
             if name is None and _is_thing(tokens[at], lowered):
-                name = name_of(self._lemmas(tokens[at].lower_), tokens[at].tag_ == "NNS", self._lexicon)
+                name = name_of(self._lemmas(tokens[at].lower_), self._lexicon)
             if name:
                 found[name] = None
             at += length
@@ -67,21 +67,22 @@ class EntityFinder:
             if last.tag_ not in NOUNS:
                 continue
             opening = " ".join(plain(token.lower_) for token in tokens[at : at + length - 1])
-            for form in self._lemmas(last.lower_):
+            *singulars, word = self._lemmas(last.lower_)
+            for form in (word, *singulars):
                 name = self._lexicon.names.get(f"{opening} {form}")
                 if name is not None:
                     return name, length
         return None, 1
 
 
-def name_of(lemmas: Sequence[str], plural: bool, lexicon: Lexicon) -> str:
+def name_of(lemmas: Sequence[str], lexicon: Lexicon) -> str:
     """The canonical name of a single noun, given its `NounLemmas`.
 
-    A plural is read as one first, then as it stands ("glasses", "bus"); the word itself is its last lemma.
+    A word of the lexicon is read as it stands ("bus", "woods"), whatever number the tagger sees: the lexicon has plural and
+    singular of a thing under one name. Other words are read as plurals.
     """
-    word = lemmas[-1]
-    for lemma in lemmas if plural and word not in lexicon.as_written else (word, *lemmas):
-        name = lexicon.names.get(lemma)
+    for form in (lemmas[-1], *lemmas[:-1]):
+        name = lexicon.names.get(form)
         if name is not None:
             return name
     return NOT_AN_ENTITY

@@ -16,7 +16,8 @@ from filtering.captions.index import write_index_part
 from filtering.captions.lexicon import Lexicon, lexicon_digest, load_lexicon
 from filtering.captions.matching import Matcher, tally
 from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
-from filtering.captions.rules import ROW_RULES, NoEntity, RareEntity
+from filtering.captions.row_rules import ROW_RULES
+from filtering.captions.rules import NoEntity, RareEntity
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
 from filtering.captions.vocabulary import ListConfig, kept_entities
@@ -41,7 +42,7 @@ class Words:
 
     def fingerprint(self) -> str:
         """Changes with whatever changes the entities of a caption."""
-        names = digest_of([sorted(self.lexicon.names.items()), sorted(self.lexicon.as_written)])
+        names = digest_of(sorted(self.lexicon.names.items()))
         return digest_of([self._settings, tagger_digest(self.nlp), lexicon_digest(), names])
 
 

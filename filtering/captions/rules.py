@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from string import ascii_lowercase
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -22,9 +22,10 @@ from filtering import InputError
 from filtering.captions.balance import Balanced
 from filtering.captions.caption_counts import counts_of
 from filtering.captions.near_duplicates import NearDuplicate
+from filtering.captions.row_rules import ColumnRule
 from filtering.captions.text import PERSON_TOKEN, normalised
 from filtering.captions.words import normalised_of
-from filtering.schema import HAS_IMAGE, SAMPLE
+from filtering.schema import SAMPLE
 from filtering.url import MAX_LENGTH, PLAIN_URL, is_url
 
 
@@ -73,45 +74,6 @@ class BadUrl:
         plain = pc.and_(pc.match_substring_regex(urls, rf"\A{PLAIN_URL}\z"), pc.less_equal(pc.binary_length(urls), MAX_LENGTH))
         keep = _judge(urls, pc.invert(plain), is_url)
         return pc.or_(keep, pc.is_valid(table[SAMPLE.name])) if SAMPLE.name in table.column_names else keep
-
-
-@dataclass(frozen=True, kw_only=True)
-class ColumnRule:
-    """Refuses rows by a number that came with them: a similarity, a score, a size."""
-
-    column: str
-    """The column, which `filter.source.keep_columns` carries along."""
-    name: Literal["column"] = "column"
-    """Refuses rows whose value in `column` is missing, is no number or lies outside the limits."""
-    at_least: float | None = None
-    """Smallest value."""
-    at_most: float | None = None
-    """Largest value."""
-
-    def __post_init__(self) -> None:
-        _check(
-            self.at_least is not None or self.at_most is not None, "at_least", f"give a limit for {self.column!r}, or at_most"
-        )
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        values = _numbers(table[self.column])
-        keep = ~np.isnan(values)
-        if self.at_least is not None:
-            keep &= values >= self.at_least
-        if self.at_most is not None:
-            keep &= values <= self.at_most
-        return pa.array(keep)
-
-
-_NUMBER = re.compile(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?\s*", re.ASCII)
-
-
-def _numbers(column: pa.ChunkedArray) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """A column as float64 [rows]: NaN for what is no number; true is 1."""
-    if pa.types.is_string(column.type):
-        texts = column.to_pylist()
-        return np.array([float(text) if text is not None and _NUMBER.fullmatch(text) else np.nan for text in texts], np.float64)
-    return pc.fill_null(pc.cast(column, pa.float64()), np.nan).to_numpy()  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,35 +298,6 @@ DEFAULT_RULES: tuple[RuleConfig, ...] = (
     NotEnglish(), DuplicateLink(), DuplicateCaption(),
 )  # fmt: skip
 """Every rule once that needs no setting, the cheap ones first."""
-
-
-# ---- rules about what a row consists of, which hold whatever the list `filter.rules` says
-
-
-@dataclass(frozen=True)
-class NoImage:
-    """Refuses samples of tars without an image."""
-
-    name: ClassVar[str] = "no_image"
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        if HAS_IMAGE.name not in table.column_names:
-            return pa.array(np.ones(table.num_rows, bool))
-        return table[HAS_IMAGE.name].combine_chunks()
-
-
-@dataclass(frozen=True)
-class NoCaption:
-    """Refuses rows without a caption: an empty one, a null, an empty list."""
-
-    name: ClassVar[str] = "no_caption"
-
-    def __call__(self, table: pa.Table) -> pa.BooleanArray:
-        return pc.greater(pc.binary_length(table["caption"]), 0)
-
-
-ROW_RULES = (NoImage, NoCaption)
-"""In the order in which they judge, before the rules of the list."""
 
 
 # ---- rules about entities, made by the settings of a corpus and not by the list `filter.rules`

@@ -130,12 +130,12 @@ class Scanner:
         return Meaning(next((name for name in whole if name in possible), NOT_AN_ENTITY), possible)
 
     def _names(self, words: Sequence[str]) -> list[str]:
-        """What these words are together if the last one is a noun: as a plural and as a singular for a single word."""
+        """What these words are together if the last one is a noun; nothing where they are no name."""
         *opening, last = words
-        lemmas = self._lemmas(last)
+        *singulars, word = lemmas = self._lemmas(last)
         if not opening:
-            return [name_of(lemmas, plural, self._lexicon) for plural in (True, False)]
-        names = (self._lexicon.names.get(" ".join([*opening, lemma])) for lemma in lemmas)
+            return [name_of(lemmas, self._lexicon)]
+        names = (self._lexicon.names.get(" ".join([*opening, form])) for form in (word, *singulars))
         return [name for name in names if name is not None][:1]
 
     def _words_of(self, part: str) -> tuple[_Word, ...]:

@@ -26,6 +26,7 @@ from filtering import InputError
 from filtering.files import digest_of, write_json, write_table
 from filtering.images.fetch import MAX_PROBED, Fetcher
 from filtering.images.fetch_config import FetchConfig
+from filtering.images.guard import GuardedResize
 from filtering.images.image_shards import (
     check_keys,
     corpus_files,
@@ -36,7 +37,7 @@ from filtering.images.image_shards import (
     write_shards,
 )
 from filtering.images.progress import describe
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.resize import ImageConfig
 from filtering.images.results import Known, Results, Retry, Row, Validity
 from filtering.partition import regroup
 from filtering.schema import CORPUS
@@ -73,10 +74,9 @@ class DownloadConfig:
 def validity_of(config: DownloadConfig) -> Validity:
     """What results depend on. Patience and routes are not among it: they never make a result permanent."""
     fetch = config.fetch
-    images = [_FORMAT, asdict(config.image), fetch.respect_opt_out]
-    return Validity(
-        images=digest_of(images), rules=digest_of([*images, fetch.max_bytes, fetch.max_redirects, sorted(fetch.allow)])
-    )
+    images = [_FORMAT, config.image.content, fetch.respect_opt_out]
+    limits = [fetch.max_bytes, fetch.max_redirects, sorted(fetch.allow), config.image.max_seconds]
+    return Validity(images=digest_of(images), rules=digest_of([*images, *limits]))
 
 
 def content_digest(config: DownloadConfig) -> str:
@@ -161,7 +161,7 @@ class _Client:
     def __init__(self, config: DownloadConfig) -> None:
         self.workers = 1
         self._config = config
-        self._resize = Resize(config.image)
+        self._resize = GuardedResize(config.image)
         self._lock = Lock()
         self._users = 0
 
@@ -182,10 +182,10 @@ class _Client:
         async def one(row: Row) -> None:
             async with self._fetcher.fetch(row["url"] or "") as outcome:
                 if outcome.status == "success":
-                    record, jpeg = await loop.run_in_executor(self._thread, finish, outcome, self._resize)
+                    record, image = await loop.run_in_executor(self._thread, finish, outcome, self._resize)
                 else:
-                    record, jpeg = finish(outcome, self._resize)
-                results.add(row["key"], record, jpeg)
+                    record, image = finish(outcome, self._resize)
+                results.add(row["key"], record, image)
 
         try:
             async with asyncio.TaskGroup() as tasks:

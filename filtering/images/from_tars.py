@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from filtering.files import digest_of, write_table
 from filtering.images.download import DownloadConfig, content_digest, validity_of
 from filtering.images.fetch import Outcome
+from filtering.images.guard import GuardedResize
 from filtering.images.image_shards import (
     check_keys,
     columns_of,
@@ -26,7 +27,6 @@ from filtering.images.image_shards import (
     write_shard,
     write_shards,
 )
-from filtering.images.resize import Resize
 from filtering.images.results import Known, Results, Row
 from filtering.partition import regroup
 from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_rows
@@ -72,7 +72,7 @@ class SelectShard:
 
     def __init__(self, config: DownloadConfig) -> None:
         self._config = config
-        self._resize = Resize(config.image)
+        self._resize = GuardedResize(config.image)
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
         rows = table.sort_by("key").to_pylist()

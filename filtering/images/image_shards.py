@@ -1,7 +1,7 @@
 """Image shards as img2dataset lays them out: WebDataset tars, beside each a table of statuses and its counts, and `sizes.json`.
 
-Beside `00000.tar` (key.jpg, key.json, key.txt per image) lie `00000.parquet`, with the status of every link, and
-`00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
+Beside `00000.tar` (key.jpg or another image, key.json, key.txt per image) lie `00000.parquet`, with the status of every link,
+and `00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
 """
 
 import hashlib
@@ -25,14 +25,14 @@ from filtering.files import write_json, write_table
 from filtering.images.fetch import Outcome
 from filtering.images.mirror import SIZES, Target
 from filtering.images.reasons import FAILURES, failure_of
-from filtering.images.resize import Resize, Resized
+from filtering.images.resize import Resized
 from filtering.images.results import Record, Results, Retry, Row, Validity, asked_again
 from filtering.schema import KEY_LENGTH, STATUS
 from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
 from filtering.tars import write_tar
 
 Obtain = Callable[[Sequence[Row], Results], None]
-"""Finds out what became of rows and adds it to the results: the record and the JPEG that `finish` makes."""
+"""Finds out what became of rows and adds it to the results: the record and the file that `finish` makes."""
 
 
 def write_shard(rows: Sequence[Row], scratch: Path, validity: Validity, results: Results, obtain: Obtain) -> Mapping[str, int]:
@@ -51,8 +51,8 @@ def write_shard(rows: Sequence[Row], scratch: Path, validity: Validity, results:
     }
 
 
-def finish(outcome: Outcome, resize: Resize) -> tuple[Record, bytes]:
-    """The columns that STATUS adds to CORPUS, and the JPEG to keep."""
+def finish(outcome: Outcome, resize: Callable[[bytes], Resized]) -> tuple[Record, bytes]:
+    """What became of a row, as `Results` keeps it, and the file of its image."""
     obtained = outcome.status == "success"
     resized = resize(outcome.body) if obtained else Resized(status=outcome.status, message=outcome.message)
     failure = failure_of(resized.status)
@@ -70,8 +70,9 @@ def finish(outcome: Outcome, resize: Resize) -> tuple[Record, bytes]:
         "original_height": resized.original_height,
         "width": resized.width,
         "height": resized.height,
+        "extension": resized.extension,
     }
-    return record, resized.jpeg
+    return record, resized.image
 
 
 def write_shards(
@@ -162,11 +163,11 @@ _SAMPLE_COLUMNS = (
 
 
 def _samples(rows: Sequence[Row], results: Results) -> Iterator[tuple[str, bytes]]:
-    """The files of a tar in order: key.jpg, key.json, key.txt of every image obtained, one image in memory at a time."""
+    """The files of a tar in order: image, key.json, key.txt of every image obtained, one image in memory at a time."""
     for row in rows:
         if row["status"] == "success":
             key = row["key"]
-            yield f"{key}.jpg", results.body(key)
+            yield f"{key}.{row['extension']}", results.body(key)
             yield f"{key}.json", json.dumps({name: row[name] for name in _SAMPLE_COLUMNS}, indent=4).encode()
             yield f"{key}.txt", (row["caption"] or "").encode()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from filtering import InputError
-from filtering.files import digest_of_file
+from filtering.files import Loss, digest_of_file
 
 SIZES = "sizes.json"
 """Says "complete", so it is copied after everything else."""
@@ -65,6 +65,19 @@ class Target:
                 there.add(shard, {path: (digests or {}).get(path.name) or digest_of_file(path) for path in files})
         except Exception as error:
             raise self._mistake(step, error, "; run again to copy what is missing") from error
+
+    def lost(self, sizes: Mapping[str, int]) -> dict[str, Loss]:
+        """Which files of these names and sizes in bytes are no longer there, told from one listing."""
+        fs, folder = self._open()
+        try:
+            there = _sizes(fs, folder)
+        except Exception as error:
+            raise self._mistake("was not read", error) from error
+        return {
+            name: "missing" if there.get(name) is None else "of another size"
+            for name, size in sizes.items()
+            if there.get(name) != size
+        }
 
     def prune(self, names: Collection[str]) -> None:
         """Remove what an earlier corpus left: files of shards, and `SIZES`, that are not among `names`. Others' files stay.

@@ -12,7 +12,6 @@ Picture = NDArray[np.uint8]
 Size = tuple[int, int]
 """(width, height) in pixels."""
 
-_ORIENTATION = 0x0112
 _REDUCED = {8: cv2.IMREAD_REDUCED_COLOR_8, 4: cv2.IMREAD_REDUCED_COLOR_4, 2: cv2.IMREAD_REDUCED_COLOR_2}
 # What turns the stored picture upright, by EXIF orientation; those from 5 on swap the sides.
 _TURNS: dict[int, Callable[[Picture], Picture]] = {
@@ -24,20 +23,6 @@ _TURNS: dict[int, Callable[[Picture], Picture]] = {
     7: (lambda stored: cv2.flip(cv2.transpose(stored), -1)),
     8: (lambda stored: cv2.rotate(stored, cv2.ROTATE_90_COUNTERCLOCKWISE)),
 }
-
-
-def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened file, 1 to 8; 1 (upright) also if the EXIF data make no sense."""
-    if "exif" not in image.info:
-        return 1
-    exif = Image.Exif()
-    try:
-        exif.load(image.info["exif"])
-        orientation = exif.get(_ORIENTATION)
-    except Exception:
-        # Pillow's reader raises whatever hostile data make it stumble over.
-        return 1
-    return orientation if orientation in _TURNS else 1
 
 
 def turned(size: Size, orientation: int) -> Size:
@@ -73,8 +58,8 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 
 def is_jpeg(image: Image.Image) -> bool:
-    """Whether the opened file is a JPEG, or the several JPEGs in one file that phones write."""
-    return image.format in ("JPEG", "MPO")
+    """Whether the opened file is a JPEG."""
+    return image.format == "JPEG"
 
 
 def scaled(data: bytes, image: Image.Image, size: Size) -> Picture:

@@ -8,14 +8,14 @@ FAILURES: tuple[Failure, ...] = get_args(Failure)
 
 _TRANSIENT = frozenset(
     {
-        *("dns", "connect", "tls", "timeout", "incomplete", "host_down"),
-        *("http_408", "http_421", "http_423", "http_425", "http_429"),
+        *("dns", "connect", "tls", "timeout", "incomplete", "host_down", "bad_http", "unknown_coding"),
+        *("http_202", "http_206", "http_408", "http_421", "http_423", "http_425", "http_429"),
     }
 )
 _POLICY = frozenset(
     {
         *("bad_scheme", "forbidden_address", "opt_out", "too_large", "too_many_redirects", "client_error"),
-        *("too_small", "too_elongated", "too_many_pixels"),
+        *("too_small", "too_elongated", "too_many_pixels", "too_costly", "unsupported_format"),
     }
 )
 

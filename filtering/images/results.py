@@ -16,13 +16,14 @@ import pyarrow.parquet as pq
 from filtering.files import write_json
 from filtering.images.journal import Journal
 from filtering.images.reasons import Failure, failure_of
+from filtering.samples import IMAGE_KINDS
 from filtering.schema import CORPUS, STATUS
 from filtering.shards import LIVE
 
 Row = Mapping[str, Any]
 """A kept row: a value per column."""
 Record = dict[str, Any]
-"""What became of a link: the columns that STATUS adds to CORPUS."""
+"""What became of a link: the columns that STATUS adds to CORPUS, and for an image "extension", the kind of its file."""
 Retry = Literal["none", "transient", "permanent"]
 """Which failures are asked for again: none, those that may pass, or all, permanent ones too."""
 RETRIES: tuple[Retry, ...] = get_args(Retry)
@@ -59,7 +60,7 @@ class Validity:
 
 
 class Known:
-    """What earlier runs found out about some links: their records, and the JPEGs of those obtained."""
+    """What earlier runs found out about some links: their records, and the images of those obtained."""
 
     def __init__(self, keys: Sequence[str], validity: Validity) -> None:
         self.records: dict[str, Record] = {}
@@ -85,7 +86,8 @@ class Known:
         for row in table.to_pylist():
             key, failure = row.pop("key"), failure_of(row["status"])
             if failure is None and key in bodies:
-                self._bodies[key] = (tar, *bodies[key])
+                row["extension"], start, length = bodies[key]
+                self._bodies[key] = (tar, start, length)
             if key in bodies if failure is None else failure != "policy" or rules:
                 self.records[key] = row
 
@@ -106,27 +108,27 @@ class Known:
         return any(path == tar for path, _, _ in self._bodies.values())
 
     def body(self, key: str) -> bytes:
-        """The JPEG of a link that was obtained."""
+        """The image of a link that was obtained."""
         path, start, length = self._bodies[key]
         with path.open("rb") as file:
             file.seek(start)
             return file.read(length)
 
 
-def _bodies(tar: Path) -> dict[str, tuple[int, int]]:
-    """Where the image of each key lies in a tar: (first byte, length)."""
+def _bodies(tar: Path) -> dict[str, tuple[str, int, int]]:
+    """The image of each key in a tar: (extension, first byte, length)."""
     found = {}
     try:
         with tarfile.open(tar, "r:") as file:
             while (member := file.next()) is not None:
                 file.members = []  # type: ignore[attr-defined]  # it would keep them all
                 key, dot, kind = member.name.partition(".")
-                if dot and kind == "jpg":
-                    found[key] = (member.offset_data, member.size)
+                if dot and kind in IMAGE_KINDS:
+                    found[key] = (kind, member.offset_data, member.size)
     except (FileNotFoundError, tarfile.TarError):
         pass  # what can be read counts
     size = tar.stat().st_size if tar.exists() else 0
-    return {key: (start, length) for key, (start, length) in found.items() if start + length <= size}
+    return {key: place for key, place in found.items() if place[1] + place[2] <= size}
 
 
 class Results:
@@ -159,10 +161,10 @@ class Results:
         self.asked = len(rest)
         return rest
 
-    def add(self, key: str, record: Record, jpeg: bytes = b"") -> None:
+    def add(self, key: str, record: Record, image: bytes = b"") -> None:
         """Keep what became of a link."""
         before = self._found(key)
-        self._journal.append(key, {**record, "attempts": record["attempts"] + (before["attempts"] if before else 0)}, jpeg)
+        self._journal.append(key, {**record, "attempts": record["attempts"] + (before["attempts"] if before else 0)}, image)
         self._count(record)
 
     def record(self, key: str) -> Record:
@@ -172,7 +174,7 @@ class Results:
         return record
 
     def body(self, key: str) -> bytes:
-        """The JPEG of a link that was obtained."""
+        """The image of a link that was obtained."""
         return self._journal.body(key) if key in self._journal.records else self._known.body(key)
 
     def _found(self, key: str) -> Record | None:

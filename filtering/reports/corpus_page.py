@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
-from filtering.captions.rules import ENTITY_RULES, ROW_RULES, RuleConfig
+from filtering.captions.row_rules import ROW_RULES
+from filtering.captions.rules import ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import HOST_SAMPLE
 from filtering.reports import charts
 from filtering.reports.parts import count, percent, share, write_page

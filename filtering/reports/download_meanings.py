@@ -38,6 +38,11 @@ _REASONS = {
         "asked again by the next run; download.fetch.timeout says how long an image may take",
     ),
     "incomplete": Meaning("The connection broke before the whole file had come."),
+    "unknown_coding": Meaning(
+        "The host sent the image packed in a way that is not undone here.",
+        "asked again by the next run; br and zstd need the packages of the extra named download",
+    ),
+    "http_206": Meaning("The host sent a part of the image, though all was asked for."),
     "host_down": Meaning(
         "Not asked: the host had failed many times in a row, or asked to wait longer than download.fetch.max_wait."
     ),
@@ -52,7 +57,7 @@ _REASONS = {
     ),
     "http_451": Meaning("The file is withheld for legal reasons."),
     "bad_url": Meaning("The address is not one.", "mend it in the source"),
-    "bad_http": Meaning("What answered does not speak HTTP."),
+    "bad_http": Meaning("What answered does not speak HTTP, or not so that it could be understood."),
     "bad_scheme": Meaning("The address is neither http nor https.", "only these two are ever opened"),
     "forbidden_address": Meaning(
         "The name leads into a private or local network.",
@@ -70,6 +75,14 @@ _REASONS = {
     "too_small": Meaning("The image's shorter side is too short.", "download.image.min_side is the limit"),
     "too_elongated": Meaning("The image is too long and thin.", "download.image.max_aspect is the limit"),
     "too_many_pixels": Meaning("The image has too many pixels to be decoded.", "download.image.max_area is the limit"),
+    "too_costly": Meaning(
+        "The image takes more processor time or memory than any should, or has too many parts.",
+        "often made to harm; download.image.max_seconds is the limit of time",
+    ),
+    "unsupported_format": Meaning(
+        "An image of a format that is not decoded here: SVG, HEIC, TIFF, an icon, ...",
+        "error_message in the tables says which",
+    ),
     "not_an_image": Meaning("What came is no image, most often a page that says that the image is gone."),
     "truncated": Meaning("The image's file ends too early.", _SHRINK),
     "undecodable": Meaning("The image cannot be decoded.", _SHRINK),

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw
 from owseg import InputError
 from owseg.evaluation.convert import Plan, lookup, read_json, relabel
 from owseg.evaluation.datasets import IGNORE, read_indices
+from owseg.listing import is_data
 
 LABELS: dict[str, tuple[int, int]] = {
     "unlabeled": (0, IGNORE),
@@ -109,7 +110,7 @@ def plan_cityscapes(source: Path, root: Path) -> Plan:
     sources: dict[Path, Path] = {}
     for suffix in (POLYGONS, IDS):  # the label-id maps come last and win: they need no drawing
         for split in OFFICIAL:
-            for file in sorted(folder.glob(f"{split}/*/*{suffix}")):
+            for file in sorted(path for path in folder.glob(f"{split}/*/*{suffix}") if is_data(path, folder)):
                 name = file.name.removesuffix(suffix) + TRAIN
                 sources[root / "cityscapes" / "gtFine" / split / file.parent.name / name] = file
     if not sources:

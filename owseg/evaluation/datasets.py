@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from owseg import InputError
-from owseg.photos import UNREADABLE
+from owseg.listing import is_data
+from owseg.photos import UNREADABLE, reason
 
 IGNORE = 255
 WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
@@ -86,7 +87,7 @@ class Files:
         """The items that the split file lists or the images' glob finds. Raises InputError where there is no split file."""
         if not self.split:
             suffix = self.images.rsplit("*", 1)[1]
-            paths = sorted(root.glob(self.images))
+            paths = sorted(path for path in root.glob(self.images) if is_data(path, root))
             if not paths:
                 raise InputError(f"no images; evaluate.root must hold {self.images}: {self.obtain(root)}")
             return [self._item(root, path.name.removesuffix(suffix), path, path.parent.name) for path in paths]
@@ -275,7 +276,7 @@ def read_image(path: Path) -> np.ndarray:
                 raise InputError(f"{path}: mode {image.mode}; images have 8 bits a channel, so convert it first")
             return np.asarray(image.convert("RGB"))
     except UNREADABLE as error:
-        raise UnreadableError(f"{path}: not a readable image ({error})") from error
+        raise UnreadableError(f"{path}: not a readable image ({reason(path, error)})") from error
 
 
 def read_indices(path: Path) -> np.ndarray:
@@ -284,7 +285,7 @@ def read_indices(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             mode, values = image.mode, np.asarray(image)
     except UNREADABLE as error:
-        raise UnreadableError(f"{path}: not a readable label map ({error})") from error
+        raise UnreadableError(f"{path}: not a readable label map ({reason(path, error)})") from error
     if mode not in ("P", "L"):
         raise InputError(f"{path}: mode {mode}; a label map has one channel of 8 bits (palette or grey)")
     return values
@@ -300,7 +301,7 @@ def read_stored(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np.
             mode = "RGB" if colours and image.mode in ("P", "PA") else image.mode  # a palette says which colours are meant
             values = np.asarray(image.convert("RGB") if colours and mode in IN_COLOURS else image)
     except UNREADABLE as error:
-        raise UnreadableError(f"{path}: not a readable label map ({error})") from error
+        raise UnreadableError(f"{path}: not a readable label map ({reason(path, error)})") from error
     if colours and mode in IN_COLOURS:
         return _labels_of(values, colours, path)
     if mode not in INDEXED:

@@ -1,14 +1,14 @@
 """A user's own dataset: folders of images and label maps, and a list of names, from the config alone."""
 
-import os
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from owseg import InputError
 from owseg.evaluation.datasets import DATASETS, IGNORE, EvalDataset, Item
+from owseg.listing import files_below
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp"})
 
@@ -122,7 +122,7 @@ class OwnFiles:
         if not folder.is_dir():
             raise InputError(f"{own.name}: images: {own.images} is no folder")
         found: dict[str, Path] = {}
-        for path in sorted(_files_below(folder)):
+        for path in sorted(files_below(folder)):
             if id_ := self._id(path.relative_to(folder).as_posix()):
                 if id_ in found:
                     raise InputError(f"{own.name}: {found[id_]} and {path} have one id; set suffix.images")
@@ -154,17 +154,6 @@ class OwnFiles:
             whole, first = (self._id(text) or text for text in (line.strip(), line.split()[0]))
             ids[whole if whole in found else first] = None
         return list(ids)
-
-
-def _files_below(folder: Path) -> Iterator[Path]:
-    """Every file, those behind links to folders among them; a link that leads nowhere counts, so that it is missed."""
-    seen: set[str] = set()
-    for parent, below, names in os.walk(folder, followlinks=True):
-        if (real := os.path.realpath(parent)) in seen:  # a link back up would never end
-            below.clear()
-            continue
-        seen.add(real)
-        yield from (Path(parent) / name for name in names)
 
 
 def _lines(path: Path, key: str) -> tuple[str, ...]:

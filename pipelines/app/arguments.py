@@ -1,6 +1,7 @@
 """argparse as all verbs use it: mistakes are reported in one line, help goes through one place."""
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -29,9 +30,14 @@ def run_parsed(parser: Parser, argv: Sequence[str], work: Callable[[argparse.Nam
     if {"-h", "--help"} & set(argv):
         print_text(parser.format_help())
         return DONE
-    return exit_code(lambda: work(parser.parse_intermixed_args(argv)))
+    return exit_code(lambda: work(parser.parse_intermixed_args(argv)), lambda: command_line(argv))
 
 
 def command_name() -> str:
     """How the user called this verb: `owseg VERB`, or `python FILE`."""
     return called_as or f"python {sys.argv[0]}"
+
+
+def command_line(argv: Sequence[str]) -> str:
+    """What the user would type to call this verb with `argv`."""
+    return f"{command_name()} {shlex.join(argv)}".rstrip()

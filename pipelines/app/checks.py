@@ -1,10 +1,13 @@
 """What can be found wrong with a run's inputs at once, before hours of work lead up to it."""
 
+import os
 from functools import cache, partial
 from pathlib import Path
 
 import torch
 
+from cluster.capacity import no_room, room
+from cluster.session import is_shared
 from miniature.benchmarks import CLASSES, SUBSETS
 from owseg import InputError
 from owseg.checkpoint import MODEL, check_digest, located, read_model
@@ -61,6 +64,17 @@ def check_crops(config: Config, method: TrainableConfig) -> None:
             )
 
 
+def check_room(config: Config, method: TrainableConfig) -> None:
+    """Raise InputError where a training is to run on this machine, which has too few GPUs or cores for its processes."""
+    if is_shared(config.session):
+        return
+    train = spread_training(config, method)
+    there = {"CPU": float(config.session.num_cpus or len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+    fitting = room([{"Alive": True, "Resources": there}], train.each, None)
+    if fitting < train.workers:
+        raise InputError(no_room(train.workers, train.each, fitting, "this machine"))
+
+
 def check_methods(config: Config) -> None:
     """Raise InputError where a method that is still to be trained cannot be.
 
@@ -72,6 +86,7 @@ def check_methods(config: Config) -> None:
         if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():
             continue
         check_crops(config, model)
+        check_room(config, model)
         for _, _, _, schedule in scheduled_phases(model.phases, model.optim):
             size, key = schedule.optim.batch_size, f"method_settings.{model.name}.{schedule.key}.batch_size"
             check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)

@@ -1,6 +1,5 @@
 """The command line of all verbs: `[--config FILE] [key.sub=value ...]`, exit codes, and help from the settings themselves."""
 
-import importlib
 import shutil
 import sys
 import textwrap
@@ -9,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from owseg import near_miss
-from pipelines.app.arguments import Parser, command_name
+from pipelines.app.arguments import Parser, command_line, command_name
 from pipelines.app.config import ConfigError, load
 from pipelines.app.describe import Entry, describe
 from pipelines.app.outcome import exit_code, print_text
@@ -48,7 +47,21 @@ class Option:
     several: bool = False
 
 
-Flag = Action | Choice | Option
+@dataclass(frozen=True)
+class Switch:
+    """An option without a value, which the verb gets as a keyword that is true. `meaning` is its help."""
+
+    meaning: str
+
+
+Flag = Action | Choice | Option | Switch
+
+VERIFY = {
+    "--verify": Switch(
+        "read what complete stages wrote and compare digests (without it: names and sizes); what differs is made again"
+    )
+}
+"""The option of the verbs that resume."""
 
 
 def main(
@@ -59,9 +72,10 @@ def main(
     `flags` are options of this verb alone.
     """
     flags = flags or {}
+    again = [*(sys.argv[1:] if argv is None else argv)]
 
     def work() -> None:
-        given = _parse(sys.argv[1:] if argv is None else argv, flags)
+        given = _parse(tuple(again), flags)
         if given.help:
             print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
             return
@@ -75,13 +89,11 @@ def main(
             given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return
         with open_run_dir(config, given.file) as held:
+            if not any(override.startswith("run_dir=") for override in given.overrides):
+                again.append(f"run_dir={held.run_dir}")
             run(held, **given.chosen)
 
-    try:
-        return exit_code(work)
-    finally:
-        if "ray" in sys.modules:
-            importlib.import_module("cluster.session").close_session()
+    return exit_code(work, lambda: command_line(again))
 
 
 @dataclass
@@ -92,7 +104,7 @@ class _Given:
     overrides: list[str] = field(default_factory=list)
     help: bool = False
     instead: Action | None = None
-    chosen: dict[str, str | tuple[str, ...]] = field(default_factory=dict)
+    chosen: dict[str, str | tuple[str, ...] | bool] = field(default_factory=dict)
 
 
 def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
@@ -120,7 +132,9 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
             given.chosen[name.removeprefix("--")] = tuple(_checked(name, one, flag) for one in value)
         elif isinstance(value, str):
             given.chosen[name.removeprefix("--")] = _checked(name, value, flag)
-        elif value and not isinstance(flag, (Choice, Option)):
+        elif value and isinstance(flag, Switch):
+            given.chosen[name.removeprefix("--")] = True
+        elif value and not isinstance(flag, (Choice, Option, Switch)):
             given.instead = flag
     return given
 
@@ -150,6 +164,8 @@ def _usage(flags: Mapping[str, Flag]) -> dict[str, str]:
                 usage[f"{name} {'|'.join(flag.values)}"] = flag.meaning
             case Option():
                 usage[f"{name} {flag.value}"] = flag.meaning
+            case Switch():
+                usage[name] = flag.meaning
             case _:
                 usage[name] = flag.__doc__ or ""
     return usage

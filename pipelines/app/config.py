@@ -7,33 +7,27 @@ as a whole by the file, and reached into by the command line (`rules.0.min_words
 
 import difflib
 import math
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
-import yaml
-
 from filtering.files import digest_of
 from pipelines.app.describe import describe, has_default, join, kinds_of, members_of, names_of, one_of, plain, type_name
+from pipelines.app.values import COMMAND_LINE, Given, Plain, parse_setting, read_file, read_yaml, scalar, show
+from pipelines.app.values import ConfigError as ConfigError
 
-COMMAND_LINE = "command line"
 FORMER = "former"
 """Under this key a field's metadata holds the name that it had in an older version."""
 T = TypeVar("T")
 Tree = dict[str, Any]
 
 
-class ConfigError(ValueError):
-    """The user's mistake in a setting: one line that names the file and the key and says what to do."""
-
-
 def load(cls: type[T], file: Path | None, overrides: Sequence[str]) -> T:
     """The settings `cls` from its defaults, then `file`, then `overrides` ("key.sub=value"). Raises ConfigError."""
     tree = _defaults(cls)
     if file is not None:
-        tree = _merge(cls, tree, _read(file))
+        tree = _merge(cls, tree, read_file(file))
     return _override(cls, tree, overrides, str(file) if file is not None else COMMAND_LINE if overrides else "defaults")
 
 
@@ -48,6 +42,27 @@ def lay_over(config: T, values: Mapping[str, Any], *, source: str) -> T:
     `source` names where the values come from in errors. Raises ConfigError.
     """
     return _lay_over(type(config), to_dict(config), list(values.items()), ("settings", source))
+
+
+def read_values(config: object, text: str, *, source: str) -> tuple[str, Any]:
+    """Key and values of "key=[a, b]" or "key={label: a, ...}", each as `lay_over` takes it. Raises ConfigError."""
+    key, given = parse_setting(text, source)
+    kind, tree = cast(Any, type(config)), cast(Any, to_dict(config))
+    for part in key.split("."):
+        classes = [member for member in members_of(kind) if is_dataclass(member)]
+        if classes:
+            chosen = (_named(classes, tree) if isinstance(tree, dict) else None) or classes[0]
+            kind = kinds_of(cast(type, chosen)).get(part)
+        else:
+            kind = _inner(kind, list if isinstance(tree, list) else dict)
+        if isinstance(tree, dict):
+            tree = tree.get(part)
+        elif isinstance(tree, list):
+            tree = tree[int(part)] if part.isdecimal() and int(part) < len(tree) else None
+    values = read_yaml(given.text, f"{source}: '{text}'")
+    if isinstance(values, dict):
+        return key, {label: _merge(kind, None, value) for label, value in values.items()}
+    return key, [_merge(kind, None, value) for value in values] if isinstance(values, list) else values
 
 
 def from_dict(cls: type[T], tree: Mapping[str, Any], *, source: str = "config") -> T:
@@ -74,51 +89,7 @@ def flatten(tree: object, key: str = "") -> Iterator[tuple[str, object]]:
         yield key, tree
 
 
-# ---------------------------------------------------------------------------------------------------------------- reading
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with the plain rules of version 1.2: `1e-3` is a number, `on` and `1:30` are text; a key may stand only once."""
-
-    yaml_implicit_resolvers: dict[str, list[tuple[str, re.Pattern[str]]]] = {}  # noqa: RUF012 -- PyYAML's own attribute
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = key_node.value
-            if not isinstance(key_node, yaml.ScalarNode) or key in seen:
-                problem = f"duplicate key '{key}'" if isinstance(key_node, yaml.ScalarNode) else "a key must be text"
-                raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
-            seen.add(key)
-        return {str(key): value for key, value in super().construct_mapping(node, deep).items()}
-
-
-for _tag, _pattern, _first in (
-    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
-    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
-    ("int", r"[-+]?[0-9]+", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)", list("-+.0123456789")),
-):
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
-_Loader.add_constructor("tag:yaml.org,2002:int", lambda loader, node: int(str(node.value)))
-
-
-def _read(file: Path) -> Tree:
-    try:
-        tree = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise ConfigError(f"{file}: no such file; give an existing one with --config FILE") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file}: cannot be read ({error})") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{file}: {_yaml_problem(error)}") from None
-    except ValueError as error:  # as on the command line
-        raise ConfigError(f"{file}: {error}") from None
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"{file}: must hold 'key: value' lines, not {_show(tree)}")
-    return tree
+# ---------------------------------------------------------------------------------------------------------------- merging
 
 
 def _override(cls: type[T], tree: Tree, overrides: Sequence[str], source: str) -> T:
@@ -139,29 +110,6 @@ def _lay_over(cls: type[T], tree: Tree, settings: Sequence[tuple[str, Any]], sou
     return _build_or_explain(cls, tree, source_of)
 
 
-def parse_setting(text: str, source: str = COMMAND_LINE) -> tuple[str, Any]:
-    """Key and value of "key.sub=value", the value read as YAML. Raises ConfigError that names `source`."""
-    key, equals, value = text.partition("=")
-    if not equals or not re.fullmatch(r"[^.\s]+(\.[^.\s]+)*", key):
-        raise ConfigError(f"{source}: '{text}' is not a setting; write key=value or section.key=value")
-    try:
-        return key, yaml.load(value, _Loader) if value.strip() else ""
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{source}: '{text}': {_yaml_problem(error)}; quote text as {key}='\"...\"'") from None
-    except ValueError as error:  # a number of thousands of digits, a date that is none
-        raise ConfigError(f"{source}: '{text[:80]}': {error}; quote text as {key}='\"...\"'") from None
-
-
-def _yaml_problem(error: yaml.YAMLError) -> str:
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return f"not valid YAML ({' '.join(str(error).split())})"
-
-
-# ---------------------------------------------------------------------------------------------------------------- merging
-
-
 class _At(dict[str, Any]):
     """A mapping that only says where: the steps of a command-line key."""
 
@@ -179,24 +127,36 @@ def _defaults(cls: type) -> Tree:
 
 def _merge(kind: Any, base: Any, new: Any) -> Any:
     """`new` laid over `base`, where `kind` is the type that both shall have. What does not fit is for `_build` to refuse."""
+    if isinstance(new, Given):
+        new = new.read(kind)
+    if isinstance(new, Plain):
+        return scalar(kind, new)
+    if isinstance(new, list):
+        return [_merge(_inner(kind, list), None, item) for item in new]
     if not isinstance(new, dict):
         return new
     members = [member for member in members_of(kind) if is_dataclass(member)]
     if members:
         chosen = _named(members, new) or (_named(members, base) if isinstance(base, dict) else None) or members[0]
-        same = isinstance(base, dict) and ("name" not in new or new["name"] == base.get("name"))
+        same = isinstance(base, dict) and ("name" not in new or _name(new) == base.get("name"))
         merged = dict(base) if same else {}
         kinds = kinds_of(cast(type, chosen))
         return merged | {key: _merge(kinds.get(key), merged.get(key), value) for key, value in new.items()}
-    inner = (get_args(members_of(kind)[0]) or (None,))[-1 if get_origin(members_of(kind)[0]) is dict else 0]
-    if isinstance(new, _At) and isinstance(base, dict):
-        return base | {key: _merge(inner, base.get(key), value) for key, value in new.items()}
     if isinstance(new, _At) and isinstance(base, list):
         (step, value), *_ = new.items()
         index = int(step) if step.isdecimal() else -1
         if 0 <= index < len(base):
-            return [_merge(inner, item, value) if i == index else item for i, item in enumerate(base)]
-    return dict(new) if isinstance(new, _At) else new
+            return [_merge(_inner(kind, list), item, value) if i == index else item for i, item in enumerate(base)]
+    kept = base if isinstance(new, _At) and isinstance(base, dict) else {}
+    return kept | {key: _merge(_inner(kind, dict), kept.get(key), value) for key, value in new.items()}
+
+
+def _inner(kind: Any, of: type) -> Any:
+    """The type of what a list (`of`=list) or a mapping of type `kind` holds; None where it is neither."""
+    origin = tuple if of is list else of
+    return next(
+        (get_args(member)[-1 if of is dict else 0] for member in members_of(kind) if get_origin(member) is origin), None
+    )
 
 
 # --------------------------------------------------------------------------------------------------------------- checking
@@ -228,7 +188,7 @@ def _build(kind: Any, value: Any, key: str, root: type) -> Any:
         built = _build_value(member, value, key, root)
         if built is not _MISFIT:
             return built
-    raise _Wrong(key, f"'{key}' must be {type_name(kind)}, not {_show(value)}{_hint(members, value)}")
+    raise _Wrong(key, f"'{key}' must be {type_name(kind)}, not {show(value)}{_hint(members, value)}")
 
 
 _MISFIT = object()
@@ -250,15 +210,17 @@ def _build_value(kind: Any, value: Any, key: str, root: type) -> Any:
         raise _Wrong(key, f"'{key}' must be a finite number, not {value}")
     if isinstance(value, str) and "\0" in value:
         raise _Wrong(key, f"'{key}' holds the character NUL, which no name and no path may have")
+    if isinstance(value, str) and not value.isascii() and any("\ud800" <= sign <= "\udfff" for sign in value):
+        raise _Wrong(key, f"'{key}' holds bytes that are no text: {value!a}; rename it, or try again with PYTHONUTF8=1")
     return value
 
 
 def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> Any:
     if not isinstance(value, dict):
-        raise _Wrong(key, f"'{key}' must hold keys ({', '.join(kinds_of(classes[0]))}), not {_show(value)}")
+        raise _Wrong(key, f"'{key}' must hold keys ({', '.join(kinds_of(classes[0]))}), not {show(value)}")
     cls = _named(classes, value)
     if cls is None:
-        given = f"not {_show(value['name'])}" if "name" in value else "which is missing"
+        given = f"not {show(value['name'])}" if "name" in value else "which is missing"
         raise _Wrong(join(key, "name"), f"'{join(key, 'name')}' must be {one_of(names_of(classes))}, {given}")
     kinds = kinds_of(cls)
     arguments = {}
@@ -285,15 +247,20 @@ def _where_instead(name: str, key: str, cls: type, root: type) -> str:
     near = difflib.get_close_matches(name, siblings, n=1)
     if near:
         return f"did you mean '{join(key, near[0])}'?"
-    elsewhere = [entry.key for entry in describe(root) if entry.key.rsplit(".", 1)[-1] == name]
+    elsewhere = [entry.key for entry in describe(root) if entry.key.rsplit(".", 1)[-1] == name and _stands_alone(entry.key)]
     if elsewhere:
         return f"did you mean '{elsewhere[0]}'?"
     return f"the keys here are {', '.join(siblings)}"
 
 
+def _stands_alone(key: str) -> bool:
+    """Whether a key of --help may be set as it is written: not one of an alternative, a list's item or a mapping's entry."""
+    return "(" not in key and not any(part.isdecimal() or part.startswith("<") for part in key.split("."))
+
+
 def _hint(members: Sequence[Any], value: Any) -> str:
-    if str in members and isinstance(value, (bool, int, float)):
-        return f"; in quotes it is text: \"'{value}'\""
+    if str in members and (value is None or isinstance(value, (bool, int, float))):
+        return f"; in quotes it is text: '{'null' if value is None else value}'"
     return ""
 
 
@@ -301,12 +268,9 @@ def _named(classes: list[Any], value: Mapping[str, Any]) -> Any:
     """The dataclass that `value["name"]` picks; None where it picks none. A single class needs no name."""
     if len(classes) == 1:
         return classes[0]
-    return next((cls for cls in classes if value.get("name") in get_args(kinds_of(cls).get("name"))), None)
+    return next((cls for cls in classes if _name(value) in get_args(kinds_of(cls).get("name"))), None)
 
 
-def _show(value: object) -> str:
-    if isinstance(value, dict):
-        return "a mapping"
-    if isinstance(value, list):
-        return f"the list {value}"
-    return {None: "null", True: "true", False: "false"}[value] if value is None or isinstance(value, bool) else repr(value)
+def _name(value: Mapping[str, Any]) -> Any:
+    name = value.get("name")
+    return name.text if isinstance(name, Given) else name

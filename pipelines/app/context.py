@@ -2,23 +2,33 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from cluster.open_tracker import open_tracker
 from cluster.tracking import Tracker
-from filtering.files import write_json
+from filtering.files import Recorded, write_json
 from pipelines.app.config import to_dict
 from pipelines.app.run_dir import digest_of_run
 from pipelines.app.settings import Config
-from pipelines.app.stage_marker import StageMarker, read_marker, remove_marker, write_marker
+from pipelines.app.stage_marker import (
+    StageMarker,
+    describe_losses,
+    files_of,
+    lost_files,
+    read_marker,
+    record_files,
+    remove_marker,
+    write_marker,
+)
 
 SUMMARY = "summary.json"
 Result = dict[str, Any]
 Again = Callable[[Result], bool]
+Files = Callable[[], Iterable[Path]]
 
 
 @dataclass
@@ -27,6 +37,8 @@ class Context:
 
     config: Config
     tracker: Tracker
+    verify: bool = False
+    """Whether digests are compared, too, before a stage counts as complete."""
     stages: dict[str, Result] = field(default_factory=dict)
 
     @property
@@ -35,24 +47,41 @@ class Context:
         return Path(self.config.run_dir)
 
     def stage(
-        self, name: str, fingerprint: str, output: Path, work: Callable[[], Result], again: Again = lambda result: False
+        self,
+        name: str,
+        fingerprint: str,
+        output: Path,
+        work: Callable[[], Result],
+        *,
+        again: Again = lambda result: False,
+        files: Files = tuple,
     ) -> Result:
-        """Run a stage unless it is complete for this fingerprint. `work` returns its counts and the output's "digest".
+        """Run a stage unless it is complete for this fingerprint and its files are as it wrote them.
 
-        `again` tells from the result of a complete stage whether its work, done once more, may come to something better.
+        `work` returns its counts, the output's "digest" and, of an output in shards, which record their files themselves,
+        their number "shards". `files` are what else it wrote, asked for when it is done. `again` tells from the result of a
+        complete stage whether its work, done once more, may come to something better.
 
         The result, with "status" (done or skipped), "seconds" and "output", goes into the summary.
         """
-        result = self.stages[name] = self.part(name, fingerprint, output, work, again)
+        result = self.stages[name] = self.part(name, fingerprint, output, work, again=again, files=files)
         return result
 
     def part(
-        self, name: str, fingerprint: str, output: Path, work: Callable[[], Result], again: Again = lambda result: False
+        self,
+        name: str,
+        fingerprint: str,
+        output: Path,
+        work: Callable[[], Result],
+        *,
+        again: Again = lambda result: False,
+        files: Files = tuple,
     ) -> Result:
         """The same for a part of a stage, which the summary does not list."""
         began = time.monotonic()
+        where = output.relative_to(self.run_dir).as_posix()
         marker = read_marker(self.run_dir, name, fingerprint)
-        if marker is not None and output.exists() and not again(marker.result):
+        if marker is not None and output.exists() and self._is_whole(name, marker, where, files) and not again(marker.result):
             status, result = "skipped", marker.result
             print(f"{name}: skipped, complete already ({output})", flush=True)
         else:
@@ -60,28 +89,41 @@ class Context:
             remove_marker(self.run_dir, name)  # what it tells of, such as another list in the same file, is about to change
             status, result = "done", work()
             seconds = time.monotonic() - began
-            write_marker(
-                self.run_dir,
-                name,
-                StageMarker(fingerprint=fingerprint, digest=result["digest"], seconds=seconds, result=result),
+            marker = StageMarker(
+                fingerprint=fingerprint,
+                digest=result["digest"],
+                seconds=seconds,
+                result=result,
+                output=where,
+                shards=result.get("shards"),
+                files=record_files(self.run_dir, files()),
             )
+            write_marker(self.run_dir, name, marker)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
-        return {
-            "status": status,
-            "seconds": round(time.monotonic() - began, 3),
-            "output": output.relative_to(self.run_dir).as_posix(),
-            **result,
-        }
+        return {"status": status, "seconds": round(time.monotonic() - began, 3), "output": where, **result}
+
+    def _is_whole(self, name: str, marker: StageMarker, output: str, files: Files) -> bool:
+        """Whether the files of a complete stage are as it wrote them; if not, says so, and makes room for them."""
+        if not marker.output:  # an older version's: it does not say what it wrote, which then only has to be there
+            there = {path.relative_to(self.run_dir).as_posix(): [*Recorded(None, "")] for path in files()}
+            marker = replace(marker, output=output, files=there)
+        lost = lost_files(self.run_dir, marker, verify=self.verify)
+        for file, loss in lost.items():
+            if loss == "changed":  # none of it can be trusted, as of a file that is cut
+                (self.run_dir / file).unlink()
+        if lost:
+            print(f"{name}: {describe_losses(lost, len(files_of(self.run_dir, marker)))}: made again", flush=True)
+        return not lost
 
 
 @contextmanager
-def open_context(config: Config) -> Iterator[Context]:
+def open_context(config: Config, *, verify: bool = False) -> Iterator[Context]:
     """The context of a run; when the block ends well, `summary.json` is written with the stages that it ran."""
     settings = to_dict(config)
     config_digest = digest_of_run(config)
     run_dir = Path(config.run_dir)
     with open_tracker(config.tracking, run_dir, name=run_dir.name, settings=settings, digest=config_digest) as tracker:
-        context = Context(config, tracker)
+        context = Context(config, tracker, verify)
         yield context
     # After the tracker has closed: who finds the summary need not look again at anything.
     write_json(

@@ -1,7 +1,9 @@
 """How a command ends: its exit code, and the user's mistakes reported in one line."""
 
 import errno
+import importlib
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,23 +15,36 @@ from miniature import InputError as MiniatureInputError
 from owseg import InputError as SegmentationInputError
 from pipelines.app.config import ConfigError
 from pipelines.app.extras import missing_extra
+from pipelines.app.interrupts import Interrupted, code_of, interruptible
 
-DONE, FAILED, USER_MISTAKE, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, USER_MISTAKE = 0, 1, 2
 
 UNUSABLE_PATH = (errno.ENAMETOOLONG, errno.ELOOP)
 """What the file system refuses a path for, whatever is asked of it."""
 MISTAKES = (ConfigError, FilteringInputError, SegmentationInputError, ClusterInputError, MiniatureInputError)
 
 
-def exit_code(work: Callable[[], None]) -> int:
-    """Do the work of a command and tell what became of it."""
+def exit_code(work: Callable[[], None], again: Callable[[], str] = lambda: "the same command") -> int:
+    """Do the work of a command and tell what became of it. again: the command that resumes it where it was interrupted."""
     # A script's own folder comes first on the path, where `filter` or `evaluate` would hide a library of that name.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parents[1]]
     try:
+        with interruptible(again):
+            try:
+                return _attempt(work)
+            finally:
+                if "ray" in sys.modules:
+                    importlib.import_module("cluster.session").close_session()
+    except Interrupted as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:  # raised by something else than a signal
+        print(f"interrupted; resume with: {again()}", file=sys.stderr)
+        return code_of(signal.SIGINT)
+
+
+def _attempt(work: Callable[[], None]) -> int:
+    try:
         work()
-    except KeyboardInterrupt:
-        print("interrupted; run the same command again to resume", file=sys.stderr)
-        return INTERRUPTED
     except Exception as error:
         message = user_mistake(error)
         if message is None:

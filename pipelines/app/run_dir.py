@@ -13,6 +13,7 @@ import yaml
 from filtering.files import digest_of, write_text
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.settings import Config
+from pipelines.app.values import yaml_of
 
 EXECUTION_KEYS = (
     *("run_dir", "session", "tracking", "download.fetch", "download.target"),
@@ -129,4 +130,4 @@ def _without(tree: object, left_out: Sequence[str]) -> Iterator[tuple[str, objec
 
 
 def _write(file: Path, config: Config) -> None:
-    write_text(file, yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True))
+    write_text(file, yaml_of(to_dict(config)))

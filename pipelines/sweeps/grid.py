@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from pipelines.app.config import ConfigError, lay_over, parse_setting
+from pipelines.app.config import ConfigError, lay_over, read_values
 from pipelines.app.run_dir import EXECUTION_KEYS
 from pipelines.app.settings import Config
 
@@ -57,7 +57,7 @@ class Grid:
 def make_grid(config: Config, vary: Sequence[str], seeds: str) -> Grid:
     """The grid that the command line asks for, below the folder of `config`. Raises ConfigError for what cannot be."""
     count = _count(seeds)
-    axes = tuple(map(_axis, vary))
+    axes = tuple(_axis(config, text) for text in vary)
     for key, times in Counter(axis.key for axis in axes).items():
         if times > 1:
             raise ConfigError(f"{VARY}: '{key}' is varied twice; give all of its values once: {VARY} {key}=[a, b]")
@@ -82,9 +82,9 @@ def _count(seeds: str) -> int:
     return int(seeds)
 
 
-def _axis(text: str) -> Axis:
+def _axis(config: Config, text: str) -> Axis:
     """KEY=[a, b], or KEY={label: a, other: b}."""
-    key, values = parse_setting(text, VARY)
+    key, values = read_values(config, text, source=VARY)
     if any(f"{key}.".startswith(f"{section}.") for section in EXECUTION_KEYS):
         raise ConfigError(
             f"{VARY}: '{key}' says where or how work is done, and results do not depend on it; set it as {key}=value"

@@ -31,6 +31,7 @@ from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, user_mistake
 from pipelines.app.resolve import methods_to_train
 from pipelines.app.run_dir import digest_of_run, open_run_dir
 from pipelines.app.settings import Config
+from pipelines.app.stage_marker import lost_files, read_marker
 from pipelines.sweeps.grid import Cell
 
 Verb = Literal["download", "train", "full"]
@@ -59,12 +60,19 @@ class Work:
         return self.folder / LOG
 
     def is_done(self) -> bool:
-        """Whether its folder holds the summary of this very run."""
+        """Whether its folder holds the summary of this very run, and what the run itself made, as it made it."""
         try:
             summary = json.loads((self.folder / SUMMARY).read_text())
-            return summary["config_digest"] == digest_of_run(self.config) and LAST_STAGE[self.verb] in summary["stages"]
+            stages = {stage: told["output"] for stage, told in summary["stages"].items()}
+            if summary["config_digest"] != digest_of_run(self.config) or LAST_STAGE[self.verb] not in stages:
+                return False
         except (OSError, ValueError, KeyError, TypeError):
             return False
+        return all(self._is_whole(stage) for stage, output in stages.items() if not (self.folder / output).is_symlink())
+
+    def _is_whole(self, stage: str) -> bool:
+        marker = read_marker(self.folder, stage)
+        return marker is not None and not lost_files(self.folder, marker)
 
 
 @dataclass(frozen=True)

@@ -1,46 +1,23 @@
 """MLflow and its null twin: one parent run per folder, nothing logged twice, and an outage costs records, not the run."""
 
 import json
-import logging
-import os
 import shutil
-import signal
-import socket
 import subprocess
 import sys
-import time
-import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
 
-from cluster import InputError, mlflow_runs
+from cluster import InputError, mlflow_runs, mlflow_sending
 from cluster.open_tracker import open_tracker
+from cluster.store_uri import sqlite_file, store_uri
 from cluster.tracking import NullTracker, Run, TrackingConfig
 from helpers.paths import REPO
+from helpers.servers import free_port, greeter
 
 SETTINGS = {"seed": 3, "filter": {"top_k": 20}}
-
-
-@pytest.fixture(scope="module")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh MLflow database: making one takes seconds, copying it none."""
-    folder = tmp_path_factory.mktemp("mlflow")
-    MlflowClient(f"sqlite:///{folder / 'mlflow.db'}").search_experiments()
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "run"
-    folder.mkdir()
-    shutil.copy(template, folder / "mlflow.db")
-    return folder
 
 
 def work(run_dir: Path, config: TrackingConfig | None = None, steps: int = 2500, fail: bool = False) -> str:
@@ -64,7 +41,6 @@ def log(run: Run, run_dir: Path, steps: int) -> None:
     picture = run_dir / "overlay.png"
     picture.write_bytes(b"png")
     run.artifact(picture, "overlays")
-    run.flush()
 
 
 def child_of(client: MlflowClient, parent: str) -> StoredRun:
@@ -140,127 +116,135 @@ def test_the_twins_have_the_same_methods() -> None:
     def methods(cls: type) -> set[str]:
         return {name for name in dir(cls) if not name.startswith("_") and callable(getattr(cls, name))}
 
-    assert methods(NullTracker) == methods(mlflow_runs.MlflowTracker) - {"open", "running"}
+    assert methods(NullTracker) == methods(mlflow_runs.MlflowTracker) - {"open", "running", "close"}
 
 
-@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "/tmp/x.db", "postgresql://db/x", "localhost:5000"])
-def test_a_bad_uri_is_refused_when_it_is_read(uri: str) -> None:
-    with pytest.raises(InputError, match=r"^uri must be http\(s\)://server:port, sqlite:///file or empty"):
+@pytest.mark.parametrize("uri", ["mlruns", "file:///tmp/mlruns", "/tmp/x.db", "./mlruns"])
+def test_a_folder_is_refused_when_it_is_read(uri: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^uri: MLflow keeps no runs in plain folders any more, and '.*' names one; give sqlite"
+    ):
         TrackingConfig(uri=uri)
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+@pytest.mark.parametrize("uri", ["localhost:5000", "sqlite:mlflow.db", "ftp://host/x", "ssh://host", "uc://x"])
+def test_what_is_no_store_is_refused_when_it_is_read(uri: str) -> None:
+    with pytest.raises(InputError, match=f"^uri: '{uri}' is no MLflow store; give "):
+        TrackingConfig(uri=uri)
+
+
+@pytest.mark.parametrize("port", ["99999", "abc", "0", "-1", "80x"])
+def test_a_bad_port_is_refused_when_it_is_read(port: str) -> None:
+    with pytest.raises(InputError, match=r"^uri: '.*' has no host and port that can be asked; a port is a number from 1 to"):
+        TrackingConfig(uri=f"http://h:{port}")
+
+
+@pytest.mark.parametrize("secret", ["se/cret", "se cret", "se?cret", "se#cret"])
+def test_a_password_that_is_not_escaped_is_refused_unseen(secret: str) -> None:
+    with pytest.raises(InputError, match="are written as %2F") as caught:
+        TrackingConfig(uri=f"http://user:{secret}@host:5000")
+    assert "cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:secret@host:5000",
+        "https://user:p%40ss@host/path",
+        "https://token@host",
+        "http://[::1]:5000",
+        "postgresql://u:pw@host/db",
+        "postgresql+psycopg2://u:pw@host:5432/db?sslmode=require",
+        "mysql+pymysql://u:pw@host/db",
+        "mssql+pyodbc://u:pw@dsn",
+        "sqlite:///mlflow.db",
+        "sqlite:////data/mlflow.db",
+        "databricks",
+        "databricks://profile",
+    ],
+)
+def test_what_the_client_takes_is_taken(uri: str) -> None:
+    assert TrackingConfig(uri=uri).uri == uri
+
+
+def test_the_store_is_the_settings_the_environments_or_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store_uri("", tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert store_uri("", tmp_path / "50% ?") == f"sqlite:///{tmp_path}/50%25 %3F/mlflow.db"
+    assert sqlite_file(store_uri("", tmp_path / "50% ?")) == tmp_path / "50% ?" / "mlflow.db"
+    assert store_uri("sqlite:///~/x.db", tmp_path) == f"sqlite:///{Path.home() / 'x.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@there:5000")
+    assert store_uri("", tmp_path) == "http://user:secret@there:5000"
+    assert store_uri("sqlite:///x.db", tmp_path) == "sqlite:///x.db"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
+    with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI: MLflow keeps no runs in plain folders"):
+        store_uri("", tmp_path)
 
 
 def refuse(run_dir: Path, uri: str) -> str:
     with pytest.raises(InputError) as caught:
         work(run_dir, TrackingConfig(uri=uri))
     assert "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert caught.value.__cause__ is None  # nor in a traceback
     return str(caught.value)
 
 
 def test_an_unreachable_server_is_told_before_any_work(run_dir: Path) -> None:
-    uri = f"http://127.0.0.1:{free_port()}"
-    message = refuse(run_dir, uri)
-    assert message.startswith(f"tracking.uri: no MLflow server answers at {uri} (")
+    port = free_port()
+    message = refuse(run_dir, f"http://user:secret@127.0.0.1:{port}")
+    assert message.startswith(f"tracking.uri: MLflow cannot use http://user:***@127.0.0.1:{port} (Connection refused)")
     assert "set tracking.enabled=false" in message
 
 
-def test_a_server_that_never_answers_is_told(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.open_tracker.REACHABILITY_SECONDS", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as silent:
-        assert "no MLflow server answers" in refuse(run_dir, f"http://127.0.0.1:{silent.getsockname()[1]}")
+def test_a_host_without_an_address_is_told(run_dir: Path) -> None:
+    assert "MLflow cannot use http://u:***@nowhere.invalid (" in refuse(run_dir, "http://u:secret@nowhere.invalid")
 
 
-def test_a_server_that_is_no_mlflow_is_told(run_dir: Path) -> None:
-    port = free_port()
-    server = subprocess.Popen(
-        [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(run_dir)],
-        stderr=subprocess.DEVNULL,
-    )
-    try:
-        wait_for(f"http://127.0.0.1:{port}/", server)
-        assert "tracking.uri: MLflow cannot use http://127.0.0.1" in refuse(run_dir, f"http://127.0.0.1:{port}")
-    finally:
-        server.kill()
-        server.wait()
+@pytest.mark.parametrize(
+    ("greeting", "reason"),
+    [
+        (b"SSH-2.0-OpenSSH_9.2p1\r\n", "no HTTP: SSH-2.0-OpenSSH_9.2p1"),
+        (b"220 mail.test ESMTP\r\n", "no HTTP: 220 mail.test ESMTP"),
+        (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "failed with error code 401"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "not in a valid JSON format"),
+        (b"HTTP/1.1 404 Nothing\r\nContent-Length: 0\r\n\r\n", "failed with error code 404"),
+        (b"", "no answer in time"),
+    ],
+)
+def test_a_server_that_is_no_mlflow_is_told(
+    run_dir: Path, greeting: bytes, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "1" if not greeting else "20")
+    with greeter(greeting) as port:
+        message = refuse(run_dir, f"http://user:secret@127.0.0.1:{port}")
+    assert message.startswith(f"tracking.uri: MLflow cannot use http://user:***@127.0.0.1:{port} (")
+    assert reason in message
 
 
 def test_a_database_that_is_none_is_told(run_dir: Path) -> None:
     (run_dir / "text.db").write_text("no database " * 100)
     assert "MLflow cannot use sqlite:///" in refuse(run_dir, f"sqlite:///{run_dir / 'text.db'}")
-    assert "MLflow cannot use sqlite:///" in refuse(run_dir, "sqlite:////proc/nowhere/mlflow.db")
+    assert "(No such file or directory)" in refuse(run_dir, "sqlite:////proc/nowhere/mlflow.db")
+    assert "No module named" in refuse(run_dir, "postgresql://user:secret@127.0.0.1:1/x")
 
 
-def wait_for(url: str, process: "subprocess.Popen[bytes]") -> None:
-    while process.poll() is None:
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-        except OSError:
-            time.sleep(0.1)
-        else:
-            return
-    raise AssertionError(f"the server ended with {process.returncode}")
-
-
-@pytest.fixture
-def server(tmp_path: Path, template: Path) -> Iterator[Any]:
-    """A real MLflow server: call it to start it (again)."""
-    port, started = free_port(), []
-    shutil.copy(template, tmp_path / "server.db")
-    store = ["--backend-store-uri", f"sqlite:///{tmp_path / 'server.db'}", "--artifacts-destination", str(tmp_path / "files")]
-
-    def start() -> tuple[str, "subprocess.Popen[bytes]"]:
-        command = [sys.executable, "-m", "mlflow", "server", "--port", str(port), "--workers", "1", *store]
-        process = subprocess.Popen(
-            command, cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        started.append(process)
-        wait_for(f"http://127.0.0.1:{port}/health", process)
-        return f"http://127.0.0.1:{port}", process
-
-    yield start
-    for process in started:
-        stop(process)
-
-
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-
-
-@pytest.mark.slow
-def test_an_outage_is_told_once_and_no_metric_is_lost(
-    run_dir: Path, server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(mlflow_runs, "SECONDS_AFTER_OUTAGE", 0.0)
-    uri, process = server()
-    settings = TrackingConfig(uri=uri)
-    with (
-        caplog.at_level(logging.WARNING, "cluster"),
-        open_tracker(settings, run_dir, name="demo", settings=SETTINGS, digest="d") as tracker,
-        tracker.child("tcl", stage="train") as run,
-    ):
-        run.metrics({"train/loss": 0.0}, 0)
-        run.flush()
-        stop(process)
-        for step in range(1, 4):
-            run.metrics({"train/loss": float(step)}, step)
-            run.flush()
-        run.artifact(Path(__file__), "code")
-        with tracker.child("lost", stage="train") as lost:
-            lost.metrics({"x": 1.0})
-        assert len([record for record in caplog.records if record.name == "cluster.mlflow_runs"]) == 1
-        server()
-        run.metrics({"train/loss": 4.0}, 4)
-    client = MlflowClient(uri)
-    child = child_of(client, tracker.run_id)
-    assert [point.value for point in client.get_metric_history(child.info.run_id, "train/loss")] == [0, 1, 2, 3, 4]
-    assert child.info.status == "FINISHED"
+@pytest.mark.filterwarnings("ignore:Query string")
+def test_secrets_are_in_no_record_and_a_new_password_goes_on(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The store is a SQLite file here, whose address takes any query."""
+    first, second = (f"sqlite:///{run_dir / 'mlflow.db'}?password={word}" for word in ("hunter2", "hunter3"))
+    with open_tracker(TrackingConfig(uri=first), run_dir, name="x", settings={"uri": first}, digest="d") as tracker:
+        assert tracker.uri == first
+        tracker.params({"source": "s3://AK:hunter2@bucket"})
+        tracker.tags({"uri": first})
+        tracker.dataset("links", source="https://u:hunter2@h/x.tsv", digest="1", context="filtering")
+    with open_tracker(TrackingConfig(uri=second), run_dir, name="x", settings={}, digest="d") as again:
+        assert again.run_id == tracker.run_id
+    run = MlflowClient(f"sqlite:///{run_dir / 'mlflow.db'}").get_run(tracker.run_id)
+    assert run.data.params == {"source": "s3://AK:***@bucket"}
+    assert json.loads(run.inputs.dataset_inputs[0].dataset.source) == {"uri": "https://u:***@h/x.tsv"}
+    written = [path for path in run_dir.rglob("*") if path.is_file()]
+    assert {"mlflow.db", "mlflow.json", "config.yaml"} <= {path.name for path in written}
+    assert [path.name for path in written if b"hunter" in path.read_bytes()] == []
 
 
 def test_a_run_may_be_shown_below_another(run_dir: Path) -> None:
@@ -278,7 +262,7 @@ def test_a_run_may_be_shown_below_another(run_dir: Path) -> None:
 
 
 def test_a_locked_store_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mlflow_runs.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(mlflow_sending.time, "sleep", lambda seconds: None)
     answers: list[object] = [Exception("(sqlite3.OperationalError) database is locked"), OSError("database is locked"), 7]
 
     def store() -> object:
@@ -287,14 +271,14 @@ def test_a_locked_store_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
             raise answer
         return answer
 
-    assert mlflow_runs.when_unlocked(store) == 7
+    assert mlflow_sending.when_unlocked(store) == 7
     answers = [ValueError("no such table")]
     with pytest.raises(ValueError, match="no such table"):
-        mlflow_runs.when_unlocked(store)
-    monkeypatch.setattr(mlflow_runs, "LOCKED_SECONDS", -1.0)
+        mlflow_sending.when_unlocked(store)
+    monkeypatch.setattr(mlflow_sending, "LOCKED_SECONDS", -1.0)
     answers = [Exception("database is locked"), 7]
     with pytest.raises(Exception, match="locked"):
-        mlflow_runs.when_unlocked(store)
+        mlflow_sending.when_unlocked(store)
 
 
 def test_runs_that_write_one_store_at_once_lose_nothing(run_dir: Path) -> None:
@@ -305,7 +289,7 @@ def test_runs_that_write_one_store_at_once_lose_nothing(run_dir: Path) -> None:
         "folder = Path(sys.argv[1]); folder.mkdir()\n"
         "with open_tracker(TrackingConfig(uri=sys.argv[2]), folder, name=folder.name, settings={}, digest='d') as tracker:\n"
         "    for step in range(30):\n"
-        "        tracker.params({f'key{step}': step}); tracker.metrics({'loss': step}, step); tracker.flush()\n"
+        "        tracker.params({f'key{step}': step}); tracker.metrics({'loss': step}, step); tracker._records.wait(60)\n"
     )
     uri = f"sqlite:///{run_dir / 'mlflow.db'}"
     names = ("a", "b", "c")
@@ -321,7 +305,7 @@ def test_runs_that_write_one_store_at_once_lose_nothing(run_dir: Path) -> None:
     for process in processes:
         _, told = process.communicate(timeout=300)
         assert process.returncode == 0, told
-        assert "MLflow cannot be reached" not in told
+        assert "not recorded" not in told
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(TrackingConfig().experiment)
     assert experiment is not None

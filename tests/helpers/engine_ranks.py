@@ -8,10 +8,11 @@ import torch.distributed as dist
 from cluster.engine import DeepSpeedEngine
 from helpers import tiny
 from helpers.ranks import save_into, shard_all_parameters
-from owseg.data import CaptionBatches, ShardReader, batches_from
+from owseg.data import CaptionBatches, batches_from
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
 from owseg.optim import OptimConfig, ParameterGroup
+from owseg.shards import ShardReader
 
 
 def train_stages(folder: Path, *stages: str) -> None:

@@ -12,12 +12,13 @@ from torch import Tensor
 from cluster.engine import DeepSpeedEngine
 from helpers import tiny
 from helpers.ranks import shard_all_parameters
-from owseg.data import Batch, CaptionBatches, ShardReader
+from owseg.data import Batch, CaptionBatches
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
 from owseg.methods.ovsegmentor import OvSegmentor
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase
+from owseg.shards import ShardReader
 
 RUNS = {"plain": (0, 0), "zero1": (1, 0), "zero3": (3, 0), "zero3 from 2": (3, 2), "zero3 from 3": (3, 3)}
 """ZeRO stage (0 = the plain engine) and the step from whose checkpoint a run goes on: the change of phase is after step 2."""

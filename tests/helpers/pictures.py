@@ -10,20 +10,20 @@ from PIL import Image
 from filtering.images.resize import ImageConfig, Resize
 from helpers.download_web import picture
 
-MODES = ("no", "keep_ratio", "keep_ratio_largest", "center_crop", "border")
+MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border")
 
 
 def resize(data: bytes, **settings: Any) -> tuple[str, int | None, int | None, int | None, int | None]:
     done = Resize(ImageConfig(**settings))(data)
-    assert (done.status == "success") == bool(done.jpeg) == (done.width is not None) == (done.phash is not None)
+    assert (done.status == "success") == bool(done.image) == (done.width is not None) == (done.phash is not None)
     return done.status, done.width, done.height, done.original_width, done.original_height
 
 
 def kept(data: bytes, **settings: Any) -> NDArray[np.uint8]:
     """The kept picture in RGB."""
-    done = Resize(ImageConfig(**{"resize_mode": "no", "min_side": 1, "quality": 100, **settings}))(data)
+    done = Resize(ImageConfig(**{"image_size": 2**14, "min_side": 1, "quality": 100, **settings}))(data)
     assert done.status == "success", done
-    with Image.open(io.BytesIO(done.jpeg)) as image:
+    with Image.open(io.BytesIO(done.image)) as image:
         assert image.mode == "RGB" or settings.get("pixels") == "img2dataset"  # which keeps grey JPEGs grey
         assert image.size == (done.width, done.height)
         return np.asarray(image.convert("RGB"))

@@ -3,8 +3,9 @@
 from pathlib import Path
 
 from helpers import tiny
-from owseg.data import Batch, CaptionBatches, ShardReader
+from owseg.data import Batch, CaptionBatches
 from owseg.methods.vilseg import VilSeg
+from owseg.shards import ShardReader
 
 
 def batch_of(method: VilSeg, shards: Path, step: int = 0, size: int = 8) -> Batch:

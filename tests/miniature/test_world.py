@@ -49,6 +49,10 @@ def test_a_complete_world_is_left_alone_and_a_changed_config_rebuilds_it(world: 
     before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
     build_world(config, out)
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    whole = files_under(out)
+    next((out / "web").glob("*.jpg")).unlink()
+    build_world(config, out)
+    assert files_under(out) == whole
     build_world(SMALL, out)
     assert files_under(out) == files_under(world)
 

@@ -14,7 +14,8 @@ from helpers import tiny
 from helpers.paths import PYTHONPATH
 from owseg import costs
 from owseg.costs import cpu_seconds, peak_memory_mb
-from owseg.training import Spent, StepLog, TrainJob, costs_of
+from owseg.step_log import Spent, StepLog, costs_of
+from owseg.training import TrainJob
 
 CPU = torch.device("cpu")
 BLOCK = 64 * 2**20

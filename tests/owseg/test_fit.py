@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from helpers import tiny
 from owseg import InputError
-from owseg.data import AugmentConfig, Batch, CaptionBatches, Samples, ShardReader, batches_from, epoch_order
+from owseg.data import AugmentConfig, Batch, CaptionBatches, batches_from, epoch_order
 from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters, phase_groups
 from owseg.methods.tcl import GROUNDER, TclConfig
 from owseg.optim import OptimConfig, lr_at, scaled_lr
 from owseg.phases import Phase, ScheduledPhase
+from owseg.shards import Samples, ShardReader
 
 
 def caption_batches(

@@ -15,8 +15,9 @@ from torch import Tensor
 from helpers import tiny
 from helpers.tensors import assert_same
 from owseg import InputError
-from owseg.data import AugmentConfig, Batch, CaptionBatches, ShardReader, batches_from
+from owseg.data import AugmentConfig, Batch, CaptionBatches, batches_from
 from owseg.partners import EntityLists, Partners
+from owseg.shards import ShardReader
 
 LISTS = (["dog", "cat"], ["dog"], ["dog", "tree", "dog"], [], ["cat"], ["bus"])
 AUGMENT = AugmentConfig(size=32)

@@ -12,13 +12,16 @@ from cluster.train import TrainConfig
 from helpers import tiny
 from helpers.tensors import assert_same
 from owseg import InputError
-from owseg.data import Batch, CaptionBatches, ShardReader
+from owseg.data import Batch, CaptionBatches
 from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned
+from owseg.left_out import BadSamples
 from owseg.optim import OptimConfig, lr_at
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
+from owseg.shards import ShardReader
+from owseg.step_log import pairs_between
 from owseg.trainable import TrainableMethod
-from owseg.training import TrainJob, loader, pairs_between
+from owseg.training import TrainJob, loader
 
 FIRST = OptimConfig(batch_size=8, lr=1e-2, min_lr=1e-3, lr_batch=0, warmup=2)
 SECOND = OptimConfig(batch_size=4, lr=3e-2, min_lr=0.0, lr_batch=0, warmup=1, weight_decay=0.5, clip_norm=0.1)
@@ -215,11 +218,11 @@ def test_a_batch_size_that_cannot_be_is_told_before_training(tmp_path: Path, siz
     )
     method = config.build(encoder)
     if key is None:
-        batches = loader(job, method, 0, 2)
+        batches = loader(job, method, 0, 2, BadSamples(tmp_path / "bad.jsonl", 0.0, write=False))
         assert [len(batch.keys) for span in job.scheduled_phases for batch in batches(span, span.start)] == [4] * 6
     else:
         with pytest.raises(InputError, match=key):
-            loader(job, method, 0, 2)
+            loader(job, method, 0, 2, BadSamples(tmp_path / "bad.jsonl", 0.0, write=False))
 
 
 def test_a_rate_counts_each_step_with_its_own_batch_size() -> None:
@@ -231,5 +234,5 @@ def test_a_training_that_diverges_is_ended(tmp_path: Path) -> None:
     method = Follower()
     with torch.no_grad():
         method.head.weight.fill_(torch.inf)
-    with pytest.raises(InputError, match=r"training diverged: loss 'fit' is (inf|nan) at step 1; lower optim\.lr"):
+    with pytest.raises(InputError, match=r"loss 'fit' is not finite since step 1, in 4 steps in a row; lower optim\.lr"):
         fit(method, PHASES, FIRST, lambda groups, optim: TorchEngine(method, groups, optim), made, seed=0, log_every=1)

@@ -117,7 +117,7 @@ def _is_quoted(path: str, kind: Kind, source: SourceConfig) -> bool:
     if quotes.spanning and quotes.stray:
         raise InputError(
             f"filter.source.quoting: {path} has quotes that a writer put around line feeds ({quotes.spanning[:60]!r}) and "
-            f"others that belong to the text ({quotes.stray[:60]!r}); set it to yes, to join such lines, or to no, to take each as is"
+            f"others that belong to the text ({quotes.stray[:60]!r}); set it to yes, to join such lines, or to no"
         )
     return quotes.written > 0 and not quotes.stray
 

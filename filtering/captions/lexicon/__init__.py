@@ -1,6 +1,7 @@
 """The names of visible things: which words of a caption can be an entity, and under which canonical name.
 
-`imagenet21k.tsv` is built by `tools/build_lexicon.py`; the other files are kept by hand. A later file overrules an earlier one.
+`imagenet21k.tsv` is built by `tools/build_lexicon.py`, `wordnet.tsv` by `tools/build_wordnet_names.py`; the others are kept by
+hand. A later file overrules an earlier one.
 """
 
 import re
@@ -14,7 +15,7 @@ from spacy.lookups import load_lookups
 from filtering.files import digest_of, digest_of_file
 
 FOLDER = Path(__file__).parent
-VISIBLE = ("imagenet21k.tsv", "extra.tsv")
+VISIBLE = ("imagenet21k.tsv", "wordnet.tsv", "extra.tsv")
 STOP = "stop.txt"
 PAPER = "paper.tsv"
 FOREIGN = "foreign.txt"
@@ -32,8 +33,6 @@ class Lexicon:
 
     names: dict[str, str] = field(repr=False)
     """Spelling → canonical name; `NOT_AN_ENTITY` for a spelling that is stopped and must not be read as anything else."""
-    as_written: frozenset[str] = frozenset()
-    """Single words that are read as they stand even where they look like a plural."""
 
     @cached_property
     def longest(self) -> dict[str, int]:
@@ -51,7 +50,7 @@ class Lexicon:
         """
         names = {spelling(name): canonical for name, canonical in own.items()}
         followed = {written: names.get(spelling(name), name) for written, name in self.names.items()}
-        return Lexicon(names=followed | names, as_written=self.as_written | names.keys())
+        return Lexicon(names=followed | names)
 
 
 def load_lexicon(stop: tuple[str, ...] = ()) -> Lexicon:

@@ -14,6 +14,7 @@ from filtering.captions import rules
 from filtering.captions.caption_counts import with_counts
 from filtering.captions.lexicon import is_english
 from filtering.captions.reader import SourceConfig, read_links
+from filtering.captions.row_rules import ColumnRule
 from filtering.captions.rules import (
     DEFAULT_RULES,
     BadUrl,
@@ -36,7 +37,7 @@ from filtering.shards import mark, split
 from filtering.url import is_url
 from helpers.paths import CAPTIONS
 
-RULES = typing.get_args(RuleConfig)
+RULES = [rule for rule in typing.get_args(RuleConfig) if rule is not ColumnRule]
 HOSTILE = [
     "",
     " ",

@@ -206,3 +206,15 @@ def test_records_name_what_lies_there(tmp_path: Path) -> None:
     Target(f"{tmp_path}/there").push(files)
     record = json.loads((tmp_path / "there" / RECORDS / "00007.json").read_text())
     assert {name: row["bytes"] for name, row in record.items()} == {path.name: path.stat().st_size for path in files}
+
+
+def test_what_is_no_longer_there_is_named(url: str, tmp_path: Path) -> None:
+    files = [*shard(tmp_path / "here", 0), *shard(tmp_path / "here", 1)]
+    sizes = {path.name: path.stat().st_size for path in files}
+    assert Target(url).lost(sizes) == dict.fromkeys(sizes, "missing")
+    Target(url).push(files)
+    assert Target(url).lost(sizes) == {}
+    fs, folder = fsspec.core.url_to_fs(url)
+    fs.rm_file(f"{folder}/00001.tar")
+    fs.pipe_file(f"{folder}/00000.parquet", b"cut short")
+    assert Target(url).lost(sizes) == {"00001.tar": "missing", "00000.parquet": "of another size"}

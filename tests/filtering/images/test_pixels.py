@@ -27,7 +27,7 @@ def test_pixels_can_be_those_of_img2dataset(mode: str, kind: str, only_if_bigger
             io.BytesIO(data)
         )
         assert error is None
-        assert done.jpeg == jpeg
+        assert done.image == jpeg
         assert (done.width, done.height) == (width, height)
         assert (done.original_width, done.original_height) == (original_width, original_height) == size
 
@@ -38,7 +38,7 @@ def test_photos_can_have_the_pixels_of_img2dataset(mode: str) -> None:
     ours = Resize(ImageConfig(image_size=256, resize_mode=mode, quality=90, pixels="img2dataset"))  # type: ignore[arg-type]
     theirs = img2dataset_resizer()(256, mode, True, encode_quality=90)
     for data in [photo(seed, size) for seed, size in enumerate([(640, 427), (333, 500), (801, 600)])] + real:
-        assert ours(data).jpeg == theirs(io.BytesIO(data))[0]
+        assert ours(data).image == theirs(io.BytesIO(data))[0]
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -63,7 +63,7 @@ def test_sizes_and_lossless_pixels_are_always_those_of_img2dataset(mode: str, on
         jpeg, width, height, _, _, error = img2dataset_resizer_of(side, mode, only_if_bigger)(io.BytesIO(data))
         assert error is None
         assert (done.width, done.height) == (width, height), size
-        assert done.jpeg == jpeg, size
+        assert done.image == jpeg, size
 
 
 def img2dataset_resizer_of(side: int, mode: str, only_if_bigger: bool) -> Any:

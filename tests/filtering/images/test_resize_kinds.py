@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from filtering.images.reasons import failure_of
 from helpers.download_web import picture
 from helpers.pictures import difference, kept, resize, saved, scene
 
@@ -172,6 +173,26 @@ def test_formats_of_the_web(kind: str) -> None:
     assert resize(picture(0, (96, 64), kind)) == ("success", 96, 64, 96, 64)
 
 
-@pytest.mark.parametrize("kind", ["TIFF", "ICO", "PPM", "TGA", "JPEG2000"])
+@pytest.mark.parametrize("kind", ["PPM", "TGA", "PDF"])
 def test_formats_that_browsers_do_not_show(kind: str) -> None:
     assert resize(saved(scene(), kind))[0] == "not_an_image"
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        *(saved(scene(), kind) for kind in ("TIFF", "ICO", "JPEG2000")),
+        b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
+        b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99),
+        b"\xff\x0a" + bytes(99),
+        b"<svg xmlns='http://www.w3.org/2000/svg'/>",
+        b"\xef\xbb\xbf <?xml version='1.0'?>\n<!-- a --><!-- <b> -->\n<!DOCTYPE svg PUBLIC 'x' 'y'>\n<svg width='9'>",
+    ],
+)
+def test_images_that_only_we_cannot_read_may_be_asked_for_again(data: bytes) -> None:
+    status = resize(data)[0]
+    assert (status, failure_of(status)) == ("unsupported_format", "policy")
+
+
+def test_markup_that_is_made_to_be_hard_to_tell_from_svg() -> None:
+    assert resize(b"<!---->" * 50_000 + b"<html>")[0] == "not_an_image"

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -155,13 +154,6 @@ def test_ray_wraps_a_mistake_and_it_is_found() -> None:
     assert user_mistake(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
 
 
-def test_ctrl_c_exits_130(folder: Path) -> None:
-    def run(config: Config) -> None:
-        raise KeyboardInterrupt
-
-    assert call("--config=tiny.yaml", run=run) == 130
-
-
 @pytest.mark.parametrize("width", [80, 140])
 def test_help_shows_every_key_in_the_width_of_the_terminal(width: int) -> None:
     text = cli.help_text("Does a thing.", width=width)
@@ -284,19 +276,3 @@ def test_one_process_at_a_time_and_a_kill_frees_the_folder(folder: Path) -> None
         first.send_signal(signal.SIGKILL)
         first.wait()
     assert subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def test_ctrl_c_of_a_real_process(folder: Path) -> None:
-    verb = folder / "verb.py"
-    verb.write_text(VERB)
-    command = [sys.executable, str(verb), "--config", "tiny.yaml"]
-    process = subprocess.Popen(
-        command, env={**os.environ, "TEST_VERB": "--wait"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate()
-    assert process.returncode == 130
-    assert "Traceback" not in err

@@ -10,7 +10,7 @@ from helpers.chain import SMOKE
 from helpers.paths import REPO
 from helpers.sweeps import ABLATION, cells_of
 from owseg.phases import scheduled_phases
-from owseg.training import pairs_between
+from owseg.step_log import pairs_between
 from pipelines import sweep
 from pipelines.app.cli import main
 from pipelines.app.config import load

@@ -1,5 +1,6 @@
 """What the cells of a sweep share, and what fails when a work fails."""
 
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,6 +15,9 @@ from cluster.train import TrainConfig
 from helpers.sweeps import ABLATION, cells_of, works_of
 from pipelines import sweep
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE
+from pipelines.app.run_dir import digest_of_run
+from pipelines.app.settings import Config
+from pipelines.app.stage_marker import StageMarker, record_files, write_marker
 from pipelines.sweeps.work import Outcome, Work, plan
 
 
@@ -38,6 +42,23 @@ def test_a_larger_grid_finds_what_is_there(tmp_path: Path) -> None:
     assert faster == small
 
 
+@pytest.mark.parametrize("lost", ["shards/00000.tar", "corpus/index.parquet", "download.done.json"])
+def test_a_work_whose_files_are_lost_is_not_done(tmp_path: Path, lost: str) -> None:
+    work = Work("data", "download", Config(run_dir=str(tmp_path)))
+    for stage, output in (("filter", "corpus/index.parquet"), ("download", "shards/00000.tar")):
+        file = tmp_path / output
+        file.parent.mkdir()
+        file.write_text(stage)
+        marker = StageMarker(fingerprint="f", digest="d", seconds=0, output=file.parent.name)
+        write_marker(tmp_path, stage, replace(marker, files=record_files(tmp_path, [file])))
+    stages = {"filter": {"output": "corpus"}, "download": {"output": "shards"}}
+    assert not work.is_done()
+    (tmp_path / "summary.json").write_text(json.dumps({"config_digest": digest_of_run(work.config), "stages": stages}))
+    assert work.is_done()
+    (tmp_path / lost).unlink()
+    assert not work.is_done()
+
+
 def shared(works: dict[str, list[str]]) -> set[str]:
     return {name for name, needs in works.items() if "tcl-seed0" not in needs}
 
@@ -59,6 +80,12 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Told]:
         class Pool:
             def __init__(self, function: object, session: SessionConfig) -> None:
                 self.calls: list[tuple[Work, float]] = []
+
+            def __enter__(self) -> "Pool":
+                return self
+
+            def __exit__(self, *_: object) -> None:
+                assert not self.calls
 
             @property
             def running(self) -> int:

@@ -1,0 +1,101 @@
+"""Ray Train's checkpoints of a training: what is damaged or orphaned goes, so that the last whole one is resumed from."""
+
+import hashlib
+import json
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from filtering.files import write_json
+from owseg.snapshots import damage, step_of
+
+LIST = "checkpoint_manager_snapshot.json"
+"""Ray's own list of the checkpoints that count, oldest first."""
+_FOLDER = re.compile(r"checkpoint_\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(\.\d+)?")
+
+
+def mend(storage: Path, ray_version: str) -> list[str]:
+    """Make a folder one that Ray Train resumes from: its list begins and ends with what is there, and the last one is whole.
+
+    A checkpoint that is not on the list counts only where none on it is whole. Returns a line on each damaged one, and on what
+    becomes of the training.
+    """
+    listed, wrong = _listed(storage), list[str]()
+    if listed is None:
+        wrong.append(f"{storage / LIST}: damaged")
+    left = list(listed or [])
+    while left and (reason := _damage(storage / left[-1])):
+        wrong.append(f"{storage / left.pop()}: a damaged checkpoint ({reason})")
+    kept = [name for name in left if (storage / name).is_dir()]
+    if not kept:
+        kept = [name for name in _folders(storage) if name not in (listed or ()) and not damage(storage / name)][-1:]
+    if kept != listed and (storage / LIST).exists():
+        (storage / LIST).unlink()
+    if kept and kept != listed:
+        write_json(storage / LIST, _list_of(kept, ray_version))
+    _remove_all_but(storage, kept)
+    if not wrong:
+        return []
+    return [*wrong, f"training resumes from step {step_of(storage / kept[-1])}" if kept else "training begins anew"]
+
+
+def sweep(storage: Path) -> None:
+    """Remove checkpoints that Ray's list does not name: those that a killed or failed start left."""
+    listed = _listed(storage)
+    if listed:
+        _remove_all_but(storage, listed)
+
+
+def parts_of(out: Path) -> str:
+    """How the names of temporary folders begin in which ranks write their parts of a training's checkpoints."""
+    return f"owseg-checkpoint-{hashlib.sha256(str(out).encode()).hexdigest()[:12]}-"
+
+
+def sweep_parts(out: Path) -> None:
+    """Remove from this machine's temporary files what killed ranks of a training left there. Only where none of them writes."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{parts_of(out)}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _damage(folder: Path) -> str:
+    return damage(folder) if folder.is_dir() else "it is missing"
+
+
+def _folders(storage: Path) -> list[str]:
+    """The checkpoints' folders, oldest first: their names are times."""
+    return sorted(path.name for path in storage.glob("checkpoint_*") if _FOLDER.fullmatch(path.name) and path.is_dir())
+
+
+def _remove_all_but(storage: Path, kept: list[str]) -> None:
+    for name in _folders(storage):
+        if name not in kept:
+            shutil.rmtree(storage / name, ignore_errors=True)
+
+
+def _listed(storage: Path) -> list[str] | None:
+    """The names on Ray's list, none where there is no list; None where it cannot be read."""
+    try:
+        found = json.loads((storage / LIST).read_text(encoding="utf-8"))
+        names = [str(result["checkpoint_dir_name"]) for result in found["checkpoint_results"]]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return names
+
+
+def _list_of(names: list[str], ray_version: str) -> dict[str, object]:
+    """Ray's list, as it writes it after so many reports."""
+    results = [{"version": 0, "checkpoint_dir_name": name, "metrics": {}} for name in names]
+    nothing = ("pending_training_results", "pending_validation_specs", "validated_checkpoint_dir_names")
+    return {
+        "ray_version": ray_version,
+        "checkpoint_results": results,
+        "checkpoint_report_indices": list(range(len(names))),
+        "latest_checkpoint_result": results[-1],
+        "current_report_index": len(names),
+        **{key: [] for key in nothing},
+        "timed_out_validation_checkpoint_dir_names": [],
+        "failed_validation_checkpoint_dir_names": [],
+    }

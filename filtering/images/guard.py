@@ -1,0 +1,141 @@
+"""Decoding within bounds: in a process of its own, which an image that takes too long or too much costs, and nothing else.
+
+A decoder cannot be interrupted from within: most of its time is spent in C. The kernel ends the process when an image has had
+its processor time, however busy the machine is with other things. One process serves all threads of this one, one image after
+the other, and is started again when it is lost.
+"""
+
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import threading
+from functools import lru_cache
+from importlib.util import find_spec
+from multiprocessing.connection import Connection, Pipe
+
+from filtering import InputError
+from filtering.images.resize import ImageConfig, Resize, Resized
+
+_STARTED = b"started"
+_START_SECONDS = 120.0
+_HANG_SECONDS = 600.0
+"""Beyond all processor time: what a decoder that waits for nothing, and uses none, may take."""
+_BYTES_PER_PIXEL = 24
+"""What decoding takes at most: an animated, transparent WebP has five copies in memory."""
+_SPARE_BYTES = 2**28
+_COMMAND = "import sys; from filtering.images.guard import serve; serve(int(sys.argv[1]))"
+
+
+class GuardedResize:
+    """As `Resize`, but an image that takes more than `max_seconds` of processor time, or memory beyond what `max_area` pixels
+    need, becomes "too_costly", and one that crashes the decoder "client_error". May be called from any thread.
+    """
+
+    def __init__(self, config: ImageConfig) -> None:
+        if config.pixels == "img2dataset" and find_spec("img2dataset") is None:
+            raise InputError("pixels: img2dataset is not installed; install the extra of that name, or set pixels=fast")
+        self._config = config
+        self._message = pickle.dumps(config)
+
+    def __call__(self, data: bytes) -> Resized:
+        ended = _DECODER.ask(self._message, data, self._config.max_seconds + _HANG_SECONDS)
+        if ended == -signal.SIGKILL:  # the kernel's choice when the machine's memory is full: not for sure this image's fault
+            ended = _DECODER.ask(self._message, data, self._config.max_seconds + _HANG_SECONDS)
+        if isinstance(ended, Resized):
+            return ended
+        if ended == -signal.SIGPROF:
+            return Resized(status="too_costly", message=f"more than {self._config.max_seconds:g} s of processor time")
+        how = signal.Signals(-ended).name if ended < 0 else f"exit code {ended}"
+        return Resized(status="client_error", message=f"the decoder ended with {how}")
+
+
+class _Decoder:
+    """The process, from the first image on until this one ends."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._connection: Connection
+
+    def ask(self, config: bytes, data: bytes, seconds: float) -> Resized | int:
+        """What became of an image, or the exit status of the process that it cost."""
+        with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._reap()  # it ended between two images
+            if self._process is None:
+                self._process = self._start()
+            process = self._process
+            try:
+                self._connection.send_bytes(config)
+                self._connection.send_bytes(data)
+                if self._connection.poll(seconds):
+                    answer: Resized = self._connection.recv()
+                    return answer
+                process.terminate()
+            except (EOFError, OSError):
+                pass  # it is gone
+            except BaseException:
+                process.kill()  # interrupted: the next image must not get the answer to this one
+                self._reap()
+                raise
+            return self._reap()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        self._connection, theirs = Pipe()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-c", _COMMAND, str(theirs.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+                start_new_session=True,  # Ctrl-C is for this process to answer
+            )
+        try:
+            if self._connection.poll(_START_SECONDS) and self._connection.recv_bytes() == _STARTED:
+                return process
+        except (EOFError, OSError):
+            pass
+        process.kill()
+        raise RuntimeError(f"the process that decodes images did not start: exit status {process.wait()}")
+
+    def _reap(self) -> int:
+        assert self._process is not None
+        self._connection.close()
+        status = self._process.wait()
+        self._process = None
+        return status
+
+
+_DECODER = _Decoder()
+
+
+def serve(descriptor: int) -> None:
+    """The decoder's side: configurations and images in, results out, until the other end hangs up."""
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
+    resize_for = lru_cache(4)(lambda message: Resize(pickle.loads(message)))
+    with Connection(descriptor) as connection:
+        connection.send_bytes(_STARTED)
+        while True:
+            try:
+                message = connection.recv_bytes()
+                data = connection.recv_bytes()
+            except EOFError:
+                return
+            config: ImageConfig = pickle.loads(message)
+            resize = resize_for(message)
+            _limit_memory(_BYTES_PER_PIXEL * config.max_area + 4 * len(data) + _SPARE_BYTES)
+            signal.setitimer(signal.ITIMER_PROF, config.max_seconds)
+            resized = resize(data)
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            connection.send(resized)
+
+
+def _limit_memory(more: int) -> None:
+    """Let the process have so many bytes more than it has now, of memory that nobody shares."""
+    with open("/proc/self/statm", "rb") as file:
+        pages = int(file.read().split()[5])
+    resource.setrlimit(resource.RLIMIT_DATA, (pages * resource.getpagesize() + more, resource.RLIM_INFINITY))
