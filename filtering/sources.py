@@ -99,7 +99,7 @@ def find_files(paths: Sequence[str], format: str) -> list[str]:
     """
     found: set[str] = set()
     for path in paths:
-        names = [path] if "{" not in path or _files_at(path, format) else list(_expanded(path))
+        names = [path] if "{" not in path or _files_at(path, format) else sorted(_expanded(path))
         missing = []
         for name in names:
             files = _files_at(name, format)
