@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from cluster.failures import machine_problem
-from cluster.following import Following, pass_on_warnings
+from cluster.following import Following, pass_on_warnings, rows_in
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, selector_of
 from cluster.waiting import Waiting
@@ -52,7 +52,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
         if todo:
             rows = {source.stem: rows_of(source) for source in found}
             before = [marker for marker in found.values() if marker]
-            done = sum(rows[marker.shard] for marker in before)
+            done = sum(rows_in(marker, rows[marker.shard]) for marker in before)
             with (
                 Progress(label or "shards", total=sum(rows.values()), unit=unit, start=done) as progress,
                 Following(progress, out, rows, before, describe) as following,

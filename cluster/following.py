@@ -41,7 +41,7 @@ class Following:
     """Shows the finished shards, those in work and their warnings on `progress` while the block runs, from a thread of its own.
 
     A look reads only the files of shards in work, however many shards there are. `rows` are those of each shard, by its name,
-    and `before` the shards that earlier runs finished. `describe` comments on the counts of all.
+    as far as they are known, and `before` the shards that earlier runs finished. `describe` comments on the counts of all.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Following:
     ) -> None:
         self._progress, self._work, self._describe = progress, out / "_work", describe
         self._left = dict(rows)
-        self._rows = 0
+        self._rows, self._total = 0, sum(rows.values())
         self._counts: Counter[str] = Counter()
         self._live: dict[str, dict[str, int]] = {}
         for marker in before:
@@ -87,7 +87,10 @@ class Following:
                 self._warn()
 
     def _take(self, marker: Marker) -> None:
-        self._rows += self._left.pop(marker.shard, 0)
+        expected = self._left.pop(marker.shard, 0)
+        rows = rows_in(marker, expected)
+        self._rows += rows
+        self._total += rows - expected
         self._live.pop(marker.shard, None)
         self._counts.update(marker.counts)
 
@@ -100,6 +103,7 @@ class Following:
         for shard, live in self._live.items():
             rows += min(live.get("rows", 0), self._left[shard])
             counts.update({name: count for name, count in live.items() if name != "rows"})
+        self._progress.expect(self._total)
         self._progress.update(rows, self._describe(counts) if self._describe else "")
 
     def _warn(self) -> None:
@@ -115,6 +119,11 @@ class Following:
     def _remove_warnings(self) -> None:
         for path in self._work.glob(f"{_WARNINGS}*"):
             path.unlink(missing_ok=True)
+
+
+def rows_in(marker: Marker, expected: int) -> int:
+    """The rows of a finished shard; what was `expected` may have been an estimate."""
+    return marker.counts.get("links", expected)
 
 
 def _read(path: Path) -> dict[str, int]:

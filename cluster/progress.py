@@ -71,6 +71,13 @@ class Progress:
         elif now - self._last_line >= SECONDS_BETWEEN_LINES and (self.done, self.note) != self._told:
             self._print("")
 
+    def expect(self, total: int) -> None:
+        """There are `total` units in all, as is known by now."""
+        if total != self.total:
+            self.total = total
+            if self._bar and self._task is not None:
+                self._bar.update(self._task, total=total)
+
     def say(self, line: str) -> None:
         """A line that stays."""
         line = f"{self.label}: {line}"

@@ -5,6 +5,7 @@
 No worker ever holds more than one block or one shard, and nothing depends on where parts and blocks begin.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -15,7 +16,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filtering.schema import SAMPLE
+from filtering.kept_columns import common_types, with_types
+from filtering.schema import LINKS
 from filtering.shards import Marker, write_pointer
 
 
@@ -26,12 +28,17 @@ def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shard
     """
     digests = {file: digest for marker in markers for file, digest in sorted(marker.files.items())}
     remove_strangers(blocks, [blocks / file for file in digests])
-    counts = {file: _rows_of_groups(blocks / file) for file in digests}
+    told = {file: pq.read_metadata(blocks / file) for file in digests}
+    counts = {file: [one.row_group(group).num_rows for group in range(one.num_row_groups)] for file, one in told.items()}
+    types = common_types(one.schema.to_arrow_schema() for one in told.values())
+    named = json.dumps({name: str(type_) for name, type_ in sorted(types.items())})
     sources = []
     for shard in range(shards):
         rows = {file: of_shards[shard] for file, of_shards in counts.items()}
         holders = [file for file in rows if rows[file]] or list(rows)[:1]  # of an empty shard one block tells the columns
-        pointers: list[dict[str, object]] = [{"block": file, "digest": digests[file], "shard": shard} for file in holders]
+        pointers: list[dict[str, object]] = [
+            {"block": file, "digest": digests[file], "shard": shard, "types": named} for file in holders
+        ]
         sources.append(folder / f"{shard:05d}.parquet")
         write_pointer(sources[-1], pointers, sum(rows.values()))
     remove_strangers(folder, sources)
@@ -73,14 +80,17 @@ def _row_group(path: Path, group: int) -> pa.Table:
 
 
 def gather(blocks: Path, pointers: pa.Table) -> pa.Table:
-    """All rows of a shard, sorted by key (and sample: a key may stand for several)."""
+    """All rows of a shard, sorted by key and, as a key may stand for several, by what else there is beside the link."""
     tables = []
     for row in pointers.to_pylist():
         path = blocks / row["block"]
+        types = {name: pa.type_for_alias(type_) for name, type_ in json.loads(row["types"]).items()}
         with pq.ParquetFile(path, metadata=_metadata(path, row["digest"])) as file:
-            tables.append(file.read_row_group(row["shard"]))
+            tables.append(with_types(file.read_row_group(row["shard"]), types))
     table = pa.concat_tables(tables)
-    columns = [name for name in ("key", SAMPLE.name) if name in table.column_names]
+    columns = [
+        name for name in table.column_names if name == "key" or ("url" in table.column_names and name not in LINKS.names)
+    ]
     return table.sort_by([(name, "ascending") for name in columns]).combine_chunks()
 
 
@@ -88,11 +98,6 @@ def gather(blocks: Path, pointers: pa.Table) -> pa.Table:
 def _metadata(path: Path, digest: str) -> pq.FileMetaData:
     """A block's footer tells of hundreds of row groups: parsed once, not for each shard. `digest` tells old from new."""
     return pq.read_metadata(path)
-
-
-def _rows_of_groups(path: Path) -> list[int]:
-    metadata = pq.read_metadata(path)
-    return [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
 
 
 def remove_strangers(folder: Path, ours: Sequence[Path]) -> None:

@@ -1,71 +1,175 @@
-"""The files of a source, here or behind any fsspec URL: finding them, telling them apart, and streaming what they hold."""
+"""The files of a source, here or behind any fsspec URL: finding them, telling them apart, opening and unpacking them."""
 
+import bz2
 import gzip
 import io
+import json
+import lzma
+import os
+import re
 import sys
-import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from itertools import groupby
 from pathlib import Path
-from typing import IO, Any, Literal, Self
+from typing import IO, Any, Literal
 
+import pyarrow as pa
 from fsspec.core import url_to_fs
 from fsspec.implementations.local import LocalFileSystem
 
 from filtering import InputError
 from filtering.files import digest_of_file
 
-MAX_LINE = 1 << 20  # bytes; a longer line is no link, and memory stays flat
 MAX_HASHED = 64 << 20  # bytes; a larger local file is known by size and time
-SUFFIXES = {
-    "tsv": (".tsv", ".txt", ".tsv.gz", ".txt.gz"),
-    "parquet": (".parquet",),
-    "webdataset": (".tar", ".tar.gz", ".tgz"),
-}
+MAX_NAMES = 1_000_000  # that braces stand for
 END = sys.maxsize
 """An offset that stands for the end of the file."""
 
-Kind = Literal["tsv", "tsv.gz", "parquet", "webdataset"]
+Kind = Literal["tsv", "csv", "jsonl", "parquet", "webdataset"]
+Format = Literal["auto", "tsv", "csv", "jsonl", "parquet", "webdataset"]
+
+_PACKED = ("", ".gz", ".zst", ".bz2", ".xz")
+_NAMES = {"tsv": (".tsv", ".txt"), "csv": (".csv",), "jsonl": (".jsonl", ".ndjson"), "webdataset": (".tar",)}
+SUFFIXES = {kind: tuple(name + packed for packed in _PACKED for name in names) for kind, names in _NAMES.items()}
+SUFFIXES["webdataset"] += (".tgz",)
+SUFFIXES["parquet"] = (".parquet",)
 
 _BUFFER = 1 << 20
-_GZIP, _PARQUET, _TAR = b"\x1f\x8b", b"PAR1", b"ustar"
+_HEAD = 1 << 16
+_PARQUET, _TAR = b"PAR1", b"ustar"
 _TAR_MAGIC = slice(257, 262)
+_Unpack = Callable[[IO[bytes]], Any]
+"""Small buffers only: what a buffer holds is lost when a fault comes behind it."""
+_CODECS: dict[bytes, tuple[str, _Unpack]] = {
+    b"\x1f\x8b": ("gzip", lambda file: gzip.GzipFile(fileobj=file)),
+    b"\x28\xb5\x2f\xfd": (
+        "zstd",
+        lambda file: io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd")),
+    ),
+    b"BZh": ("bzip2", bz2.BZ2File),
+    b"\xfd7zXZ\0": ("xz", lzma.LZMAFile),
+}
+_FAULTS = (OSError, EOFError, zlib.error, lzma.LZMAError, pa.ArrowException, UnicodeDecodeError)
 
 
-# ---- files
+# ---- faults
 
 
-def find_files(path: str, format: str) -> list[str]:
-    """The files that a file, folder or glob pattern names, sorted; of a folder those whose names suit `format`.
+@contextmanager
+def reading(path: str, fault: str = "is damaged or cut short") -> Iterator[None]:
+    """Around whatever reads a file of the user's: what goes wrong becomes an InputError of one line that names the file.
 
-    Local ones as absolute paths, since workers have another working directory. A folder that holds tars is a WebDataset, and
-    the tables beside the tars tell of the same samples: with "auto" they are left out.
+    `fault` says what is the matter where the operating system has no reason of its own.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        if not isinstance(error, _FAULTS) and (_is_local(path) or type(error).__module__ == "builtins"):
+            raise  # a mistake of ours; stores in the network have exceptions of their own kinds
+        if isinstance(error, OSError) and error.errno is not None and error.strerror:
+            failed = fault if fault.startswith("cannot") else "cannot be read"
+            raise InputError(f"filter.source.path: {path} {failed}: {error.strerror}") from error
+        what = f"{fault} ({first_line(error)}); fetch it again or take it away"
+        raise InputError(f"filter.source.path: {path} {what}") from error
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+# ---- names
+
+
+def find_files(paths: Sequence[str], format: str) -> list[str]:
+    """The files that paths name, sorted, each once: a path is a file, a folder, a glob pattern, or several with braces.
+
+    "{00000..00331}" and "{a,b}" stand for names as they do in shells; each of them must be there. Of a folder and its
+    subfolders those files count whose names suit `format`; hidden ones, and folders that begin with "_" as those of unfinished
+    jobs do, are left out. A folder that holds tars is a WebDataset, and the tables beside the tars tell of the same samples:
+    with "auto" they are left out.
+
+    Returns absolute paths or URLs, since workers have another working directory.
 
     Raises:
         InputError: nothing there, or a URL that fsspec cannot open.
     """
+    found: set[str] = set()
+    for path in paths:
+        names = [path] if "{" not in path or _files_at(path, format) else sorted(_expanded(path))
+        missing = []
+        for name in names:
+            files = _files_at(name, format)
+            found.update(files)
+            if not files:
+                missing.append(name)
+        if missing:
+            several = f" ({len(missing)} of the {len(names)} that {path} names are missing)" if len(names) > 1 else ""
+            raise InputError(f"filter.source.path: no such file: {missing[0]}{several}")
+    return sorted(found)
+
+
+def _expanded(path: str) -> list[str]:
+    """The names that braces stand for; those that hold neither a range nor a list are text."""
+    names, done = [path], []
+    while names:
+        name = names.pop()
+        if (braces := _BRACES.search(name)) is None:
+            done.append(name)
+            continue
+        if braces["first"] is None:
+            values: Sequence[str] = braces["list"].split(",")
+        else:
+            first, last = int(braces["first"]), int(braces["last"])
+            width = max(len(braces["first"]), len(braces["last"])) if "0" in (braces["first"][0], braces["last"][0]) else 0
+            step = 1 if first <= last else -1
+            if len(names) + len(done) + abs(last - first) >= MAX_NAMES:
+                raise InputError(f"filter.source.path: {path} stands for more than {MAX_NAMES:,} names")
+            values = [f"{number:0{width}d}" for number in range(first, last + step, step)]
+        names += [f"{name[: braces.start()]}{value}{name[braces.end() :]}" for value in values]
+    return done
+
+
+_BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<list>[^{}]*,[^{}]*))\}")
+
+
+def _files_at(path: str, format: str) -> list[str]:
+    """The files that a path without braces names. InputError if it cannot be listed, or is a folder that has none."""
     files, name = _filesystem(path)
-    try:
+    with reading(path, "cannot be listed"):
         if files.isdir(name):
-            there = [entry["name"] for entry in files.ls(name, detail=True) if entry["type"] != "directory"]
-            found = _suited(there, format)
+            found = _suited(_inside(files, name), format)
             if not found:
                 wanted = [suffix for kind, suffixes in SUFFIXES.items() if format in ("auto", kind) for suffix in suffixes]
                 raise InputError(f"filter.source.path: no {', '.join(wanted)} file in the folder {path}")
         elif files.isfile(name):
             found = [name]
         else:
-            found = [
-                file for file, told in files.glob(name, detail=True).items() if told["type"] != "directory" and _shown(file)
-            ]
-    except OSError as error:
-        raise InputError(f"filter.source.path: {path} cannot be listed: {first_line(error)}") from error
-    if not found:
-        raise InputError(f"filter.source.path: no such file: {path}")
-    return sorted(file if isinstance(files, LocalFileSystem) else files.unstrip_protocol(file) for file in found)
+            listed = files.glob(name, detail=True).items()
+            found = [file for file, told in listed if told["type"] != "directory" and _shown(file)]
+    return [file if isinstance(files, LocalFileSystem) else files.unstrip_protocol(file) for file in found]
+
+
+def _inside(files: Any, folder: str) -> list[str]:
+    """The files in a folder and its subfolders."""
+    if not isinstance(files, LocalFileSystem):
+        names = [name for name, told in files.find(folder, detail=True).items() if told["type"] != "directory"]
+        start = len(folder.rstrip("/")) + 1
+        return [name for name in names if not any(part.startswith((".", "_")) for part in name[start:].split("/")[:-1])]
+    found, seen = [], set()
+    for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
+        seen.add(os.path.realpath(root))
+        kept = [one for one in folders if not one.startswith((".", "_"))]
+        folders[:] = [one for one in kept if os.path.realpath(f"{root}/{one}") not in seen]  # links may lead back up
+        found += [f"{root.rstrip('/')}/{name}" for name in names]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _suited(names: list[str], format: str) -> list[str]:
@@ -75,11 +179,19 @@ def _suited(names: list[str], format: str) -> list[str]:
     }
     if format != "auto":
         return by_format[format]
-    return by_format["webdataset"] or [*by_format["tsv"], *by_format["parquet"]]
+    tars = by_format.pop("webdataset")
+    return tars or [name for found in by_format.values() for name in found]
 
 
 def _shown(name: str) -> bool:
     return not name.rpartition("/")[2].startswith(".")
+
+
+# ---- files
+
+
+def _is_local(path: str) -> bool:
+    return "://" not in path or path.startswith("file://")
 
 
 def _filesystem(path: str) -> tuple[Any, str]:
@@ -87,7 +199,7 @@ def _filesystem(path: str) -> tuple[Any, str]:
         return LocalFileSystem(), LocalFileSystem._strip_protocol(path)
     try:
         files, name = url_to_fs(path)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # whatever a store's client raises where it lacks a key, a package or a name
         raise InputError(f"filter.source.path: {path} cannot be opened: {first_line(error)}") from error
     return files, name
 
@@ -95,25 +207,51 @@ def _filesystem(path: str) -> tuple[Any, str]:
 def open_file(path: str) -> IO[bytes]:
     """Open a file for reading. InputError if that cannot be done."""
     files, name = _filesystem(path)
-    try:
+    with reading(path, "cannot be opened"):
         return io.BufferedReader(files.open(name, "rb"), _BUFFER)
-    except OSError as error:
-        raise InputError(f"filter.source.path: {path} cannot be opened: {first_line(error)}") from error
+
+
+@contextmanager
+def open_unpacked(path: str) -> Iterator[IO[bytes]]:
+    """Open a file, unpacking it if its first bytes are those of gzip, zstd, bzip2 or xz. InputError if it is not complete."""
+    with open_file(path) as file:
+        codec = _codec_of(file)
+        if codec is None:
+            with reading(path):
+                yield file
+        else:
+            name, unpack = codec
+            with reading(path, f"is not a complete {name} file"):
+                yield unpack(file)
+
+
+def is_packed(path: str) -> bool:
+    """Whether a file is packed, so that nothing in it can be found without reading all before it."""
+    with open_file(path) as file, reading(path):
+        return _codec_of(file) is not None
+
+
+def _codec_of(file: IO[bytes]) -> tuple[str, _Unpack] | None:
+    head = file.read(6)
+    file.seek(0)
+    return next((codec for magic, codec in _CODECS.items() if head.startswith(magic)), None)
 
 
 def size_of(path: str) -> int:
     """The size of a file in bytes."""
     files, name = _filesystem(path)
-    return int(files.size(name))
+    with reading(path):
+        return int(files.size(name))
 
 
 def identity_of(path: str) -> object:
     """What changes when the file does: the SHA-256 of a local one, its size and time if it is large; else what fsspec knows."""
     files, name = _filesystem(path)
-    if not isinstance(files, LocalFileSystem):
-        return _identity_at(files, name)
-    told = Path(name).stat()
-    return digest_of_file(Path(name)) if told.st_size <= MAX_HASHED else [told.st_size, told.st_mtime_ns]
+    with reading(path):
+        if not isinstance(files, LocalFileSystem):
+            return _identity_at(files, name)
+        told = Path(name).stat()
+        return digest_of_file(Path(name)) if told.st_size <= MAX_HASHED else [told.st_size, told.st_mtime_ns]
 
 
 def _identity_at(files: Any, name: str) -> object:
@@ -124,144 +262,35 @@ def _identity_at(files: Any, name: str) -> object:
     return [str(told.get(key)) for key in ("size", "ETag", "Content-MD5", "Last-Modified")]
 
 
-def kind_of(path: str, format: str) -> Kind:
-    """How to read a file: as `format` says or, if that is "auto", as its first bytes tell."""
-    with open_file(path) as file:
-        head = file.read(512)
-        packed = head.startswith(_GZIP)
-        if packed:
-            file.seek(0)
-            try:
-                head = gzip.GzipFile(fileobj=file).read(512)
-            except (OSError, EOFError, zlib.error):
-                head = b""  # whoever reads it will say so
-    if format == "auto":
-        if head.startswith(_PARQUET) and not packed:
-            return "parquet"
-        tar = head[_TAR_MAGIC] == _TAR or path.lower().endswith(SUFFIXES["webdataset"])
-        format = "webdataset" if tar else "tsv"
-    if format == "tsv":
-        return "tsv.gz" if packed else "tsv"
-    return "parquet" if format == "parquet" else "webdataset"
+def kind_of(path: str, format: Format) -> Kind:
+    """How to read a file: as `format` says or, if that is "auto", as its first bytes and its name tell."""
+    if format != "auto":
+        return format
+    name = path.lower()
+    head = _head_of(path)
+    if head.startswith(_PARQUET) or name.endswith(SUFFIXES["parquet"]):
+        return "parquet"
+    if head[_TAR_MAGIC] == _TAR or name.endswith(SUFFIXES["webdataset"]):
+        return "webdataset"
+    if name.endswith(SUFFIXES["csv"]):
+        return "csv"
+    return "jsonl" if name.endswith(SUFFIXES["jsonl"]) or _is_json(head) else "tsv"
 
 
-# ---- lines
+def _head_of(path: str) -> bytes:
+    try:
+        with open_unpacked(path) as file:
+            return file.read(_HEAD)
+    except InputError as error:
+        if error.__cause__ is not None and is_packed(path):
+            return b""  # whoever reads it will say so
+        raise
 
 
-@contextmanager
-def open_lines(path: str, *, packed: bool) -> Iterator[IO[bytes] | gzip.GzipFile]:
-    """Open a text file for `lines`, unpacking gzip if it is `packed`. InputError if it is not complete."""
-    with open_file(path) as file:
-        if not packed:
-            yield file
-            return
-        try:
-            with gzip.GzipFile(fileobj=file) as text:
-                yield text
-        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-            raise InputError(f"filter.source.path: {path} is not a complete gzip file: {first_line(error)}") from error
-
-
-def lines(file: IO[bytes] | gzip.GzipFile, start: int = 0, stop: int = END) -> Iterator[str]:
-    """The lines that begin at the offsets from `start` to before `stop`, without blank ones.
-
-    Lines are split at line feeds alone; undecodable bytes are replaced, and a byte-order mark is skipped.
-    """
-    at = start
-    if start:
-        file.seek(start - 1)
-        at -= 1
-        while at < stop and (raw := file.readline(MAX_LINE)):  # the end of the line before
-            at += len(raw)
-            if raw.endswith(b"\n"):
-                break
-    while at < stop and (raw := file.readline(MAX_LINE)):
-        encoding = "utf-8" if at else "utf-8-sig"
-        at += len(raw)
-        if len(raw) == MAX_LINE and not raw.endswith(b"\n"):
-            while rest := file.readline(MAX_LINE):
-                at += len(rest)
-                if rest.endswith(b"\n"):
-                    break
-            raw = raw[:200].replace(b"\t", b" ")
-        if line := raw.decode(encoding, errors="replace").rstrip("\r\n"):
-            yield line
-
-
-# ---- WebDataset tars
-
-
-class _Header(tarfile.TarInfo):
-    """A tar header that must be whole: `tarfile` takes a damaged or missing one for the end of the archive."""
-
-    @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the blocks of zeros that end an archive
-            raise
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(str(error)) from error
-        if header.size < 0:
-            raise tarfile.ReadError("a member has a negative size")
-        return header
-
-
-@dataclass(frozen=True)
-class Member:
-    """A file of the `number`-th sample, which has the name `sample`; `kind` is what follows the first dot ("jpg", "txt")."""
-
-    number: int
-    sample: str
-    kind: str
-    size: int
-    _tar: tarfile.TarFile
-    _header: tarfile.TarInfo
-
-    def read(self, most: int) -> bytes:
-        """The first `most` bytes; to be read before the next member is asked for."""
-        content = self._tar.extractfile(self._header)
-        return content.read(most) if content else b""
-
-
-@contextmanager
-def open_tar(path: str) -> Iterator[Iterator[tuple[str, Iterator[Member]]]]:
-    """The samples of a tar (also packed), each with its name and its files: members with the same name up to the first dot.
-
-    They are streamed, so a sample's files must be read before the next one is asked for. Nothing touches the disk, whatever
-    the members are called.
-
-    Raises:
-        InputError: the tar is damaged or cut short; what comes before the damage is read.
-    """
-    with open_file(path) as file:
-        try:
-            with tarfile.open(fileobj=file, mode="r|*", tarinfo=_Header, encoding="utf-8", errors="replace") as tar:
-                yield ((name, files) for (_, name), files in groupby(_members(tar), lambda file: (file.number, file.sample)))
-        except tarfile.TarError as error:
-            raise InputError(
-                f"filter.source.path: the tar {path} is damaged or cut short ({first_line(error)}); "
-                "fetch it again or take it away"
-            ) from error
-
-
-def _members(tar: tarfile.TarFile) -> Iterator[Member]:
-    """The plain files: no links, devices, folders or sparse files (whose size could be anything), no hidden files."""
-    number, current = 0, ""
-    kinds: set[str] = set()
-    while (header := tar.next()) is not None:
-        tar.members.clear()  # type: ignore[attr-defined]  # it would remember every one
-        folder, slash, file = header.name.rpartition("/")
-        stem, _, kind = file.partition(".")
-        if stem and header.isreg() and not header.issparse():
-            sample, kind = f"{folder}{slash}{stem}", kind.lower()
-            if sample != current or kind in kinds:  # a second image is that of another sample, even of the same name
-                number, current = number + 1, sample
-                kinds.clear()
-            kinds.add(kind)
-            yield Member(number, sample, kind, header.size, tar, header)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+def _is_json(head: bytes) -> bool:
+    """Whether a text begins with a JSON object in a line of its own."""
+    line = head.removeprefix(b"\xef\xbb\xbf").lstrip().split(b"\n", 1)[0]
+    try:
+        return line.startswith(b"{") and isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

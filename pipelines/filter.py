@@ -32,7 +32,7 @@ def run_filter(context: Context) -> Result:
             result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=excluded)
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
-            run.dataset("links", source=config.source.path, digest=fingerprint, context="filtering")
+            run.dataset("links", source=config.source.shown, digest=fingerprint, context="filtering")
         return {**result, "shards": config.shards}
 
     result = context.stage("filter", fingerprint, out, work, files=lambda: [out / name for name in FILES])

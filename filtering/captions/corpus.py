@@ -23,14 +23,17 @@ import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.captions.balance import Balance
+from filtering.captions.formats.source import SourceConfig
 from filtering.captions.index import merge_index
 from filtering.captions.leakage import count_leaks, leaked
 from filtering.captions.lexicon import load_lexicon
 from filtering.captions.matching import add_tallies, entity_counts
 from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
+from filtering.captions.outcome import check_kept, check_rows, no_entity_kept
 from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
 from filtering.captions.read_pass import ReadWork, point_at_parts, secret_paths
-from filtering.captions.reader import SourceConfig, parts_of, source_fingerprint
+from filtering.captions.reader import no_rows, parts_of, source_fingerprint
+from filtering.captions.row_rules import ROW_RULES, ColumnRule
 from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import merge
 from filtering.captions.vocabulary import FrequencyList, ListConfig
@@ -39,7 +42,7 @@ from filtering.partition import point_at_shards, remove_strangers
 from filtering.schema import FORMS, KEY_LENGTH
 from filtering.shards import Marker, Rule, Runner, run_local, sum_counts
 
-VERSION = 2
+VERSION = 3
 """Raise it when the same config gives other rows: it is part of every fingerprint."""
 
 FINDINGS = "findings.json"
@@ -86,6 +89,9 @@ class FilterConfig:
                 raise InputError(f"{key}: must be at least 1, not {getattr(self, key)}")
         if not 0.5 <= self.confidence <= 1:
             raise InputError(f"confidence: is a share and must lie between 0.5 and 1, not {self.confidence}")
+        for rule in self.rules:
+            if isinstance(rule, ColumnRule) and rule.column not in self.source.keep_columns:
+                raise InputError(f"rules: {rule.column!r} is judged, but source.keep_columns does not carry it; add it there")
 
     @property
     def applied_rules(self) -> tuple[RuleConfig, ...]:
@@ -107,7 +113,8 @@ def build_corpus(
         "leakage": {benchmark: share of the kept captions that mention a class of it}}.
 
     Raises:
-        InputError: a source that cannot be read, no such tagger, a faulty list, or no entity that is frequent enough.
+        InputError: a source that cannot be read, no such tagger, a faulty list, no entity that is frequent enough, or no row
+            that is kept.
     """
     build = out / BUILD
     make_words = partial(Words, config.vocabulary, config.stop_words, config.tagger)
@@ -118,13 +125,12 @@ def build_corpus(
     marking = digest_of([VERSION, [asdict(rule) for rule in config.applied_rules], words.fingerprint(), limit])
     work = partial(MarkWork, make_words, config.applied_rules, out, limit)
     marked = run(work, shards, build / "mark", fingerprint=marking, label="mark")
+    check_rows(marked, shards, build)
 
-    forms = FORMS.empty_table()
-    for marker in marked:  # one after another: all tallies at once would be as large as the corpus has shards
-        forms = add_tallies([forms, pq.read_table(build / "mark" / "tally" / f"{marker.shard}.parquet")])
+    forms = _added_up(build / "mark" / "tally", marked)
     write_table(build / "forms.parquet", forms)
     excluded = (benchmarks or {}) if config.exclude_benchmark_classes else {}
-    entities = choose_entities(config, forms, leaked(excluded, words.lexicon))
+    entities = choose_entities(config, forms, leaked(excluded, words.lexicon), marked)
     write_table(out / "entities.parquet", entities)
 
     tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
@@ -140,6 +146,7 @@ def build_corpus(
     splitting = digest_of([chosen, late, repeated])
     split = partial(SplitWork, make_words, config.confidence, out, rules)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
+    check_kept(markers, out / "dropped")
     _remove_leftovers(out, markers)
     merge_index(build / "index", out / "index.parquet")
 
@@ -194,10 +201,16 @@ def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], in
     )
     links = sum_counts(markers).get("links", 0)
     if not links:
-        raise InputError(
-            f"filter.source.path: {config.source.path} holds no rows; give a table with a URL and a caption per row"
-        )
+        raise no_rows(config.source)
     return point_at_shards(build / "shards", build / "read", markers, config.shards), links
+
+
+def _added_up(tallies: Path, marked: Sequence[Marker]) -> pa.Table:
+    """The tallies of all shards in one; one after another, as all at once would be as large as the corpus has shards."""
+    forms = FORMS.empty_table()
+    for marker in marked:
+        forms = add_tallies([forms, pq.read_table(tallies / f"{marker.shard}.parquet")])
+    return forms
 
 
 def _sample_limit(sample: int, links: int) -> str:
@@ -207,8 +220,13 @@ def _sample_limit(sample: int, links: int) -> str:
     return f"{sample * 16**KEY_LENGTH // links:0{KEY_LENGTH}x}"
 
 
-def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, Mapping[str, str]]) -> pa.Table:
-    """The vocabulary (schema `ENTITIES`) that the list makes of the tally. InputError if it keeps nothing."""
+def choose_entities(
+    config: FilterConfig, forms: pa.Table, leaks: Mapping[str, Mapping[str, str]], marked: Sequence[Marker]
+) -> pa.Table:
+    """The vocabulary (schema `ENTITIES`) that the list makes of the tally. InputError if it keeps nothing.
+
+    `marked` are the markers of the mark pass, for the message.
+    """
     classes = frozenset(name for found in leaks.values() for name in found.values())
     choose = partial(config.vocabulary.choose, entity_counts(forms), top_k=config.top_k, min_count=config.min_count)
     entities = choose(excluded=classes if config.exclude_benchmark_classes else frozenset())
@@ -218,10 +236,7 @@ def choose_entities(config: FilterConfig, forms: pa.Table, leaks: Mapping[str, M
                 "filter.exclude_benchmark_classes: every entity that the list could keep is a benchmark's class; "
                 "set it to false, or choose a list that names others"
             )
-        raise InputError(
-            f"filter.min_count: no entity is mentioned by {config.min_count} of the captions that passed the rules; "
-            "lower it, or look at corpus/_build/mark for the reasons"
-        )
+        raise no_entity_kept(entities, config.min_count, marked)
     return entities
 
 
@@ -247,7 +262,7 @@ def find_near_duplicates(
 
 def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker]) -> dict[str, Any]:
     counts = sum_counts(markers)
-    reasons = dict.fromkeys(rule.name for rule in (*config.applied_rules, *ENTITY_RULES))
+    reasons = dict.fromkeys(rule.name for rule in (*ROW_RULES, *config.applied_rules, *ENTITY_RULES))
     dropped = {reason: counts.get(f"dropped/{reason}", 0) for reason in reasons}
     tables = [(file, digest) for marker in markers for file, digest in marker.files.items() if not file.startswith(BUILD)]
     tables += [(name, digest_of_file(out / name)) for name in ("entities.parquet", "index.parquet")]

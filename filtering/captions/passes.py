@@ -16,13 +16,14 @@ from filtering.captions.index import write_index_part
 from filtering.captions.lexicon import Lexicon, lexicon_digest, load_lexicon
 from filtering.captions.matching import Matcher, tally
 from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
+from filtering.captions.row_rules import ROW_RULES
 from filtering.captions.rules import NoEntity, RareEntity
 from filtering.captions.statistics import describe_shard
 from filtering.captions.tagger import load_tagger, tagger_digest
 from filtering.captions.vocabulary import FrequencyList, ListConfig, kept_entities
 from filtering.files import digest_of, write_json, write_table
 from filtering.partition import gather, write_block
-from filtering.schema import CORPUS, DROPPED, SAMPLE
+from filtering.schema import CORPUS, DROPPED, HAS_IMAGE
 from filtering.shards import Rule, mark, split
 
 BUILD = "_build"
@@ -53,7 +54,7 @@ MakeWords = Callable[[], Words]
 
 
 class MarkWork:
-    """Caption rules, then the forms of what is left; of captions whose key lies below a limit the tagger's answer too.
+    """Rules about rows and captions, then the forms of what is left; of keys below a limit the tagger's answer too.
 
     Rows keep the order of `gather`, so that neither URL nor caption is written again.
     """
@@ -66,7 +67,8 @@ class MarkWork:
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
         links = gather(self._blocks, pointers)
-        reasons = mark(with_counts(links) if self._rules else links, self._rules)["drop_reason"].combine_chunks()
+        judged = with_counts(links) if self._rules else links
+        reasons = mark(judged, [*(rule() for rule in ROW_RULES), *self._rules])["drop_reason"].combine_chunks()
         rows = _without_reason(reasons)
         left = links.take(pa.array(rows))
         captions = left["caption"].to_pylist()
@@ -85,7 +87,13 @@ class MarkWork:
             "tagged": pa.array(tagged, pa.list_(pa.string())).take(where),
         }
         write_table(scratch / "marked" / f"{scratch.name}.parquet", pa.table(columns))
-        return {"links": links.num_rows, "left": len(rows), "sampled": len(sampled)}
+        dropped = Counter(reason for reason in reasons.to_pylist() if reason is not None)
+        return {
+            "links": links.num_rows,
+            "left": len(rows),
+            "sampled": len(sampled),
+            **{f"dropped/{reason}": count for reason, count in dropped.items()},
+        }
 
 
 # ---- split
@@ -137,7 +145,7 @@ class SplitWork:
         before = dict(self._select.matcher.counts)
         kept, dropped = split(refuse(self._select(pointers, scratch.name), self._rules))
         ways = {way: count - before[way] for way, count in self._select.matcher.counts.items()}
-        riding = [SAMPLE] if SAMPLE.name in kept.column_names else []
+        riding = [field for field in kept.schema if field.name not in (*DROPPED.names, HAS_IMAGE.name)]
         kept, dropped = (_as(table, pa.schema([*schema, *riding])) for table, schema in ((kept, CORPUS), (dropped, DROPPED)))
         write_table(scratch / "kept" / f"{scratch.name}.parquet", kept)
         write_table(scratch / "dropped" / f"{scratch.name}.parquet", dropped)

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from filtering.captions.reader import Part, read_part
+from filtering.captions.formats.source import Part
+from filtering.captions.reader import read_part
 from filtering.captions.words import normalised_of
+from filtering.kept_columns import concatenated
 from filtering.partition import remove_strangers, write_block
 from filtering.secrets import masked
 from filtering.shards import write_pointer
@@ -82,10 +84,10 @@ def _blocks(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     for table in tables:
         waiting.append(table)
         if sum(one.num_rows for one in waiting) >= BLOCK_ROWS:
-            yield pa.concat_tables(waiting)
+            yield concatenated(waiting)
             waiting = []
     if waiting:
-        yield pa.concat_tables(waiting)
+        yield concatenated(waiting)
 
 
 def _shard(text: str, shards: int) -> int:

@@ -23,6 +23,7 @@ from filtering.captions.balance import Balanced
 from filtering.captions.caption_counts import counts_of
 from filtering.captions.markup import MAYBE, is_markup
 from filtering.captions.near_duplicates import NearDuplicate
+from filtering.captions.row_rules import ColumnRule
 from filtering.captions.text import PERSON_TOKEN, normalised, says_twice
 from filtering.captions.words import normalised_of
 from filtering.schema import SAMPLE
@@ -297,6 +298,7 @@ class DuplicateCaption:
 
 RuleConfig = (
     BadUrl
+    | ColumnRule
     | TooShort
     | TooLong
     | FewLetters
@@ -314,7 +316,7 @@ DEFAULT_RULES: tuple[RuleConfig, ...] = (
     BadUrl(), TooShort(), TooLong(), FewLetters(), Markup(), Boilerplate(), EmailAddress(), PhoneNumber(), Repetition(),
     NotEnglish(), DuplicateLink(), DuplicateCaption(),
 )  # fmt: skip
-"""Every rule once, the cheap ones first."""
+"""Every rule once that needs no setting, the cheap ones first."""
 
 
 # ---- rules about entities, made by the settings of a corpus and not by the list `filter.rules`

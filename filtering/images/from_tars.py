@@ -23,10 +23,10 @@ from filtering.images.kept_rows import Cut, open_corpus, schema_of
 from filtering.images.progress import failed
 from filtering.images.results import Known, Results
 from filtering.partition import regroup
-from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_row
+from filtering.samples import IMAGE_KINDS, MAX_TEXT, TEXT_KINDS, sample_rows
 from filtering.schema import SAMPLE
 from filtering.shards import Runner, run_local
-from filtering.sources import Member, open_tar
+from filtering.tar_samples import Member, open_tar
 
 GROUP_ROWS = 1 << 16  # rows of neighbouring tars that are in memory at once
 MAX_GROUPS = 256
@@ -120,7 +120,7 @@ class SelectShard:
 
 def keys_of(path: str, name: str, texts: Mapping[str, bytes]) -> set[str]:
     """The keys of the rows that the filter made of a sample, whether or not its image is still there."""
-    return {sample_row(path, name, texts, image=True)[0]}
+    return {row.key for row in sample_rows(path, name, texts)}
 
 
 def _cut(corpus: Path, out: Path) -> Cut:

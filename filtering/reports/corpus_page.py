@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_args
 
+from filtering.captions.row_rules import ROW_RULES
 from filtering.captions.rules import ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import HOST_SAMPLE
 from filtering.reports import charts
@@ -12,7 +13,7 @@ from filtering.reports.parts import count, percent, share, write_page
 SHOWN_ENTITIES = 120
 SHOWN_HOSTS = 10
 
-_RULES = (*get_args(RuleConfig), *ENTITY_RULES)
+_RULES = (*ROW_RULES, *get_args(RuleConfig), *ENTITY_RULES)
 _REASONS = {rule.name: (rule.__doc__ or "").strip().splitlines()[0] for rule in _RULES}
 
 _LISTS = {"frequency": "the most frequent ones", "paper": "OVSegmentor's words", "file": "a list of your own"}

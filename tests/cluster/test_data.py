@@ -256,3 +256,16 @@ def test_a_killed_driver_loses_no_finished_shard(tmp_path: Path) -> None:
     for shard in finished:
         assert ran.count(f"caption {int(shard)} 0") == 1
     assert run() == [expected, "False"]  # nothing left to do: Ray is not even imported
+
+
+def test_estimates_give_way_to_the_rows_that_were_there(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    before = [Marker(shard="00000", fingerprint="", counts={"links": 9}, files={})]
+    with (
+        Progress("read", total=321, unit="rows", start=9, stream=stream) as progress,
+        Following(progress, tmp_path, {"00000": 10, "00001": 111, "00002": 200}, before, None) as following,
+    ):
+        following.add(Marker(shard="00001", fingerprint="", counts={"links": 120}, files={}))
+        following.add(Marker(shard="00002", fingerprint="", counts={"links": 191}, files={}))
+    assert (progress.done, progress.total) == (320, 320)
+    assert stream.getvalue().startswith("read: 320/320 rows, ")

@@ -67,8 +67,8 @@ def test_same_bytes_from_any_order_block_size_and_file_layout(tmp_path: Path, mo
     write_links(tmp_path / "one.tsv")
     first = build_corpus(config_for(tmp_path / "one.tsv"), tmp_path / "a")
     lines = write_links(tmp_path / "two.tsv", seed=99)
-    monkeypatch.setattr("filtering.captions.reader.BATCH_ROWS", 7)
-    monkeypatch.setattr("filtering.captions.reader.PART_BYTES", 1000)
+    monkeypatch.setattr("filtering.captions.formats.source.BATCH_ROWS", 7)
+    monkeypatch.setattr("filtering.captions.formats.text.PART_BYTES", 1000)
     monkeypatch.setattr("filtering.captions.read_pass.BLOCK_ROWS", 50)
     second = build_corpus(config_for(tmp_path / "two.tsv"), tmp_path / "b")
     (tmp_path / "parts").mkdir()
@@ -290,7 +290,7 @@ def test_values_out_of_range(key: str) -> None:
 
 def test_nothing_to_keep_and_wrong_tagger(tmp_path: Path) -> None:
     (tmp_path / "links.tsv").write_text("http://pics.example/1\tan idea about the meaning of time\n")
-    with pytest.raises(InputError, match=r"^filter.min_count: "):
+    with pytest.raises(InputError, match=r"^filter.source.path: none of the 1 captions that passed .* mentions anything"):
         build_corpus(config_for(tmp_path / "links.tsv"), tmp_path / "corpus")
     with pytest.raises(InputError, match=r"^filter.tagger: "):
         build_corpus(config_for(tmp_path / "links.tsv", tagger="no_such_model"), tmp_path / "corpus")

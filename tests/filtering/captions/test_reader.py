@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from filtering import InputError, sources
-from filtering.captions import reader
+from filtering.captions.formats import text
+from filtering.captions.formats.text import MAX_LINE
 from filtering.captions.reader import SourceConfig, parts_of, read_links, read_part, source_fingerprint
-from filtering.sources import MAX_LINE
 from helpers.links import ROWS, URL, rows_of, write
 
 
@@ -217,17 +217,17 @@ def test_parquet_text_that_is_no_utf8(tmp_path: Path) -> None:
 
 
 def test_links_behind_a_url(tmp_path: Path, memory: fsspec.AbstractFileSystem, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reader, "PART_BYTES", 50)
-    text = "".join("\t".join(row) + "\n" for row in ROWS).encode()
-    memory.pipe("/links/a.tsv", text)
-    memory.pipe("/links/b.tsv.gz", gzip.compress(text))
+    monkeypatch.setattr(text, "PART_BYTES", 50)
+    content = "".join("\t".join(row) + "\n" for row in ROWS).encode()
+    memory.pipe("/links/a.tsv", content)
+    memory.pipe("/links/b.tsv.gz", gzip.compress(content))
     table = io.BytesIO()
     pq.write_table(pa.table({"url": [row[0] for row in ROWS], "text": [row[1] for row in ROWS]}), table)
     memory.pipe("/links/c.parquet", table.getvalue())
     for path in ("memory://links", "memory://links/", "memory://links/*"):
         assert rows_of(path) == ROWS * 3
     assert rows_of("memory://links/*.gz") == ROWS
-    write(tmp_path / "a.tsv", text)
+    write(tmp_path / "a.tsv", content)
     assert rows_of(f"file://{tmp_path}/a.tsv") == ROWS
     with pytest.raises(InputError, match=r"filter.source.path: no such file: memory://nothing"):
         rows_of("memory://nothing.tsv")

@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filtering import sources
 from filtering.captions import reader
+from filtering.captions.formats import parquet, text
 from filtering.captions.reader import SourceConfig, parts_of, read_part
 from filtering.cleaning import clean
 from helpers.links import ROWS, URL, rows_of, write
@@ -35,10 +35,10 @@ NASTY = b"\n".join(
 )
 
 
-def nasty_rows(text: bytes) -> list[tuple[str, str]]:
+def nasty_rows(content: bytes) -> list[tuple[str, str]]:
     """The rows of a text with header, read as a whole by the plainest means."""
     rows = []
-    for line in text.split(b"\n")[1:]:
+    for line in content.split(b"\n")[1:]:
         if line := line.rstrip(b"\r"):
             url, tab, caption = line.decode(errors="replace").partition("\t")
             rows.append((url.strip(), clean(caption)) if tab else ("", clean(url)))
@@ -51,7 +51,7 @@ def test_every_part_size_gives_each_row_once(tmp_path: Path, monkeypatch: pytest
     expected = nasty_rows(NASTY + end)
     assert len(expected) == 11
     for size in range(1, len(NASTY) + 3) if end == b"\n" else (1, 2, 3, 7, 64, 1000):
-        monkeypatch.setattr(reader, "PART_BYTES", size)
+        monkeypatch.setattr(text, "PART_BYTES", size)
         tables = [table for part in parts_of(source) for table in read_part(part)]
         found = [row for table in tables for row in zip(*(table[name].to_pylist() for name in ("url", "caption")), strict=True)]
         assert found == expected, size
@@ -60,23 +60,23 @@ def test_every_part_size_gives_each_row_once(tmp_path: Path, monkeypatch: pytest
 def test_lines_longer_than_memory_allows_are_cut_alike_in_every_part_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE", 100)
+    monkeypatch.setattr(text, "MAX_LINE", 100)
     source = SourceConfig(path=str(write(tmp_path / "links.tsv", NASTY)))
     whole = rows_of(source.path)
     assert len(whole) == 11
     assert sum(len(caption) > 100 for _, caption in whole) == 0
     for size in (1, 2, 3, 50, 99, 100, 101, 150, 10_000):
-        monkeypatch.setattr(reader, "PART_BYTES", size)
+        monkeypatch.setattr(text, "PART_BYTES", size)
         assert rows_of(source.path) == whole, size
 
 
 def test_parts_of_files_with_different_headers_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "a.tsv", "url\tcaption\n" + "".join("\t".join(row) + "\n" for row in ROWS))
     write(tmp_path / "b.tsv", "".join("\t".join(row[::-1]) + "\n" for row in ROWS))
-    write(tmp_path / "c.tsv", "id\ttext\turl\n" + "".join(f"{i}\t{text}\t{url}\n" for i, (url, text) in enumerate(ROWS)))
+    write(tmp_path / "c.tsv", "id\ttext\turl\n" + "".join(f"{i}\t{caption}\t{url}\n" for i, (url, caption) in enumerate(ROWS)))
     write(tmp_path / "d.tsv", "")
     for size in (1, 40, 10_000):
-        monkeypatch.setattr(reader, "PART_BYTES", size)
+        monkeypatch.setattr(text, "PART_BYTES", size)
         assert rows_of(tmp_path) == ROWS * 3
     assert all(5 <= part.rows_hint <= 6 for part in parts_of(SourceConfig(path=str(tmp_path))))
 
@@ -86,7 +86,7 @@ def test_parts_are_plain_values(tmp_path: Path) -> None:
     (tmp_path / "b.tsv.gz").write_bytes(gzip.compress(b"url\tcaption\nhttp://a.example/1\ta dog\n"))
     pq.write_table(pa.table({"url": ["http://a.example/2"], "text": ["a cat"]}), tmp_path / "c.parquet")
     parts = parts_of(SourceConfig(path=str(tmp_path)))
-    assert [part.kind for part in parts] == ["tsv", "tsv.gz", "parquet"]
+    assert [part.kind for part in parts] == ["tsv", "tsv", "parquet"]
     again = [reader.Part(**json.loads(json.dumps(asdict(part)))) for part in parts]
     again = [reader.Part(**row) for part in again for row in pa.Table.from_pylist([asdict(part)]).to_pylist()]
     assert again == parts
@@ -99,7 +99,7 @@ def test_parquet_is_cut_at_row_groups(tmp_path: Path, monkeypatch: pytest.Monkey
     pq.write_table(pa.table({"url": urls, "text": captions}), tmp_path / "links.parquet", row_group_size=7)
     source = SourceConfig(path=str(tmp_path / "links.parquet"))
     for size, parts in ((1, 15), (20, 5), (1000, 1)):
-        monkeypatch.setattr(reader, "PART_ROWS", size)
+        monkeypatch.setattr(parquet, "PART_ROWS", size)
         found = parts_of(source)
         assert (len(found), sum(part.rows_hint for part in found)) == (parts, 100)
         assert rows_of(source.path) == rows

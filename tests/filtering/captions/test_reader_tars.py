@@ -15,7 +15,7 @@ import pytest
 
 from filtering import InputError
 from filtering.captions.reader import SourceConfig, parts_of, read_links, read_part
-from filtering.schema import LINKS, SAMPLE, key_of
+from filtering.schema import HAS_IMAGE, LINKS, SAMPLE, key_of
 from helpers.links import URL, write
 
 Files = Iterable[tuple[str, bytes]]
@@ -41,7 +41,7 @@ def sample(name: str, url: str = "", caption: str = "a dog", kind: str = "jpg") 
 def samples_of(path: Path | str, **settings: str) -> list[tuple[str, str, str]]:
     rows = []
     for table in read_links(SourceConfig(path=str(path), **settings)):  # type: ignore[arg-type]
-        assert table.schema == pa.schema([*LINKS, SAMPLE])
+        assert table.schema == pa.schema([*LINKS, SAMPLE, HAS_IMAGE])
         rows += table.to_pylist()
     for row in rows:
         tar, _, name = row["sample"].partition("::")
@@ -90,8 +90,8 @@ def test_a_tar_is_told_by_content_and_may_be_packed(tmp_path: Path) -> None:
         ({"jpg": "x", "json": {"caption": "lone \udce9"}}, ("", "lone ?")),
         ({"jpg": "x", "json": "[" * 100_000}, ("", "")),
         ({"jpg": "x", "json": "[1]"}, ("", "")),
-        ({"txt": "a dog", "json": {"url": URL}}, (URL, "")),
-        ({"seg.png": "x", "txt": "a dog"}, ("", "")),
+        ({"txt": "a dog", "json": {"url": URL}}, (URL, "a dog")),
+        ({"seg.png": "x", "txt": "a dog"}, ("", "a dog")),
         ({"jpg": "x"}, ("", "")),
         ({"cls": "3"}, ("", "")),
     ],

@@ -98,7 +98,7 @@ def test_from_tars_to_shards_by_way_of_the_filter(tmp_path: Path) -> None:
         write_tar(tmp_path / "in" / f"{name}.tar", [*files, *sample("no-image"), *sample("short", picture(9), caption="ok")])
     source = SourceConfig(path=str(tmp_path / "in"))
     result = build_corpus(FilterConfig(source=source, min_count=1, shards=2), tmp_path / "corpus")
-    assert (result["links"], result["kept"], result["dropped"]) == (16, 12, {"too_short": 4})
+    assert (result["links"], result["kept"], result["dropped"]) == (16, 12, {"no_image": 2, "too_short": 2})
     report = select_corpus(CONFIG, tmp_path / "corpus", tmp_path / "out")
     assert (report["success"], report["shards"]) == (12, 2)
     rows = statuses(tmp_path / "out")
