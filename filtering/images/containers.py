@@ -248,8 +248,18 @@ def _boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int]]:
         at = stop
 
 
+# --- BMP
+
+_BITMAP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})  # the length of each kind, in bytes
+
+
 def _bmp(data: bytes) -> Container:
     return Container(kind="BMP", data=data)
+
+
+def begins_as_bitmap(data: bytes) -> bool:
+    """Whether a file that begins as BMP, two letters that begin many a text, has a header of one of BMP's kinds."""
+    return int.from_bytes(data[14:18], "little") in _BITMAP_HEADERS
 
 
 _FORMATS: tuple[tuple[re.Pattern[bytes], Callable[[bytes], Container]], ...] = (

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from filtering import InputError
-from filtering.images.containers import EXTENSIONS, Container, CostlyError, UnsupportedError, container_of
+from filtering.images.containers import EXTENSIONS, Container, CostlyError, UnsupportedError, begins_as_bitmap, container_of
 from filtering.images.exif import orientation_of
 from filtering.images.phash import phash
 from filtering.images.pixels import Picture, Size, bordered, cropped, decoded, is_jpeg, scaled, turned, upright
@@ -255,7 +255,9 @@ def _status_of(error: Exception) -> str:
 def _illegible(data: bytes, file: Container, error: Exception) -> Resized:
     """What becomes of a file whose header Pillow cannot read."""
     status = _status_of(error)
-    if status == "undecodable" and file.kind == "BMP":  # two letters that begin many a file
+    if status == "undecodable" and file.kind == "BMP":
+        if begins_as_bitmap(data):  # one of the many layouts of pixels that Pillow does not know
+            return Resized(status="unsupported_format", message=_said(error))
         return Resized(status="not_an_image", message=f"begins with {data[:16]!r}")
     if status == "undecodable" and not file.complete:
         return Resized(status="truncated")

@@ -51,7 +51,7 @@ LINKS = {
     "http://photos.test:99999/fine.jpg": "bad_url",
     "http:///fine.jpg": "bad_url",
     "//photos.test/fine.jpg": "bad_url",
-    f"{SITE}/fi\x01ne.jpg": "http_404",  # sent as %01
+    f"{SITE}/fi\x01ne.jpg": "bad_url",
     f"{SITE}/{'a' * 3000}.jpg": "bad_url",
     f"{SITE}/x%0d%0aX-Injected:%20yes%0d%0a.jpg": "http_404",
     f"{SITE}/../../../../etc/passwd": "http_404",

@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -101,3 +103,31 @@ def test_several_threads_share_the_decoder() -> None:
         thread.join()
     alone = Resize(ImageConfig())
     assert found == {number: alone(data) for number, data in enumerate(images)}
+
+
+def test_the_decoder_ends_with_the_process_that_it_serves() -> None:
+    code = """
+import sys
+import filtering.images.guard as guard
+from filtering.images.resize import ImageConfig
+guard.GuardedResize(ImageConfig())(b"")
+print(guard._DECODER._process.pid, flush=True)
+sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        decoder = int(parent.stdout.readline())
+        parent.kill()
+        for _ in range(1_000):
+            if not is_running(decoder):
+                break
+            time.sleep(0.01)
+    assert not is_running(decoder)
+
+
+def is_running(process: int) -> bool:
+    """Whether there is such a process, other than one that has ended and that nobody has asked about."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False

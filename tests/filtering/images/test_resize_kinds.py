@@ -2,6 +2,7 @@
 
 import io
 import random
+import struct
 from typing import Any
 
 import cv2
@@ -173,6 +174,17 @@ def test_formats_of_the_web(kind: str) -> None:
     assert resize(picture(0, (96, 64), kind)) == ("success", 96, 64, 96, 64)
 
 
+def bitmap(bits: int, masks: bytes) -> bytes:
+    """A BMP of 40 x 40 whose colours are where the masks say."""
+    pixels = bytes(40 * 40 * bits // 8)
+    header = struct.pack("<IiiHHIIiiII", 40, 40, 40, 1, bits, 3, len(pixels), 0, 0, 0, 0) + masks
+    return b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+
+
+def test_bitmaps_with_masks() -> None:
+    assert resize(bitmap(16, struct.pack("<III", 0xF800, 0x7E0, 0x1F)))[0] == "success"
+
+
 @pytest.mark.parametrize("kind", ["PPM", "TGA", "PDF"])
 def test_formats_that_browsers_do_not_show(kind: str) -> None:
     assert resize(saved(scene(), kind))[0] == "not_an_image"
@@ -185,6 +197,8 @@ def test_formats_that_browsers_do_not_show(kind: str) -> None:
         b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99),
         b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(99),
         b"\xff\x0a" + bytes(99),
+        bitmap(16, struct.pack("<III", 0xF00, 0xF0, 0xF)),
+        bitmap(32, struct.pack("<III", 0x3FF00000, 0xFFC00, 0x3FF)),
         b"<svg xmlns='http://www.w3.org/2000/svg'/>",
         b"\xef\xbb\xbf <?xml version='1.0'?>\n<!-- a --><!-- <b> -->\n<!DOCTYPE svg PUBLIC 'x' 'y'>\n<svg width='9'>",
     ],
