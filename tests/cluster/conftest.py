@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 from mlflow import MlflowClient
 
+from cluster.session import set_environment
 from helpers.servers import Proxy, mlflow_server
+
+set_environment(local=True)  # as a local session does: Ray reads it once, and some tests import Ray before they start it
 
 
 @pytest.fixture(scope="session")
