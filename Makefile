@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.up-to-date
 RUN_DIR ?= runs/demo
 COMPARE_DIR ?= runs/compare
+export RUN_DIR COMPARE_DIR methods # recipes read them as "$$RUN_DIR": a folder may have spaces and marks in its name
 
 .PHONY: help setup demo compare test test-all check bench up submit clean
 
@@ -20,11 +21,11 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 demo: setup ## the whole chain on the miniature world, into runs/demo; make demo methods=[tcl,ovsegmentor] for other rows
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/full.py --config configs/demo.yaml run_dir=$(RUN_DIR) \
-		$(if $(methods),'methods=$(methods)')
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/full.py --config configs/demo.yaml "run_dir=$$RUN_DIR" \
+		$(if $(methods),"methods=$$methods")
 
 compare: setup ## the three systems and the training-free rows side by side on the miniature world, three seeds, into runs/compare
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/sweep.py --config configs/compare.yaml run_dir=$(COMPARE_DIR) \
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/sweep.py --config configs/compare.yaml "run_dir=$$COMPARE_DIR" \
 		--seeds 3 --vary 'evaluate.refine=[none, pamr]'
 
 test: setup ## the tests, without those marked slow
@@ -50,10 +51,10 @@ bench: setup ## side by side with the reference implementations and peers (hours
 	$(BIN)/python benchmarks/inference.py
 
 up: setup ## open MLflow on the demo's runs and print its address
-	$(BIN)/mlflow ui --backend-store-uri sqlite:///$(abspath $(RUN_DIR))/mlflow.db --port 5000
+	$(BIN)/mlflow ui --backend-store-uri "$$($(BIN)/python -m cluster.store_uri "$$RUN_DIR")" --port 5000
 
 submit: setup ## start a Ray head here if there is none, and submit the demo to it as a job
-	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/submit.sh $(abspath $(RUN_DIR))
+	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/submit.sh "$$RUN_DIR"
 
 clean: ## delete what the demo wrote
 	rm -rf runs

@@ -13,7 +13,7 @@ import pyarrow as pa
 from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings, rows_in
 from cluster.progress import Progress
-from cluster.session import SessionConfig, ensure_session, selector_of
+from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, selector_of
 from cluster.waiting import Waiting
 from filtering import InputError
 from filtering.shards import Describe, MakeWork, Marker, Runner, ShardWork, finished, make_work_for, rows_of, run_shard
@@ -142,6 +142,7 @@ def _results(
                 enable_true_multi_threading=True,
             ),
             num_cpus=CPUS_PER_WORKER,
+            max_task_retries=OOM_RETRIES,
             batch_format="pyarrow",
             batch_size=1,
         )

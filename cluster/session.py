@@ -17,11 +17,14 @@ from typing import Any
 from cluster import InputError
 from cluster.connection import VARIABLE, check_cluster, given_address, no_cluster
 from cluster.failures import machine_problem
+from cluster.ray_messages import tell_in_a_line
 from cluster.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
 LONGEST_REASON = 300
+OOM_RETRIES = 3
+"""How often Ray repeats work that ran out of memory; by itself it would for ever."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +67,13 @@ def ensure_session(config: SessionConfig) -> None:
     Raises InputError where the cluster cannot be reached, or where Ray does not start on this machine.
     """
     address, name = given_address(config.address)
-    _set_environment(local=not address)
+    set_environment(local=not address)
     with Waiting(f"Ray: connecting to {address}" if address else "Ray: starting on this machine"):
         import ray
 
         if ray.is_initialized():
             return
+        tell_in_a_line()
         common: dict[str, Any] = {
             "runtime_env": {"env_vars": _worker_environment(local=not address)},
             "logging_level": logging.WARNING,
@@ -167,12 +171,13 @@ def is_shared(config: SessionConfig) -> bool:
     return bool(given_address(config.address)[0])
 
 
-def _set_environment(*, local: bool) -> None:
+def set_environment(*, local: bool) -> None:
     """Ray's own settings, which it reads when it is imported. Whatever the user has set stays."""
     defaults = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
         "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_task_oom_retries": str(OOM_RETRIES),
     }
     if local and "RAY_AUTH_MODE" not in os.environ:
         # A token of this session's own, in memory only. Left to itself Ray writes one to the home folder, and every later

@@ -1,6 +1,7 @@
 """Addresses of MLflow stores: which the client takes, and which a run uses."""
 
 import os
+import sys
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -70,3 +71,7 @@ def sqlite_file(uri: str) -> Path | None:
     """The file of such an address; None of any other."""
     scheme, _, path = uri.partition(":///")
     return Path(unquote(path.partition("?")[0])) if scheme.partition("+")[0] == "sqlite" and path else None
+
+
+if __name__ == "__main__":  # for `make up RUN_DIR=...`
+    print(sqlite_uri(Path(sys.argv[1]).resolve() / "mlflow.db"))

@@ -167,10 +167,15 @@ def _draw_all(config: WorldConfig, out: Path, parts: int) -> Iterable[tuple[dict
         yield draw_part(config, out, 0, parts)
         for worker in workers:
             assert worker.stdout is not None
-            answer = worker.stdout.read()
-            if worker.wait():
-                raise RuntimeError(f"a drawing process ended with code {worker.returncode}")
-            captions, digests = json.loads(answer)
+            printed = worker.stdout.read()
+            if (code := worker.wait()) < 0:
+                raise InputError(f"{out}: a drawing process was killed by signal {-code}; free some memory and run it again")
+            if code:
+                raise RuntimeError(f"a drawing process ended with code {code}")
+            answer = json.loads(printed)
+            if isinstance(answer, dict):
+                raise OSError(*answer["os_error"])
+            captions, digests = answer
             yield {int(index): Captioned(**values) for index, values in captions.items()}, digests
     finally:
         for worker in workers:

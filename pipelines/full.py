@@ -1,5 +1,6 @@
 """The whole chain: links in, a table of zero-shot mIoU out. Each stage resumes where an earlier run of it stopped."""
 
+import shlex
 import sys
 
 from filtering.images.results import Retry
@@ -28,7 +29,8 @@ def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
         print_funnel(corpus, shards)
         print(f"corpus report: {context.run_dir / 'corpus' / 'report.html'}")
         if context.tracker.uri:
-            print(f"MLflow: run `make up RUN_DIR={config.run_dir}` or `mlflow ui --backend-store-uri {context.tracker.uri}`")
+            folder, store = shlex.quote(f"RUN_DIR={config.run_dir}"), shlex.quote(context.tracker.uri)
+            print(f"MLflow: run `make up {folder}` or `mlflow ui --backend-store-uri {store}`")
     print(f"summary: {context.run_dir / SUMMARY}")
 
 

@@ -8,13 +8,19 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
+<<<<<<< HEAD
 from cluster.evaluate import Contender
+=======
+from cluster.session import set_environment
+>>>>>>> console
 from helpers.servers import Proxy, mlflow_server
 from helpers.tiny import encoder, encoder_config
 from helpers.voc import write_voc
 from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.zero_shot import ZeroShotConfig
+
+set_environment(local=True)  # as a local session does: Ray reads it once, and some tests import Ray before they start it
 
 
 @pytest.fixture(scope="session")

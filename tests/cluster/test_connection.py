@@ -14,6 +14,7 @@ from ray.core.generated import gcs_service_pb2, gcs_service_pb2_grpc
 
 from cluster import InputError
 from cluster.connection import check_cluster, given_address
+from cluster.ray_messages import print_warnings
 from cluster.session import SessionConfig, _why, ensure_session
 from cluster.waiting import Waiting
 
@@ -150,3 +151,17 @@ def test_what_is_waited_for_is_said_and_said_again(monkeypatch: pytest.MonkeyPat
     with Waiting("nothing"):
         pass
     assert "nothing" not in stream.getvalue(), "what is quick needs no word"
+
+
+def test_what_ray_warns_of_is_a_line_each(capsys: pytest.CaptureFixture[str]) -> None:
+    import ray._private.worker as worker
+
+    assert callable(worker.print_to_stdstream), "the name that is replaced"
+    oom = "Task f failed due to oom. There are 3 oom retries\n\nObject store memory usage: [-\n  objects" + "x" * 1000
+    print_warnings({"lines": [oom, "A node\n died"], "pid": "raylet", "is_err": False})
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.splitlines() == [
+        "Ray: a worker was ended, as its machine runs out of memory; its work is repeated a few times",
+        "Ray: A node died",
+    ]

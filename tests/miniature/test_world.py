@@ -1,5 +1,6 @@
 """The generated world: same seed same bytes, and every link has its picture."""
 
+import errno
 import json
 import os
 import re
@@ -17,13 +18,14 @@ from PIL import Image
 
 from helpers.files import files_under
 from helpers.miniature import SMALL, mentioned_in, rows_of
+from helpers.paths import REPO
 from miniature import InputError
 from miniature.concepts import ID
 from miniature.junk import RARE
 from miniature.links import FAULTS, plan_links
 from miniature.scenes import draw_scene
 from miniature.sheet import contact_sheet
-from miniature.world import build_world
+from miniature.world import WorldConfig, build_world
 
 # Bytes
 
@@ -170,3 +172,14 @@ def test_the_command_tells_a_mistake_in_one_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "miniature", str(tmp_path / "world"), "--links", "5"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (result.returncode, result.stderr) == (2, "error: links: 5 is too few; give at least 20\n")
+
+
+def test_a_drawing_process_hands_over_what_the_disk_refused(tmp_path: Path) -> None:
+    job = {"config": asdict(WorldConfig(links=20)), "out": str(tmp_path / "missing"), "part": 0, "parts": 1}
+    command = [sys.executable, "-m", "miniature.worker", json.dumps(job)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=REPO, text=True) as process:
+        assert process.stdout is not None
+        number, _, file = json.loads(process.stdout.read())["os_error"]
+    assert process.returncode == 0
+    assert number == errno.ENOENT
+    assert file.startswith(str(tmp_path / "missing"))
