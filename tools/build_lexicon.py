@@ -48,8 +48,13 @@ def section_of(synset: int) -> str | None:
 
 
 def usable(lemma: str) -> bool:
-    """Whether a lemma has the form of a name that captions use: letters, a hyphen or apostrophe, at most three words."""
-    return bool(re.fullmatch(r"[A-Za-z](['-]?[A-Za-z])+( [A-Za-z](['-]?[A-Za-z])+){0,2}", lemma))
+    """Whether a lemma has the form of a name that captions use: letters, a hyphen or apostrophe, at most three words.
+
+    "in-basket" would be read where a puppy sleeps in a basket.
+    """
+    return not re.match(r"(at|in|on)-", lemma) and bool(
+        re.fullmatch(r"[A-Za-z](['-]?[A-Za-z])+( [A-Za-z](['-]?[A-Za-z])+){0,2}", lemma)
+    )
 
 
 def head_of(lemma: str, definition: str) -> str | None:
@@ -80,7 +85,7 @@ def build(info: Path) -> dict[str, str]:
                 heads[lemma.lower()] = head
     names |= {name: head for name, head in heads.items() if head in names}
     same = one_spelling({*names, *by_hand()}, synsets.values())
-    return names | {name: one for name, one in same.items() if name in names}
+    return names | {name: names.get(one, one) for name, one in same.items() if name in names}
 
 
 def by_hand() -> set[str]:

@@ -1,6 +1,7 @@
-"""Build `filtering/captions/lexicon/wordnet.tsv`: names of visible things that WordNet has and ImageNet-21k lacks.
+"""Build two files of the lexicon from WordNet: `wordnet.tsv`, names of visible things that ImageNet-21k lacks, and
+`adjectives.txt`, its names that are an adjective more often than a noun ("electric", a car) and are no entities.
 
-    python tools/build_wordnet_names.py FOLDER [--out filtering/captions/lexicon/wordnet.tsv]
+    python tools/build_wordnet_names.py FOLDER
 
 FOLDER holds WordNet 3.0's `data.noun`, `index.noun` and `cntlist.rev`. Taken are single words whose first sense is a visible
 thing: animals, artifacts, parts of the body, food, natural objects, plants, weather, and people by what they do (agent nouns,
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from build_lexicon import as_text, by_hand, one_spelling
+from build_lexicon import as_text, by_hand, one_spelling, usable
 
 from filtering.captions.entities import NounLemmas
 from filtering.captions.lexicon import FOLDER, spelling
@@ -33,6 +34,10 @@ PEOPLE = (
 AGENT = re.compile(r".{2,}(er|or|ist|eer|ian|man|woman|boy|girl|maid|groom|mate)")
 HEADER = """\
 # Words that ImageNet-21k lacks, by tools/build_wordnet_names.py; a second column is the canonical name. From WordNet 3.0,
+# Copyright 2006 by Princeton University. All rights reserved. Its licence is in wordnet_licence.txt.
+"""
+HEADER_OF_ADJECTIVES = """\
+# Names of imagenet21k.tsv that are an adjective more often than a noun, by tools/build_wordnet_names.py. From WordNet 3.0,
 # Copyright 2006 by Princeton University. All rights reserved. Its licence is in wordnet_licence.txt.
 """
 
@@ -120,6 +125,7 @@ def build(wordnet: WordNet, known: frozenset[str]) -> dict[str, str]:
         lemma
         for lemma, senses in wordnet.senses.items()
         if re.fullmatch(r"[a-z](['-]?[a-z])+", lemma)
+        and usable(lemma)
         and spelling(lemma) not in known
         and not any(form in wordnet.senses or form in known for form in lemmas_of(lemma)[:-1])
         and is_visible(lemma, senses)
@@ -130,16 +136,26 @@ def build(wordnet: WordNet, known: frozenset[str]) -> dict[str, str]:
     return {word: word for word in words} | {name: one for name, one in same.items() if not {name, one}.isdisjoint(words)}
 
 
+def adjectives(wordnet: WordNet, known: frozenset[str]) -> list[str]:
+    """The words among `known` that are an adjective more often than a noun, and not wanted by hand."""
+    return sorted(
+        word for word in known - by_hand() if " " not in word and wordnet.uses[word, "adjective"] > wordnet.uses[word, "noun"]
+    )
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("wordnet", type=Path, help="folder with data.noun, index.noun and cntlist.rev")
-    parser.add_argument("--out", type=Path, default=FOLDER / "wordnet.tsv")
     args = parser.parse_args()
-    known = (FOLDER / "imagenet21k.tsv").read_text(encoding="utf-8").splitlines()
-    names = build(WordNet(args.wordnet), frozenset(spelling(line.partition("\t")[0]) for line in known))
-    args.out.write_text(HEADER + as_text(names), encoding="utf-8")
-    print(f"{args.out}: {len(names)} names")
+    wordnet = WordNet(args.wordnet)
+    lines = (FOLDER / "imagenet21k.tsv").read_text(encoding="utf-8").splitlines()
+    known = frozenset(spelling(line.partition("\t")[0]) for line in lines)
+    names = build(wordnet, known)
+    (FOLDER / "wordnet.tsv").write_text(HEADER + as_text(names), encoding="utf-8")
+    found = adjectives(wordnet, known)
+    (FOLDER / "adjectives.txt").write_text(HEADER_OF_ADJECTIVES + "\n".join(found) + "\n", encoding="utf-8")
+    print(f"{FOLDER}: {len(names)} names, {len(found)} adjectives")
 
 
 if __name__ == "__main__":

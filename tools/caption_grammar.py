@@ -52,7 +52,7 @@ class CaptionGrammar:
     def __init__(self, lot: random.Random) -> None:
         self._lot = lot
         self._kinds: Sequence[tuple[float, Callable[[], list[Word]]]] = (
-            (0.40, self.clause), (0.18, self.telegram), (0.17, self.scene), (0.20, self.title), (0.05, self.named),
+            (0.35, self.clause), (0.22, self.telegram), (0.15, self.scene), (0.23, self.title), (0.05, self.named),
         )  # fmt: skip
 
     def captions(self, number: int) -> list[Sentence]:
@@ -62,7 +62,9 @@ class CaptionGrammar:
 
     def _written(self, words: list[Word]) -> Sentence:
         tokens = [(part, tag) for word, tag in words for part, tag in self._parts(word, tag)]
-        if self._lot.random() < 0.5:
+        if self._lot.random() < 0.3:
+            tokens = [(part.lower(), tag) for part, tag in tokens]
+        elif self._lot.random() < 0.7:
             tokens[0] = (tokens[0][0][0].upper() + tokens[0][0][1:], tokens[0][1])
         if self._lot.random() < 0.5:
             tokens.append((".", "."))
@@ -196,9 +198,16 @@ class CaptionGrammar:
             words = [("there", "EX"), ("is", "VBZ"), *words]
         return [*words, *self.place()]
 
+    def brand(self) -> list[Word]:
+        """What stands before the name of a product: mostly nothing, or made-up names."""
+        number = self._lot.choices([0, 1, 2], [0.6, 0.3, 0.1])[0]
+        syllables = [f"{first}{vowel}" for first in "bdfgklmnprstvz" for vowel in "aeiou"]
+        made_up = ["".join(self._lot.choices(syllables, k=self._lot.randint(2, 3))) for _ in range(number)]
+        return [((name + self._any(["", "n", "x", "s", "r"])).capitalize(), "NNP") for name in made_up]
+
     def title(self) -> list[Word]:
-        """Leather watches for men, light blue."""
-        words = self.noun(WORDS["things"], self._chance(0.5), kind=0.6)
+        """Bolora leather watches for men, light blue."""
+        words = [*self.brand(), *self.noun(WORDS["things"], self._chance(0.5), kind=0.6)]
         ending = self._lot.random()
         if ending < 0.25:
             words += [("for", "IN"), (s_form(self._any(WORDS["people"] + WORDS["animals"])), "NNS")]

@@ -9,7 +9,7 @@ from spacy.lookups import load_lookups
 from spacy.tokenizer import Tokenizer
 from spacy.tokens import Doc, Token
 
-from filtering.captions.lexicon import NOT_AN_ENTITY, Lexicon
+from filtering.captions.lexicon import NOT_AN_ENTITY, Lexicon, attributes, given_names
 from filtering.captions.tagger import COMMON_NOUNS, NOUNS
 from filtering.captions.text import for_tagging
 
@@ -18,6 +18,15 @@ REMEMBERED = 1 << 17
 HYPHEN = "-"
 """The token that parts a word and is passed over: "t-shirt", "t - shirt"."""
 BEFORE_A_NOUN = frozenset({"DT", "JJ", "PRP$"})
+IN_A_PHRASE = frozenset({"NN", "NNP", "JJ", "VBN", "VBG", "HYPH"})
+OPENS = frozenset({"", "."})
+"""Tags before the first word of a sentence."""
+ONE = frozenset({"a", "an", "another", "each", "every", "one", "this"})
+EDIBLE_OR_PLANTED = frozenset(
+    {"blossom", "blossoms", "cake", "cakes", "drink", "garden", "grove", "juice", "leaf", "leaves", "orchard", "peel", "petal"}
+    | {"petals", "pie", "plant", "plants", "seeds", "slice", "slices", "soda", "tree", "trees", "wedge", "wedges"}
+)
+"""What makes a thing of a colour's word before it: an orange tree."""
 
 T = TypeVar("T")
 
@@ -52,7 +61,7 @@ class EntityFinder:
         at = 0
         while at < len(tokens):
             name, length = self._compound(tokens, at)
-            if name is None and _is_thing(tokens[at], lowered):
+            if name is None and self._is_thing(tokens[at], lowered):
                 name = name_of(self._lemmas(tokens[at].lower_), self._lexicon)
             if name:
                 found[name] = None
@@ -74,6 +83,47 @@ class EntityFinder:
                     return name, length
         return None, 1
 
+    def _is_thing(self, token: Token, lowered: bool) -> bool:
+        """Whether a single word may name a thing: a common noun, or what only seems to be a proper one.
+
+        What is written in lower case is no proper noun, whatever the tagger says; nor can it be told where capitals say nothing
+        (`lowered`). Elsewhere the last word after an article, an adjective or other names tells what is named: the Brooklyn
+        *Bridge*, but not *Apple* iPhone; and a sentence may open with it: *Boy* is lying on grass.
+        """
+        if token.tag_ not in NOUNS or _is_attribute(token) or self._is_verb(token):
+            return False
+        if lowered or token.tag_ in COMMON_NOUNS or token.text.islower():
+            return True
+        before, after = _tag(token, -1), _tag(token, 1)
+        return after not in NOUNS and (before in NOUNS | BEFORE_A_NOUN or (before in OPENS and _no_given_name(token)))
+
+    def _is_verb(self, token: Token) -> bool:
+        """Whether what looks like a plural must be a verb, as its article is a singular's: "a man waves"."""
+        if (
+            token.tag_ != "NNS"
+            or _tag(token, 1) in NOUNS | {"POS"}
+            or self._lemmas.verbs.isdisjoint(self._lemmas(token.lower_))
+        ):
+            return False
+        at = token.i - 1
+        while at >= 0 and token.doc[at].tag_ in IN_A_PHRASE:
+            at -= 1
+        return 0 <= at < token.i - 1 and token.doc[at].lower_ in ONE and token.doc[token.i - 1].tag_ in NOUNS
+
+
+def _tag(token: Token, step: int) -> str:
+    at = token.i + step
+    return token.doc[at].tag_ if 0 <= at < len(token.doc) else ""
+
+
+def _is_attribute(token: Token) -> bool:
+    """Whether a word only says what the next one is made of or which colour it has: *orange* shirt, *suede* shoes."""
+    return token.lower_ in attributes() and _tag(token, 1) in NOUNS and token.nbor().lower_ not in EDIBLE_OR_PLANTED
+
+
+def _no_given_name(token: Token) -> bool:
+    return token.text[1:].islower() and token.lower_ not in given_names()
+
 
 def name_of(lemmas: Sequence[str], lexicon: Lexicon) -> str:
     """The canonical name of a single noun, given its `NounLemmas`.
@@ -91,21 +141,6 @@ def name_of(lemmas: Sequence[str], lexicon: Lexicon) -> str:
 def plain(word: str) -> str:
     """A word with the apostrophe that names are written with."""
     return word.replace("’", "'")
-
-
-def _is_thing(token: Token, lowered: bool) -> bool:
-    """Whether a single word may name a thing: a common noun, or what only seems to be a proper one.
-
-    What is written in lower case is no proper noun, whatever the tagger says; nor can it be told where capitals say nothing
-    (`lowered`). Elsewhere the last word after an article, an adjective or other names tells what is named: the Brooklyn
-    *Bridge*, but not *Apple* iPhone.
-    """
-    if token.tag_ not in NOUNS:
-        return False
-    if lowered or token.tag_ in COMMON_NOUNS or token.text.islower():
-        return True
-    before, after = (token.doc[at].tag_ if 0 <= at < len(token.doc) else "" for at in (token.i - 1, token.i + 1))
-    return before in NOUNS | BEFORE_A_NOUN and after not in NOUNS
 
 
 class Remembered(dict[str, T]):
@@ -146,6 +181,8 @@ class NounLemmas:
         self._rules: list[list[str]] = tables.get_table("lemma_rules")["noun"]
         self._exceptions: Mapping[str, list[str]] = tables.get_table("lemma_exc")["noun"]
         self._known: frozenset[str] = frozenset(tables.get_table("lemma_index")["noun"])
+        self.verbs: frozenset[str] = frozenset(tables.get_table("lemma_index")["verb"])
+        """Verbs in their plain form."""
 
     def __call__(self, word: str) -> list[str]:
         """Possible singulars of a word in lower case, the likeliest first, the word itself last."""

@@ -1,7 +1,7 @@
 """The names of visible things: which words of a caption can be an entity, and under which canonical name.
 
-`imagenet21k.tsv` is built by `tools/build_lexicon.py`, `wordnet.tsv` by `tools/build_wordnet_names.py`; the others are kept by
-hand. A later file overrules an earlier one.
+`imagenet21k.tsv` is built by `tools/build_lexicon.py`, `wordnet.tsv` and `adjectives.txt` by
+`tools/build_wordnet_names.py`; the others are kept by hand. A later file overrules an earlier one.
 """
 
 import re
@@ -16,10 +16,12 @@ from filtering.files import digest_of, digest_of_file
 
 FOLDER = Path(__file__).parent
 VISIBLE = ("imagenet21k.tsv", "wordnet.tsv", "extra.tsv")
-STOP = "stop.txt"
+STOP = ("stop.txt", "adjectives.txt")
 PAPER = "paper.tsv"
 FOREIGN = "foreign.txt"
 ENGLISH = "english.txt"
+ATTRIBUTES = "attributes.txt"
+GIVEN_NAMES = "given_names.txt"
 
 NOT_AN_ENTITY = ""
 NOUN_VERB_ADJECTIVE = ("noun", "verb", "adj")
@@ -58,10 +60,8 @@ def load_lexicon(stop: tuple[str, ...] = ()) -> Lexicon:
     names: dict[str, str] = {}
     for file in VISIBLE:
         names.update((spelling(name), canonical) for name, canonical in _lines(file))
-    for name, _ in _lines(STOP):
-        names[spelling(name)] = NOT_AN_ENTITY
-    for name in stop:
-        names[spelling(name)] = NOT_AN_ENTITY
+    stopped = (name for file in STOP for name, _ in _lines(file))
+    names.update((spelling(name), NOT_AN_ENTITY) for name in (*stopped, *stop))
     return Lexicon(names={written: _resolve(name, names) for written, name in names.items()})
 
 
@@ -91,6 +91,16 @@ def is_foreign(word: str) -> bool:
     return word in _words(FOREIGN) or word[:2] in ("d'", "l'", "d’", "l’")
 
 
+def attributes() -> frozenset[str]:
+    """Colours and materials that are things, too: before a noun they only tell what it is like."""
+    return _words(ATTRIBUTES)
+
+
+def given_names() -> frozenset[str]:
+    """Words that are names where a sentence opens with them: Rose, Mark, Turkey."""
+    return _words(GIVEN_NAMES)
+
+
 @cache
 def _lemma_tables() -> tuple[Container[str], ...]:
     tables = load_lookups("en", ["lemma_index", "lemma_exc", "lemma_lookup"])
@@ -105,7 +115,9 @@ def _words(file: str) -> frozenset[str]:
 
 def lexicon_digest() -> str:
     """Changes with the shipped files."""
-    return digest_of([digest_of_file(FOLDER / file) for file in (*VISIBLE, STOP, PAPER, FOREIGN, ENGLISH)])
+    return digest_of(
+        [digest_of_file(FOLDER / file) for file in (*VISIBLE, *STOP, PAPER, FOREIGN, ENGLISH, ATTRIBUTES, GIVEN_NAMES)]
+    )
 
 
 def _resolve(name: str, names: dict[str, str]) -> str:

@@ -53,6 +53,25 @@ def finder() -> EntityFinder:
         ("a kitten and a puppy", ["kitten", "puppy"]),
         # verbs and adjectives are no nouns
         ("she will book a flight and watch them fly", []),
+        ("a man climbs", ["man"]),
+        ("A man waves at the waves", ["man", "wave"]),
+        ("A girl slides down a slide", ["girl", "slide"]),
+        ("A man rings a bell", ["man", "bell"]),
+        ("A dog barks beside three watches", ["dog", "watch"]),
+        ("Leather watches for men", ["watch", "man"]),
+        ("A skier flies over the snow", ["skier", "snow"]),
+        ("A hiker in a wetsuit jumps over a puddle in the woods", ["hiker", "wetsuit", "puddle", "forest"]),
+        # a sentence may open with a bare noun; a name stays one
+        ("Boy is lying on grass", ["boy", "grass"]),
+        ("Penguin walks on ice . Goalie rests .", ["penguin", "ice", "goalie"]),
+        ("Baby yawns", ["baby"]),
+        ("Mark is lying on grass", ["grass"]),
+        ("Rose is smiling", []),
+        # colours and materials
+        ("a woman in an orange shirt with suede shoes", ["woman", "shirt", "shoe"]),
+        ("a light brown dog", ["dog"]),
+        ("a glass of orange juice under an orange tree", ["glass", "orange", "juice", "tree"]),
+        ("a lens and two lenses", ["lens"]),
         ("", []),
     ],
 )
