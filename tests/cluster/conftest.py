@@ -8,11 +8,8 @@ import pytest
 from mlflow import MlflowClient
 from safetensors.torch import save_file
 
-<<<<<<< HEAD
 from cluster.evaluate import Contender
-=======
 from cluster.session import set_environment
->>>>>>> console
 from helpers.servers import Proxy, mlflow_server
 from helpers.tiny import encoder, encoder_config
 from helpers.voc import write_voc

@@ -68,14 +68,7 @@ def test_run_gets_the_settings_with_an_absolute_run_dir(folder: Path) -> None:
         (["--configs=tiny.yaml"], "error: unknown option '--configs=tiny.yaml'; the options are --config FILE and --help"),
         (["--config=tiny.yaml", "seeds=1"], "error: command line: unknown key 'seeds'; did you mean 'seed'?"),
         (["--config=tiny.yaml", "session.num_cpus=0"], "error: command line: session.num_cpus must be at least 1"),
-<<<<<<< HEAD
         (["--config=tiny.yaml", "tracking.uri=mlruns"], "error: command line: tracking.uri: MLflow keeps no runs in plain"),
-=======
-        (
-            ["--config=tiny.yaml", "tracking.uri=mlruns"],
-            "error: command line: tracking.uri: MLflow keeps no runs in plain folders",
-        ),
->>>>>>> console
         (["--config=tiny.yaml", "run_dir=tiny.yaml"], "error: run_dir: "),
         (["--config=tiny.yaml", "run_dir=/proc/nowhere"], "error: run_dir: /proc/nowhere cannot be written"),
     ],
