@@ -69,6 +69,7 @@ def test_text_tables_of_pandas(tmp_path: Path, frame: pd.DataFrame, options: dic
         (["url\tcaption\tcaption", "{}\t{}\tan older caption"], {}),
         (["x\ty", "{}\t{}"], {"header": "yes", "url_column": "x", "caption_column": "y"}),
         (["url\tcaption\tlonger text", "{}\t{}\tthe description of the whole page on which it stood"], {}),
+        (["url\tcaption\t", "{}\t{}\tunder no name"], {}),
         (["{}\t{}\t"], {}),
         (["a\tb\tc", "7\t{}\t{}"], {"header": "yes", "url_column": "2", "caption_column": "3"}),
     ],
