@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet as pq
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from filtering import InputError
@@ -90,7 +91,7 @@ def arrow_of(table: Table) -> pa.Table:
 
 
 def pandas_of(table: Table) -> pd.DataFrame:
-    frame = pd.DataFrame({position: column for position, column in enumerate(table.columns)})
+    frame = pd.DataFrame(dict(enumerate(table.columns)))
     frame.columns = pd.Index(table.names)
     return frame
 
@@ -144,23 +145,25 @@ WRITERS: dict[str, Callable[[Table, Path], object]] = {
 }
 
 
-def is_lost_in_writing(table: Table, writer: str) -> bool:
-    """Whether a text file cannot say what was meant: a row that is a blank line."""
-    return False
-
-
 @settings(max_examples=60, derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(tables(), st.sampled_from(sorted(WRITERS)))
 def test_tables_are_read_as_the_writer_meant(table: Table, writer: str) -> None:
+    captions = table.columns[table.caption]
+    assume(not any('\\"' in (caption or "") for caption in captions))  # some programs mean a quote by it, others both signs
     with tempfile.TemporaryDirectory() as folder:
         WRITERS[writer](table, Path(folder))
-        try:
-            found = [
-                (row["url"], row["caption"]) for links in read_links(SourceConfig(path=folder)) for row in links.to_pylist()
-            ]
-        except InputError as refusal:
-            assert "\n" not in str(refusal)
-            assert str(refusal).startswith("filter.source")
-            assert not any(table.columns[table.url]) or "quoting" in str(refusal), str(refusal)
-            return
-    assert found == table.rows
+        found, refusal = read(Path(folder))
+    if refusal:
+        assert re.fullmatch(r"filter\.source\.?\w*: .*", refusal)
+        assert not any(table.columns[table.url]) or "quoting" in refusal, refusal
+    else:
+        assert found == table.rows
+
+
+def read(folder: Path) -> tuple[list[tuple[str, str]], str]:
+    """The rows, or why they are refused."""
+    try:
+        links = pa.concat_tables(read_links(SourceConfig(path=str(folder))))
+    except InputError as refusal:
+        return [], str(refusal)
+    return list(zip(links["url"].to_pylist(), links["caption"].to_pylist(), strict=True)), ""
