@@ -20,6 +20,7 @@ from fsspec.implementations.local import LocalFileSystem
 
 from filtering import InputError
 from filtering.files import digest_of_file
+from filtering.listing import is_data, is_looked_into
 
 MAX_HASHED = 64 << 20  # bytes; a larger local file is known by size and time
 MAX_NAMES = 1_000_000  # that braces stand for
@@ -88,9 +89,9 @@ def find_files(paths: Sequence[str], format: str) -> list[str]:
     """The files that paths name, sorted, each once: a path is a file, a folder, a glob pattern, or several with braces.
 
     "{00000..00331}" and "{a,b}" stand for names as they do in shells; each of them must be there. Of a folder and its
-    subfolders those files count whose names suit `format`; hidden ones, and folders that begin with "_" as those of unfinished
-    jobs do, are left out. A folder that holds tars is a WebDataset, and the tables beside the tars tell of the same samples:
-    with "auto" they are left out.
+    subfolders those files count whose names suit `format`. What systems and jobs leave there (`filtering.listing`) is left out,
+    as in glob patterns, and so are empty files. A folder that holds tars is a WebDataset, and the tables beside the tars tell
+    of the same samples: with "auto" they are left out.
 
     Returns absolute paths or URLs, since workers have another working directory.
 
@@ -137,35 +138,59 @@ _BRACES = re.compile(r"\{(?:(?P<first>\d+)\.\.(?P<last>\d+)|(?P<list>[^{}]*,[^{}
 
 
 def _files_at(path: str, format: str) -> list[str]:
-    """The files that a path without braces names. InputError if it cannot be listed, or is a folder that has none."""
+    """The files that a path without braces names. InputError if it cannot be listed, or holds no data."""
     files, name = _filesystem(path)
     with reading(path, "cannot be listed"):
         if files.isdir(name):
-            found = _suited(_inside(files, name), format)
-            if not found:
+            sizes = {file: size for file, size in _inside(files, name).items() if is_data(file[len(name.rstrip("/")) + 1 :])}
+            sizes = {file: sizes[file] for file in _suited(list(sizes), format)}
+            if not sizes:
                 wanted = [suffix for kind, suffixes in SUFFIXES.items() if format in ("auto", kind) for suffix in suffixes]
                 raise InputError(f"filter.source.path: no {', '.join(wanted)} file in the folder {path}")
         elif files.isfile(name):
-            found = [name]
+            sizes = {name: None}  # whoever reads it will say that it is empty
         else:
-            listed = files.glob(name, detail=True).items()
-            found = [file for file, told in listed if told["type"] != "directory" and _shown(file)]
+            try:
+                listed = files.glob(name, detail=True).items()
+            except ValueError as error:  # "**" beside other characters
+                raise InputError(f"filter.source.path: {path} is no pattern: {first_line(error)}") from error
+            start = len(_before_wildcards(name))
+            sizes = {file: told.get("size") for file, told in listed if told["type"] != "directory" and is_data(file[start:])}
+        found = [file for file, size in sizes.items() if size != 0]
+        if sizes and not found:
+            raise InputError(f"filter.source.path: every file of {path} is empty, such as {min(sizes)}")
     return [file if isinstance(files, LocalFileSystem) else files.unstrip_protocol(file) for file in found]
 
 
-def _inside(files: Any, folder: str) -> list[str]:
-    """The files in a folder and its subfolders."""
+def _before_wildcards(pattern: str) -> str:
+    """The folders of a pattern that it names in full."""
+    folders = pattern.split("/")
+    count = next((number for number, folder in enumerate(folders) if any(mark in folder for mark in "*?[")), len(folders) - 1)
+    return "".join(f"{folder}/" for folder in folders[:count])
+
+
+def _inside(files: Any, folder: str) -> dict[str, int | None]:
+    """The files in a folder and its subfolders, with their sizes where known."""
     if not isinstance(files, LocalFileSystem):
-        names = [name for name, told in files.find(folder, detail=True).items() if told["type"] != "directory"]
-        start = len(folder.rstrip("/")) + 1
-        return [name for name in names if not any(part.startswith((".", "_")) for part in name[start:].split("/")[:-1])]
-    found, seen = [], set()
+        listed = files.find(folder, detail=True).items()
+        return {name: told.get("size") for name, told in listed if told["type"] != "directory"}
+    found: dict[str, int | None] = {}
+    seen: set[str] = set()
     for root, folders, names in os.walk(folder, onerror=_raise, followlinks=True):
-        seen.add(os.path.realpath(root))
-        kept = [one for one in folders if not one.startswith((".", "_"))]
-        folders[:] = [one for one in kept if os.path.realpath(f"{root}/{one}") not in seen]  # links may lead back up
-        found += [f"{root.rstrip('/')}/{name}" for name in names]
+        if (real := os.path.realpath(root)) in seen:  # links may lead back up, or twice to the same
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(filter(is_looked_into, folders))
+        found |= {path: _local_size(path) for path in (f"{root.rstrip('/')}/{name}" for name in names)}
     return found
+
+
+def _local_size(path: str) -> int | None:
+    try:
+        return os.path.getsize(path)
+    except OSError:
+        return None  # whoever reads it will say why
 
 
 def _raise(error: OSError) -> None:
@@ -173,18 +198,11 @@ def _raise(error: OSError) -> None:
 
 
 def _suited(names: list[str], format: str) -> list[str]:
-    by_format = {
-        kind: [name for name in names if name.lower().endswith(suffixes) and _shown(name)]
-        for kind, suffixes in SUFFIXES.items()
-    }
+    by_format = {kind: [name for name in names if name.lower().endswith(suffixes)] for kind, suffixes in SUFFIXES.items()}
     if format != "auto":
         return by_format[format]
     tars = by_format.pop("webdataset")
     return tars or [name for found in by_format.values() for name in found]
-
-
-def _shown(name: str) -> bool:
-    return not name.rpartition("/")[2].startswith(".")
 
 
 # ---- files

@@ -1,7 +1,7 @@
 """The samples of a WebDataset tar, streamed: nothing is unpacked to disk, whatever the members are called."""
 
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -138,13 +138,13 @@ class _Family:
                     pass
             else:
                 last = self._held[-1] if self._held else []
-                if last and last[0].sample != member.sample and _is_whole(last):
+                if len(self._held) == 1 and last[0].sample != member.sample and _is_whole(last):  # of more the rest may follow
                     self._release(last)
                     yield last[0].sample, iter(last)
                 self._hold(member)
             if self._bytes > MAX_HELD:
-                yield from self._held_samples()
-        yield from self._held_samples()
+                yield from self._held_samples(self._held[:-1])  # of the last one more may follow
+        yield from self._held_samples(self._held)
 
     def _take(self) -> Member | None:
         member, self._next = self._next or next(self._members, None), None
@@ -175,15 +175,16 @@ class _Family:
             self._held.append(files)
         files.append(Member(member.sample, member.kind, member.size, lambda most: content[:most]))
 
-    def _release(self, last: list[Member]) -> None:
-        self._held.pop()
-        self._latest.pop(last[0].sample, None)
-        self._bytes -= sum(len(file.read(MAX_HELD)) + _OVERHEAD for file in last)
+    def _release(self, files: list[Member]) -> None:
+        self._held.remove(files)
+        if self._latest.get(files[0].sample) is files:
+            del self._latest[files[0].sample]
+        self._bytes -= sum(len(file.read(MAX_HELD)) + _OVERHEAD for file in files)
 
-    def _held_samples(self) -> Iterator[Sample]:
-        """What is held: those with an image and a text, and of the others those that do not belong to another sample."""
-        held, self._held, self._latest, self._bytes = self._held, [], {}, 0
-        for files in held:
+    def _held_samples(self, ended: Sequence[list[Member]]) -> Iterator[Sample]:
+        """Of what is held those with an image and a text, and of the others those that do not belong to another sample."""
+        for files in list(ended):
+            self._release(files)
             name = files[0].sample
             if _is_whole(files) or _prefixes(name).isdisjoint(self._there):
                 yield name, iter(files)

@@ -1,6 +1,6 @@
 """Folders that people hand over: every file in them once, but for what operating systems and editors leave there.
 
-`filtering.sources` goes by the same names; `tests/helpers/leftovers.py` has the table that both are held against.
+`filtering.listing` goes by the same names; `tests/helpers/leftovers.py` has the table that both are held against.
 """
 
 import os

@@ -42,6 +42,7 @@ def parts(path: str, kind: Kind, source: SourceConfig) -> Iterator[Part]:
             columns=table.columns,
             keep=list(source.keep_columns),
             width=table.width,
+            spare=table.spare,
             delimiter=table.delimiter,
             quoted=quoted,
             rows_hint=rows_hint,
@@ -63,7 +64,9 @@ def _rows(lines: Lines, part: Part) -> Iterator[tuple[str, ...]]:
     alone = partial(_stands_alone, delimiter=delimiter, width=width, url=url)
     unreadable = [""] * len(part.keep)
     for fields in records(lines, delimiter, part.quoted, alone):
-        if len(fields) > width:
+        if width < len(fields) <= width + part.spare:
+            fields = fields[:width]
+        elif len(fields) > width:
             fields = _fitted(fields, width, url, delimiter)
         if len(fields) == width:
             yield tuple([fields[position] for position in part.columns])
@@ -105,6 +108,8 @@ class _Table(NamedTuple):
     """Offset of the first row."""
     row_bytes: float
     """Bytes that a row takes on average."""
+    spare: int = 0
+    """Columns without a name behind the others."""
 
 
 def _is_quoted(path: str, kind: Kind, source: SourceConfig) -> bool:
@@ -144,7 +149,8 @@ def _look(path: str, kind: Kind, quoted: bool, source: SourceConfig) -> _Table |
     names, *others = sample
     names = [name.strip() for name in names]
     while names and not names[-1]:
-        names.pop()  # a delimiter at the end of each line opens no column
+        names.pop()  # a delimiter at the end of the header often opens no column
+    spare = len(sample[0]) - len(names)
     if _lacks_a_name(names, others):
         names = ["", *names]
     urls = _urls_by_column(others, len(names))
@@ -153,7 +159,7 @@ def _look(path: str, kind: Kind, quoted: bool, source: SourceConfig) -> _Table |
         return urls[position] > 0
 
     columns = find_columns(names, source, path, url_fits=holds_urls, caption_fits=lambda position: True)
-    return _Table(columns, len(names), delimiter, after_first, row_bytes)
+    return _Table(columns, len(names), delimiter, after_first, row_bytes, spare)
 
 
 def _delimiter_of(path: str, kind: Kind, quoted: bool) -> str:

@@ -74,6 +74,8 @@ class Part:
     """Names of the columns to keep."""
     width: int = 0
     """Columns of a text table."""
+    spare: int = 0
+    """Further columns without a name behind these, which rows may lack."""
     delimiter: str = "\t"
     """What parts them."""
     quoted: bool = False

@@ -139,15 +139,21 @@ def read_record(line: str, lines: Lines, delimiter: str, stands_alone: StandsAlo
     parsed = _parse(text, delimiter)
     while parsed is _OPEN and len(taken) < MAX_FIELD_LINES and len(text) < MAX_LINE and (more := lines.take()) is not None:
         taken.append((more, lines.at))
-        if stands_alone(more):
+        joined = f"{text}\n{more}"
+        closed = _parse(joined, delimiter) if '"' in more else _OPEN
+        if stands_alone(more) and not (isinstance(closed, Record) and _encloses_no_row(closed, stands_alone)):
             break
-        text = f"{text}\n{more}"
-        if '"' in more:
-            parsed = _parse(text, delimiter)
+        text, parsed = joined, closed
     if isinstance(parsed, Record):
         return parsed._replace(lines=1 + len(taken))
     lines.give_back(taken)
     return None
+
+
+def _encloses_no_row(record: Record, stands_alone: StandsAlone) -> bool:
+    """Whether no line of a field is a row: the end of a caption and the URL behind it look like one, and are none."""
+    fields = (text for text in record.fields if "\n" in text)
+    return not any(stands_alone(line) for text in fields for line in text.split("\n"))
 
 
 def records(lines: Lines, delimiter: str, quoted: bool, stands_alone: StandsAlone) -> Iterator[list[str]]:

@@ -186,3 +186,85 @@ def test_two_colons_in_the_path_of_a_tar_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a::b" / "x.tar", tar_of(sample("1")))
     with pytest.raises(InputError, match="rename"):
         samples_of(tmp_path / "a::b")
+
+
+# ---- which members make a sample
+
+
+def test_keys_with_dots_are_samples_of_their_own(tmp_path: Path) -> None:
+    """As the files of recordings, versions and dates are called."""
+    for name in ("Track 2.{}", "v1.{}.0", "a.b/photo.{}", "2026.01.{:02}"):
+        names = [name.format(number) for number in range(10)]
+        tar = tar_of(file for one in names for file in sample(one, URL.format(one), f"a dog by {one}"))
+        expected = [(one, URL.format(one), f"a dog by {one}") for one in names]
+        assert [row[::2] for row in samples_of(write(tmp_path / "x.tar", tar))] == [row[::2] for row in expected]
+        apart = tar_of(sorted((file for one in names for file in sample(one, "", one)), key=lambda file: file[0][-3:]))
+        assert sorted(samples_of(write(tmp_path / "x.tar", apart))) == sorted((one, "", one) for one in names)
+
+
+def test_samples_that_wait_in_memory_stay_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ahead of the others lies one without a caption, whose text may still come; memory is full again and again."""
+    monkeypatch.setattr("filtering.tar_samples.MAX_HELD", 10_000)
+    files = [("v.0.jpg", b"x" * 3000)]
+    files += [(f"v.{i}.{kind}", text) for i in range(1, 30) for kind, text in (("jpg", b"x" * 3000), ("txt", b"%d dogs" % i))]
+    assert samples_of(write(tmp_path / "x.tar", tar_of(files))) == [
+        ("v.0", "", ""),
+        *((f"v.{i}", "", f"{i} dogs") for i in range(1, 30)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "rows"),
+    [
+        (["a.jpg", "a.seg.png", "a.txt", "b.jpg", "b.txt"], [("a", True), ("b", True)]),
+        (["a.seg.png", "a.jpg", "a.txt"], [("a", True)]),
+        (["a.jpg", "a.txt", "a.thumb.jpg", "a.thumb.txt"], [("a", True), ("a.thumb", True)]),
+        (["x/a.JPG", "x/a.TXT", "y/a.Png", "y/a.txt"], [("x/a", True), ("y/a", True)]),
+        (["a.jpg", "b.txt"], [("a", True), ("b", False)]),
+        (["a.1.txt", "a.2.txt"], [("a.1", False), ("a.2", False)]),
+        (["a.jpg", "a.txt", "a.jpg", "a.txt"], [("a", True), ("a", True)]),
+        (["a.cls", "a.txt", "a.webp"], [("a", True)]),
+        (["a.tiff", "a.txt"], [("a", False)]),
+        (["__MACOSX/._a.jpg", "._a.txt", "a.jpg", "a.txt"], [("a", True)]),
+    ],
+)
+def test_members_make_samples(tmp_path: Path, names: list[str], rows: list[tuple[str, bool]]) -> None:
+    tar = tar_of((name, b"a dog") for name in names)
+    (table,) = read_links(SourceConfig(path=str(write(tmp_path / "x.tar", tar))))
+    found = [row.partition("::")[2] for row in table["sample"].to_pylist()]
+    assert list(zip(found, table["has_image"].to_pylist(), strict=True)) == rows
+
+
+@pytest.mark.parametrize(
+    ("told", "captions"),
+    [
+        ({"caption": ["a dog near a house"]}, ["a dog near a house"]),
+        ({"caption": ["a dog ", "a  cat", "a dog"]}, ["a dog", "a cat"]),
+        ({"captions": ["a dog", None, 3, "", "a cat"]}, ["a dog", "a cat"]),
+        ({"caption": "a dog", "captions": ["a cat", "a dog"]}, ["a dog", "a cat"]),
+        ({"caption": [], "text": "a dog"}, ["a dog"]),
+        ({"caption": {"en": "a dog"}}, [""]),
+        ({"caption": [["a dog"]]}, [""]),
+    ],
+)
+def test_several_captions_of_a_sample(tmp_path: Path, told: dict[str, object], captions: list[str]) -> None:
+    tar = tar_of([("1.jpg", b"image"), ("1.json", json.dumps({**told, "url": URL}).encode())])
+    assert samples_of(write(tmp_path / "x.tar", tar)) == [("1", URL, caption) for caption in captions]
+
+
+def test_fields_of_samples_are_kept_with_their_types(tmp_path: Path) -> None:
+    told = [{"score": 0.5, "number": 3, "ok": True, "tags": ["a"]}, {"score": 1, "ok": None, "tags": "b"}, {}]
+    files = [
+        (f"{i}.{kind}", text) for i, one in enumerate(told) for kind, text in (("jpg", b""), ("json", json.dumps(one).encode()))
+    ]
+    names = ("score", "number", "ok", "tags", "none")
+    source = SourceConfig(path=str(write(tmp_path / "x.tar", tar_of(files))), keep_columns=names)
+    (table,) = read_links(source)
+    assert {name: table[name].to_pylist() for name in names} == {
+        "score": [0.5, 1.0, None],
+        "number": [3, None, None],
+        "ok": [True, None, None],
+        "tags": ['["a"]', "b", None],
+        "none": [None] * 3,
+    }
+    assert table.schema.types[-5:] == [pa.float64(), pa.int64(), pa.bool_(), pa.string(), pa.null()]
