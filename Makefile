@@ -28,11 +28,11 @@ compare: setup ## the three systems and the training-free rows side by side on t
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python pipelines/sweep.py --config configs/compare.yaml "run_dir=$$COMPARE_DIR" \
 		--seeds 3 --vary 'evaluate.refine=[none, pamr]'
 
-test: setup ## the tests, without those marked slow
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest
+test: setup ## the tests, without those marked slow, in two processes
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup
 
 test-all: setup ## all tests
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m ""
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
 check: setup ## style, types and import contracts
 	$(BIN)/ruff format --check .

@@ -10,6 +10,22 @@ from PIL import Image
 from helpers.chain import Chain, run_well, summary
 from helpers.download_web import Web
 
+TESTS = Path(__file__).parent
+
+
+LONG = ("chain", "test_job_submit.py", "test_sweep.py", "test_tracking.py", "test_checkpoint.py", "test_corpus_resume.py")
+"""What takes longest, by group: begun first, so that no process of the tests is left with it in the end."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, those of a file stay together, and all that look at the one run of the chain."""
+    groups = {}
+    for item in items:
+        groups[item] = "chain" if "chain" in getattr(item, "fixturenames", ()) else item.path.relative_to(TESTS).as_posix()
+        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if groups[item].endswith(name)), len(LONG)))
+
 
 @pytest.fixture(scope="session")
 def free_port() -> Callable[[], int]:

@@ -12,14 +12,15 @@ from helpers.recipes import command, copied, recipe, run
 BUILD = """
 import json, sys
 from pathlib import Path
-from filtering.captions.corpus import build_corpus
+from filtering.captions.corpus import build_corpus, find_leakage
 from filtering.reports.corpus import write
 from pipelines.app.cli import DEFAULT_CONFIG
 from pipelines.app.config import load
 from pipelines.app.settings import Config
 
 out = Path(sys.argv[1])
-print(json.dumps(write(out, build_corpus(load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter, out))))
+config = load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter
+print(json.dumps(write(out, build_corpus(config, out), find_leakage(config, out, {}))))
 """
 TAGGED = ["#dog #puppy on a lawn", "#dog #puppy #cute a dog on a lawn"]
 PLAIN = ["a dog on a lawn", "dog number # 7 and its #1 fan", "the red dog is asleep"]

@@ -2,7 +2,7 @@
 
 EXTRAS = {
     "filter": ("datasketch", "nltk", "spacy"),
-    "download": ("aiodns", "aiohttp", "cv2", "pycares", "yarl"),
+    "download": ("aiodns", "aiohttp", "cv2", "pycares"),
     "train": ("open_clip", "safetensors", "scipy", "timm", "torch", "torchvision", "transformers"),
     "cluster": ("deepspeed", "mlflow", "ray"),
     "img2dataset": ("albumentations", "img2dataset"),

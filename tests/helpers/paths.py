@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -24,10 +25,14 @@ def needs(path: Path) -> pytest.MarkDecorator:
 
 
 def load_tool(name: str) -> ModuleType:
-    """The script `tools/NAME.py` as a module."""
+    """The script `tools/NAME.py` as a module; scripts import their neighbours."""
     spec = importlib.util.spec_from_file_location(name, REPO / "tools" / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.path.insert(0, str(REPO / "tools"))
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(str(REPO / "tools"))
     return module

@@ -1,7 +1,7 @@
 """Lines of a text, and the fields that quotes make of them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, NamedTuple
 
 from filtering.sources import END, is_packed, size_of
@@ -95,26 +95,26 @@ class Record(NamedTuple):
     lines: int = 1
 
 
-_QUOTED = (  # a quote inside is doubled or, as some programs write it, comes behind a backslash
-    re.compile(r'"((?:[^"]|"")*+)"'),
-    re.compile(r'"((?:[^"\\]|""|\\.)*+)"', re.DOTALL),
-)
+_DOUBLED = re.compile(r'"((?:[^"]|"")*+)"')
+"""A field in quotes; a quote inside is doubled."""
+_ESCAPED = re.compile(r'"((?:[^"\\]|""|\\.)*+)"', re.DOTALL)
+"""The same as some programs write it, with a backslash before a quote inside."""
 _OPEN, _BROKEN = "open", "broken"
 
 
-def _parse(text: str, delimiter: str) -> Record | str:
+def _parse(text: str, delimiter: str, forms: Sequence[re.Pattern[str]]) -> Record | str:
     """The fields of a row; "open" if a quote is not closed yet, "broken" if quotes do not enclose whole fields."""
     fields: list[str] = []
     quoted: list[bool] = []
     at = 0
     while True:
         if text.startswith('"', at):
-            found = [pattern.match(text, at) for pattern in _QUOTED]
+            found = [form.match(text, at) for form in forms]
             match = next((one for one in found if one and text[one.end() : one.end() + 1] in ("", delimiter)), None)
             if match is None:
                 return _BROKEN if all(found) else _OPEN
             inside = match[1].replace('""', '"')
-            fields.append(inside if match is found[0] else re.sub(r"\\(.)", r"\1", inside, flags=re.DOTALL))
+            fields.append(inside if match.re is _DOUBLED else re.sub(r"\\(.)", r"\1", inside, flags=re.DOTALL))
             end = match.end()
         else:
             end = text.find(delimiter, at)
@@ -135,12 +135,21 @@ def read_record(line: str, lines: Lines, delimiter: str, stands_alone: StandsAlo
 
     A stray quote therefore never takes more than its own line.
     """
+    for forms in ((_DOUBLED,), (_DOUBLED, _ESCAPED)):  # most writers double quotes, whatever stands before them
+        if record := _read_record(line, lines, delimiter, stands_alone, forms):
+            return record
+    return None
+
+
+def _read_record(
+    line: str, lines: Lines, delimiter: str, stands_alone: StandsAlone, forms: Sequence[re.Pattern[str]]
+) -> Record | None:
     text, taken = line, list[tuple[str, int]]()
-    parsed = _parse(text, delimiter)
+    parsed = _parse(text, delimiter, forms)
     while parsed is _OPEN and len(taken) < MAX_FIELD_LINES and len(text) < MAX_LINE and (more := lines.take()) is not None:
         taken.append((more, lines.at))
         joined = f"{text}\n{more}"
-        closed = _parse(joined, delimiter) if '"' in more else _OPEN
+        closed = _parse(joined, delimiter, forms) if '"' in more else _OPEN
         if stands_alone(more) and not (isinstance(closed, Record) and _encloses_no_row(closed, stands_alone)):
             break
         text, parsed = joined, closed

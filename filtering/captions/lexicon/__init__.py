@@ -16,7 +16,8 @@ from filtering.files import digest_of, digest_of_file
 
 FOLDER = Path(__file__).parent
 VISIBLE = ("imagenet21k.tsv", "wordnet.tsv", "extra.tsv")
-STOP = ("stop.txt", "adjectives.txt")
+STOP = "stop.txt"
+ADJECTIVES = "adjectives.txt"
 PAPER = "paper.tsv"
 FOREIGN = "foreign.txt"
 ENGLISH = "english.txt"
@@ -60,8 +61,11 @@ def load_lexicon(stop: tuple[str, ...] = ()) -> Lexicon:
     names: dict[str, str] = {}
     for file in VISIBLE:
         names.update((spelling(name), canonical) for name, canonical in _lines(file))
-    stopped = (name for file in STOP for name, _ in _lines(file))
-    names.update((spelling(name), NOT_AN_ENTITY) for name in (*stopped, *stop))
+    adjectives = {spelling(name) for name, _ in _lines(ADJECTIVES)}
+    # A window blind is a thing, though "blind" alone mostly is none.
+    names.update((name, name) for name, head in names.items() if " " in name and head in adjectives)
+    stopped = (spelling(name) for name in (*(name for name, _ in _lines(STOP)), *stop))
+    names.update(dict.fromkeys((*stopped, *adjectives), NOT_AN_ENTITY))
     return Lexicon(names={written: _resolve(name, names) for written, name in names.items()})
 
 
@@ -116,7 +120,10 @@ def _words(file: str) -> frozenset[str]:
 def lexicon_digest() -> str:
     """Changes with the shipped files."""
     return digest_of(
-        [digest_of_file(FOLDER / file) for file in (*VISIBLE, *STOP, PAPER, FOREIGN, ENGLISH, ATTRIBUTES, GIVEN_NAMES)]
+        [
+            digest_of_file(FOLDER / file)
+            for file in (*VISIBLE, STOP, ADJECTIVES, PAPER, FOREIGN, ENGLISH, ATTRIBUTES, GIVEN_NAMES)
+        ]
     )
 
 

@@ -70,7 +70,7 @@ def finder() -> EntityFinder:
         # colours and materials
         ("a woman in an orange shirt with suede shoes", ["woman", "shirt", "shoe"]),
         ("a light brown dog", ["dog"]),
-        ("a glass of orange juice under an orange tree", ["glass", "orange", "juice", "tree"]),
+        ("a glass of orange juice under an orange tree", ["glass", "juice", "tree"]),
         ("a lens and two lenses", ["lens"]),
         ("", []),
     ],

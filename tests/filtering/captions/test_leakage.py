@@ -42,7 +42,7 @@ OVSEGMENTORS_VOC = [
         (["boat", "ship"], {"boat": "boat", "boat (ship)": "ship"}),
         # hyphens of COCO-Stuff
         (["wall-brick"], {"wall-brick": "wall"}),
-        (["window-blind"], {"window-blind": "blind"}),
+        (["window-blind"], {"window-blind": "window blind"}),
         (["sky-other"], {"sky-other": "sky"}),
         # parts and kinds do not count, stopped names are no entities
         (["traffic sign"], {}),

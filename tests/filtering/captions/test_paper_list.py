@@ -159,7 +159,7 @@ def test_merged_names_are_those_of_the_words() -> None:
     [
         ("Two Dogs And A Couple", ["dog", "people"]),
         ("persons and an actor with a t-shirt", ["people", "shirt"]),
-        ("princesses beside a sports car", ["people", "car"]),
+        ("two princesses beside a sports car", ["people", "car"]),
         ("skis, a ski and airplanes", ["skis", "aeroplane"]),
         ("a hot dog on the desk", ["hot dog", "table"]),
         ("she will book a flight", []),

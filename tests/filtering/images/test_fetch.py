@@ -82,7 +82,7 @@ def test_retry_after_may_be_a_date(web: Web) -> None:
     assert outcome.status == "success"
 
 
-@pytest.mark.parametrize("after", ["3600", quote(formatdate(time() + 3600, usegmt=True))])
+@pytest.mark.parametrize("after", ["3600", quote(formatdate(time() + 3600, usegmt=True))], ids=["seconds", "date"])
 def test_a_server_that_wants_to_be_left_alone_is(web: Web, after: str) -> None:
     (outcome,) = fetch(web, f"/later?after={after}")
     assert (outcome.status, outcome.retryable, outcome.attempts) == ("http_429", True, 1)

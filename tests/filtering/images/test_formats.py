@@ -15,6 +15,7 @@ from PIL import Image
 
 from filtering import InputError
 from filtering.captions.reader import SourceConfig, read_links
+from filtering.images.captioned import CaptionedImage
 from filtering.images.download import DownloadConfig, content_digest, download_corpus
 from filtering.images.from_tars import select_corpus
 from filtering.images.resize import ImageConfig, Resize, img2dataset_resizer
@@ -146,11 +147,12 @@ def test_a_rerun_takes_other_formats_from_the_shards_too(web: Web, tmp_path: Pat
 def test_a_journal_remembers_the_kind_of_file(tmp_path: Path) -> None:
     validity = Validity(images="i", rules="r")
     record = {"status": "success", "attempts": 1, "bytes": 3, "extension": "webp"}
+    image = CaptionedImage("a", [{"key": "a"}])
     with Results(tmp_path, Known([], validity), validity, "none") as results:
-        results.add("a", record, b"abc")
+        results.add(image, record, b"abc")
     with Results(tmp_path, Known([], validity), validity, "none") as results:
-        assert (results.record("a")["extension"], results.body("a")) == ("webp", b"abc")
-    known = Known(["a"], validity)
+        assert (results.record(image)["extension"], results.body(image)) == ("webp", b"abc")
+    known = Known([image], validity)
     known.add_journal(tmp_path / validity.journal)
     assert (known.records["a"]["extension"], known.body("a")) == ("webp", b"abc")
 

@@ -49,7 +49,7 @@ def test_our_messages_tables_and_bars_fit_any_encoding(
     encoding: str, terminal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def work() -> None:
-        print_funnel({"links": 3, "kept": 2}, {"success": 1})
+        print_funnel({"links": 3, "kept": 2}, {"captions": 2, "links": 2, "success": 1})
         print_table(RESULT, ["voc21"])
         print("caf\u00e9 \u65e5\u672c \udcff.jpg")
         with Progress("train", total=2, unit="steps") as progress:
