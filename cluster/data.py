@@ -2,6 +2,7 @@
 
 import logging
 import traceback
+import warnings
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -129,23 +130,26 @@ def _results(
     workers = max(1, min(len(sources), config.data_workers or int(cpus), int(cpus / CPUS_PER_WORKER)))
     with ray.data.DataContext.current(context):
         shards = ray.data.from_items([{"source": str(source)} for source in sources], override_num_blocks=len(sources))
-        results = shards.map_batches(
-            RunShards,
-            fn_constructor_kwargs={"make_work": make_work, "workers": workers, "out": out, "fingerprint": fingerprint},
-            compute=ray.data.ActorPoolStrategy(
-                min_size=1,
-                initial_size=workers,
-                max_size=workers,
-                # No queued shards: one would wait behind a long one while another worker is idle.
-                max_tasks_in_flight_per_actor=at_once,
-                max_concurrent_calls_per_actor=at_once,
-                enable_true_multi_threading=True,
-            ),
-            num_cpus=CPUS_PER_WORKER,
-            max_task_retries=OOM_RETRIES,
-            batch_format="pyarrow",
-            batch_size=1,
-        )
+        with warnings.catch_warnings():
+            # There is no other way yet to say how often a task is repeated.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            results = shards.map_batches(
+                RunShards,
+                fn_constructor_kwargs={"make_work": make_work, "workers": workers, "out": out, "fingerprint": fingerprint},
+                compute=ray.data.ActorPoolStrategy(
+                    min_size=1,
+                    initial_size=workers,
+                    max_size=workers,
+                    # No queued shards: one would wait behind a long one while another worker is idle.
+                    max_tasks_in_flight_per_actor=at_once,
+                    max_concurrent_calls_per_actor=at_once,
+                    enable_true_multi_threading=True,
+                ),
+                num_cpus=CPUS_PER_WORKER,
+                max_task_retries=OOM_RETRIES,
+                batch_format="pyarrow",
+                batch_size=1,
+            )
         for batch in results.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield from batch.to_pylist()
 
