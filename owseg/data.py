@@ -27,10 +27,16 @@ from owseg.photos import UNREADABLE, upright
 from owseg.shards import ShardReader
 from owseg.text import Tokenizer
 
-Prepare = Callable[[list[str], list[list[str]], list[str] | None], dict[str, Tensor]]
-"""What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name."""
+Prepare = Callable[[list[str], list[list[str]], list[str] | None, list[random.Random]], dict[str, Tensor]]
+"""What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name.
+
+The last list has each sample's random numbers: what is drawn from them is the same on any number of ranks.
+"""
 Views = Callable[[Image.Image, "AugmentConfig"], dict[str, Tensor]]
-"""What a method draws of an RGB image besides the augmented one: crops [n, 3, h, w] in 0..1 by name."""
+"""What a method draws of an RGB image besides the augmented one: crops [n, 3, h, w] in 0..1 by name.
+
+Draws from torch, numpy and `random`, which are seeded for each sample.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +70,8 @@ class Batch(NamedTuple):
     """[B, 3, H, W]: for each image another one that shares an entity with it, in phases that ask for it."""
     views: dict[str, Tensor] = {}  # noqa: RUF012 -- read-only, too
     """What the method's `views` drew of each image: [B, n, 3, h, w] normalised float32."""
+    first: int = 0
+    """Place of the first row in the global batch."""
     bad: Sequence[BadSample] = ()
     """Samples that were to be in the batch and cannot be read: others took their places."""
 
@@ -82,9 +90,9 @@ class Batch(NamedTuple):
         )
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Make every random draw of a step a function of (seed, step, rank), so that a resumed run repeats it."""
-    state = np.random.SeedSequence([seed, step, rank]).generate_state(1)[0]
+def seed_sample(seed: int, step: int, place: int) -> None:
+    """Make what is drawn next a function of (seed, step, place in the global batch), whatever the number of ranks."""
+    state = np.random.SeedSequence([seed, step, place]).generate_state(1)[0]
     random.seed(int(state))
     np.random.seed(state)
     torch.manual_seed(int(state))
@@ -113,6 +121,20 @@ class Opened(NamedTuple):
     photo: Image.Image
     caption: str
     entities: list[str]
+
+
+class _Drawn(NamedTuple):
+    """What the loader draws of a sample."""
+
+    image: Tensor
+    views: dict[str, Tensor]
+    partner: list[tuple[Tensor, str]]
+    """Image and shared entity of its partner; none in phases without."""
+
+
+def _number(*parts: int) -> int:
+    """One number that stands for several."""
+    return int(np.random.SeedSequence(parts).generate_state(2, np.uint64)[0])
 
 
 def check_batch_size(batch_size: int, *, samples: int, workers: int, key: str = "optim.batch_size") -> None:
@@ -171,31 +193,43 @@ class CaptionBatches(Dataset[Batch]):
         )
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, bad = self._epoch(step), dict[int, BadSample]()
+        epoch, bad, first = self._epoch(step), dict[int, BadSample](), self.rank * self._share
         opened = [self._fill(slot, epoch, bad) for slot in self._slots(step)]
-        seed_step(self.seed, step, self.rank)
-        photos, captions = [one.photo for one in opened], [one.caption for one in opened]
-        keys = [self.reader.samples.key(one.number) for one in opened]
-        images = torch.stack([self.transform(photo) for photo in photos])
-        batch = Batch(images, self.tokenize(captions), captions, keys, views=self._draw_views(photos))
+        drawn = [self._draw(one, epoch, step, place, bad) for place, one in enumerate(opened, start=first)]
+        captions, keys = [one.caption for one in opened], [self.reader.samples.key(one.number) for one in opened]
+        batch = Batch(torch.stack([one.image for one in drawn]), self.tokenize(captions), captions, keys, first=first)
+        batch = batch._replace(views={name: torch.stack([one.views[name] for one in drawn]) for name in drawn[0].views})
         shared: list[str] | None = None
         if self.partners is not None:
-            rng = np.random.default_rng([self.seed, step, self.rank, 1])  # its own, lest it shift other draws of the step
-            drawn = [self._partner(one, epoch, rng, bad) for one in opened]
-            shared = [entity for _, entity in drawn]
-            batch = batch._replace(partner=torch.stack([self.transform(photo) for photo, _ in drawn]))
+            shared = [entity for one in drawn for _, entity in one.partner]
+            batch = batch._replace(partner=torch.stack([image for one in drawn for image, _ in one.partner]))
         if self.prepare is not None:
-            batch = batch._replace(texts=self.prepare(captions, [one.entities for one in opened], shared))
+            randoms = [random.Random(_number(self.seed, step, place, 2)) for place in range(first, first + len(opened))]
+            batch = batch._replace(texts=self.prepare(captions, [one.entities for one in opened], shared, randoms))
         return batch._replace(bad=tuple(bad.values()))
+
+    def _draw(self, one: "Opened", epoch: int, step: int, place: int, bad: dict[int, BadSample]) -> "_Drawn":
+        """What the loader draws of a sample: by its place in the global batch, so that ranks have no say in it."""
+        seed_sample(self.seed, step, place)
+        image, views = self.transform(one.photo), self._draw_views(one.photo)
+        if self.partners is None:
+            return _Drawn(image, views, [])
+        rng = np.random.default_rng([self.seed, step, place, 1])  # its own, lest it shift other draws of the sample
+        photo, entity = self._partner(one, epoch, rng, bad)
+        return _Drawn(image, views, [(self.transform(photo), entity)])
 
     def _epoch(self, step: int) -> int:
         return (step - self.start) // (len(self.reader) // self.batch_size)
 
     def _slots(self, step: int) -> range:
         """Places in the epoch's order of the samples of this rank's batch."""
-        share = self.batch_size // self.world_size
-        first = (step - self.start) % (len(self.reader) // self.batch_size) * self.batch_size + self.rank * share
-        return range(first, first + share)
+        first = (step - self.start) % (len(self.reader) // self.batch_size) * self.batch_size + self.rank * self._share
+        return range(first, first + self._share)
+
+    @property
+    def _share(self) -> int:
+        """Rows of this rank's batch."""
+        return self.batch_size // self.world_size
 
     def _fill(self, slot: int, epoch: int, bad: dict[int, BadSample]) -> "Opened":
         """The sample of a place in the epoch's order or, where it cannot be read, the next one that can, from a batch later on.
@@ -250,12 +284,10 @@ class CaptionBatches(Dataset[Batch]):
                 return one.photo, entity
             self._leave_out(index, found, bad)
 
-    def _draw_views(self, photos: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """What the method's `views` draws of each image, normalised and stacked by name."""
-        if self.views is None:
-            return {}
-        drawn = [self.views(photo, self.augment) for photo in photos]
-        return {name: (torch.stack([crops[name] for crops in drawn]) - self.mean) / self.std for name in drawn[0]}
+    def _draw_views(self, photo: Image.Image) -> dict[str, Tensor]:
+        """What the method's `views` draws of an image, normalised, by name."""
+        drawn = self.views(photo, self.augment) if self.views else {}
+        return {name: (crops - self.mean) / self.std for name, crops in drawn.items()}
 
 
 def batches_from(batches: CaptionBatches, start: int, stop: int, *, workers: int) -> Iterator[Batch]:

@@ -11,8 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.data import Batch, seed_step
+from owseg.data import Batch
 from owseg.engine import Engine
+from owseg.noise import of_step
 from owseg.optim import AdamState, OptimConfig, ParameterGroup, parameter_groups
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
 from owseg.snapshots import POSITION, step_of, write_part
@@ -141,9 +142,9 @@ def _step(
     method: TrainableMethod, engine: Engine, undo: Undo, batch: Batch, seed: int, step: int, lr: float
 ) -> dict[str, Tensor]:
     """A step with what belongs to it; one that is skipped leaves the method as it was."""
-    seed_step(seed, step, dist.get_rank() if dist.is_initialized() else 0)
     undo.remember()
-    losses = engine.step(batch, lr)
+    with of_step(seed, step):
+        losses = engine.step(batch, lr)
     if engine.skipped:
         undo.take_back()
     else:

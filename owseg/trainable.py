@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from owseg.data import Batch, Prepare, Views
+from owseg.noise import of_places
 from owseg.optim import Quirks
 from owseg.phases import Phase
 from owseg.text import Tokenizer
@@ -60,7 +61,8 @@ class TrainableMethod(nn.Module, ABC):
 
 def losses_of(method: TrainableMethod, batch: Batch) -> dict[str, Tensor]:
     """`method.losses(batch)`. Raises TypeError that names the method where these are no named scalars."""
-    found: Any = method.losses(batch)
+    with of_places(batch.first, len(batch.image), batch.image.device):
+        found: Any = method.losses(batch)
     if not isinstance(found, dict) or not found or not all(isinstance(one, Tensor) and one.ndim == 0 for one in found.values()):
         raise TypeError(f"{type(method).__name__}.losses must return {{name: scalar tensor}} with one at least")
     return found

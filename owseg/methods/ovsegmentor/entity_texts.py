@@ -97,14 +97,16 @@ class EntityTexts:
         self._tokenize, self._mask_word, self._official, self._labels = tokenize, mask_word, official, labels
         self._templates = prompt_templates("imagenet80")
 
-    def __call__(self, captions: list[str], entities: list[list[str]], shared: list[str] | None) -> dict[str, Tensor]:
+    def __call__(
+        self, captions: list[str], entities: list[list[str]], shared: list[str] | None, randoms: list[random.Random]
+    ) -> dict[str, Tensor]:
         """Tokens [B, L] of the questions and answers and, where `shared` gives an entity for each, of its "prompt".
 
         With labels also those of "label", a template filled with one entity of each image, and as "labels" [B, M] numbers that
-        stand for the image's entities, that one first, filled up with -1. Draws from Python's `random`, once for each caption,
-        and for its label.
+        stand for the image's entities, that one first, filled up with -1. Draws of each sample's own `randoms` once for its
+        caption, and for its label.
         """
-        texts = [self.question_and_answer(*sample) for sample in zip(captions, entities, strict=True)]
+        texts = [self.question_and_answer(*sample) for sample in zip(captions, entities, randoms, strict=True)]
         found = {
             "question": self._tokenize([question for question, _ in texts]),
             "answer": self._tokenize([answer for _, answer in texts]),
@@ -112,23 +114,23 @@ class EntityTexts:
         if shared is not None:
             found["prompt"] = self._tokenize([PROMPT + entity for entity in shared])
         if self._labels:
-            drawn = [_shuffled(some) for some in entities]
-            found["label"] = self._tokenize([self._filled(some[:1]) for some in drawn])
+            drawn = [_shuffled(*sample) for sample in zip(entities, randoms, strict=True)]
+            found["label"] = self._tokenize([self._filled(some[:1], own) for some, own in zip(drawn, randoms, strict=True)])
             found["labels"] = torch.tensor([_numbers(some) for some in drawn])
         return found
 
-    def _filled(self, entities: Sequence[str]) -> str:
+    def _filled(self, entities: Sequence[str], own: random.Random) -> str:
         """A template with the entities in their place; what comes before it where there are none."""
-        prefix, suffix = random.choice(self._templates).split("{}")
+        prefix, suffix = own.choice(self._templates).split("{}")
         named = " and ".join(dict.fromkeys(filter(None, entities)))
         return f"{prefix}{named}{suffix}" if named else prefix.rstrip()
 
-    def question_and_answer(self, caption: str, entities: Sequence[str]) -> tuple[str, str]:
-        """The two texts of one caption."""
+    def question_and_answer(self, caption: str, entities: Sequence[str], own: random.Random) -> tuple[str, str]:
+        """The two texts of one caption, drawn of its own random numbers."""
         if self._official:
             question, found = self._official_question(caption, entities)
-            return question, random.choice(self._templates).split("{}")[0] + " and ".join(found)
-        return self._question(caption, entities), self._filled(entities)
+            return question, own.choice(self._templates).split("{}")[0] + " and ".join(found)
+        return self._question(caption, entities), self._filled(entities, own)
 
     def _question(self, caption: str, entities: Sequence[str]) -> str:
         openings: dict[str, list[tuple[str, ...]]] = {}
@@ -161,10 +163,10 @@ class EntityTexts:
         return " ".join(words).replace("'", ""), list(found)
 
 
-def _shuffled(entities: Sequence[str]) -> list[str]:
+def _shuffled(entities: Sequence[str], own: random.Random) -> list[str]:
     """Each entity once, in random order."""
     found = list(dict.fromkeys(filter(None, entities)))
-    random.shuffle(found)
+    own.shuffle(found)
     return found
 
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Gumbel
 
 from owseg.encoders import resize_grid
 from owseg.losses import at_least_float32
+from owseg.noise import DropPath, gumbel
 
 
 class Binding(NamedTuple):
@@ -65,16 +65,19 @@ def upcast(x: Tensor) -> Tensor:
 def hard_assignment(logits: Tensor, *, noisy: bool) -> Tensor:
     """0/1 assignment [B, K, P] of every patch to one group, with the gradient of the softmax over the groups (tau 1).
 
-    noisy: under Gumbel noise. It is drawn through torch.distributions, as GroupViT does: F.gumbel_softmax draws other numbers
-    from the same seed.
+    noisy: under Gumbel noise.
     """
     if noisy:
-        gumbel = Gumbel(logits.new_zeros(()), logits.new_ones(()), validate_args=False)  # validation would wait for the GPU
-        noise: Tensor = gumbel.sample(logits.shape)  # type: ignore[no-untyped-call]
-        logits = logits + noise
+        logits = logits + gumbel(logits.shape, logits.device, logits.dtype)
     soft = logits.softmax(dim=1)
     hard = torch.zeros_like(soft).scatter_(1, soft.argmax(dim=1, keepdim=True), 1.0)
     return hard - soft.detach() + soft
+
+
+def _dropping(rate: float, block: nn.Module) -> nn.Module:
+    """A block whose both branches are dropped with this probability."""
+    block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
+    return block
 
 
 class Mlp(nn.Module):
@@ -203,7 +206,7 @@ class GroupingEncoder(nn.Module):
         self.tokens = nn.Parameter(torch.empty(1, tokens, width))
         activation = QuickGELU if quick_gelu else nn.GELU
         blocks = [
-            Block(width, heads, qkv_bias=True, drop_path=rate, act_layer=activation, norm_layer=nn.LayerNorm)
+            _dropping(rate, Block(width, heads, qkv_bias=True, act_layer=activation, norm_layer=nn.LayerNorm))
             for rate in torch.linspace(0, drop_path, sum(depths)).tolist()
         ]
         self.early, self.late = nn.ModuleList(blocks[: depths[0]]), nn.ModuleList(blocks[depths[0] :])

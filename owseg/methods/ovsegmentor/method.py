@@ -30,6 +30,7 @@ from owseg.methods.ovsegmentor.image_tower import clip_tower, load_vit, vit_towe
 from owseg.methods.ovsegmentor.official import LAYOUT, OFFICIAL_THRESHOLDS
 from owseg.methods.ovsegmentor.text_tower import Texts, TextTower, bert_tower, clip_text_tower
 from owseg.momentum import follow, frozen_copy
+from owseg.noise import PlacedDropout
 from owseg.optim import OptimConfig, Quirks
 from owseg.phases import Phase, scheduled_phases
 from owseg.published_layout import Layout
@@ -228,7 +229,8 @@ class OvSegmentor(TrainableMethod):
         learns = any(parameter.requires_grad for parameter in self.text.parameters())
         self.text.train(self.training and (learns or self.official))  # the official frozen tower still drops out
         joined = torch.cat([*tokens.values()])
-        texts = self.text(joined) if self.official else self.text.forward_bucketed(joined)
+        with PlacedDropout():
+            texts = self.text(joined) if self.official else self.text.forward_bucketed(joined)
         parts = zip(*(part.chunk(len(tokens)) for part in texts), strict=True)
         return {name: Texts(*part) for name, part in zip(tokens, parts, strict=True)}
 

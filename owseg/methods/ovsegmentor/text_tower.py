@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.encoders import Encoder
+from owseg.noise import in_parts
 from owseg.text import Tokenizer
 
 KEY = "method_settings.ovsegmentor.text_tower"
@@ -80,7 +81,7 @@ class TextTower(nn.Module):
         ends = [
             int(length) for length in torch.stack([bucket[-1] for bucket in lengths.chunk(count)]).tolist()
         ]  # one wait for a GPU
-        buckets = [self(tokens[some, :end]) for some, end in zip(order.chunk(count), ends, strict=True)]
+        buckets = [self(tokens[some, :end]) for some, end in zip(in_parts(order.chunk(count)), ends, strict=True)]
         missing = [ends[-1] - end for end in ends]
         padded = [
             (F.pad(bucket.features, (0, 0, 0, more)), F.pad(bucket.real, (0, more)), bucket.position)

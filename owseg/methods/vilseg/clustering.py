@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from owseg.losses import at_least_float32, gather
+from owseg.noise import uniform
 
 Form = Literal["uncollapsed", "collapsed"]
 EPSILON = torch.finfo(torch.float64).eps
@@ -107,7 +108,7 @@ def random_affine(batch: int, *, degrees: float, scale: float, flip: float, devi
 
     degrees: largest angle; scale: largest relative change of size either way; flip: probability of a mirror image.
     """
-    angle, zoom, mirror = torch.rand(3, batch, device=device, dtype=dtype)
+    angle, zoom, mirror = uniform((batch, 3), device, dtype).T
     angle = (2 * angle - 1) * degrees * (torch.pi / 180)
     zoom = (1 + scale) ** (2 * zoom - 1)
     sign = torch.where(mirror < flip, -1.0, 1.0).to(dtype)

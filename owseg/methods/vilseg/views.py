@@ -8,6 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from owseg.data import AugmentConfig
+from owseg.noise import uniform
 
 
 class Views(NamedTuple):
@@ -53,8 +54,8 @@ def jitter(images: Tensor, most: float) -> Tensor:
     """Normalised images [B, 3, H, W] with another brightness, contrast and saturation each, by up to `most`, 0..1."""
     if not most or not images.numel():
         return images
-    draws = torch.rand(3, len(images), 1, 1, 1, device=images.device, dtype=images.dtype)
-    bright, contrast, saturation = (2 * draws - 1) * most
+    draws = uniform((len(images), 3, 1, 1, 1), images.device, images.dtype)
+    bright, contrast, saturation = ((2 * draws - 1) * most).unbind(dim=1)
     grey = images.mean(dim=1, keepdim=True)
     coloured = grey + (images - grey) * (1 + saturation)
     mean = coloured.mean(dim=(1, 2, 3), keepdim=True)
