@@ -96,8 +96,8 @@ class Work:
         self.method = build(variant, folder).to(options.device)
         self.plain, self.device = variant == "reference", options.device
         captions, entities = read_captions(options.batch)
-        random.seed(0)
-        texts = self.method.prepare(captions, entities, [names[0] for names in entities])
+        randoms = [random.Random(place) for place in range(len(captions))]
+        texts = self.method.prepare(captions, entities, [names[0] for names in entities], randoms)
         image, partner = torch.randn(2, options.batch, 3, 224, 224)
         batch = Batch(image, self.method.tokenize(captions), captions, [], texts, partner)
         self.batch = batch.to(torch.device(options.device))

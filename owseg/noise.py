@@ -83,7 +83,7 @@ def placed() -> bool:
 
 
 def uniform(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers in (0, 1); dtype: at least float32. The first dimension is the rows', or of copies of them, one behind the other."""
+    """Numbers in (0, 1), of at least float32. The first dimension is the rows, or copies of them, one behind the other."""
     rows = _rows.get()
     if rows is None:
         return torch.rand(tuple(shape), device=device, dtype=dtype)

@@ -1,5 +1,6 @@
 """Samples with several captions: one is drawn each epoch, with its entities; samples with one are as ever."""
 
+import random
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,11 @@ from owseg.shards import ShardReader
 TWO = {"captions": ["a dog", "a cat on a mat"], "caption_entities": [["dog"], ["cat", "mat", "cat"]]}
 
 
-def prepare(captions: list[str], entities: list[list[str]], shared: list[str] | None) -> dict[str, Tensor]:
+def prepare(
+    captions: list[str], entities: list[list[str]], shared: list[str] | None, randoms: list[random.Random]
+) -> dict[str, Tensor]:
     seen.append((captions, entities, shared))
-    return {"drawn": torch.rand(len(captions))}
+    return {"drawn": torch.tensor([own.random() for own in randoms])}
 
 
 seen: list[tuple[list[str], list[list[str]], list[str] | None]] = []

@@ -1,6 +1,7 @@
-"""Partners and what a method prepares: who is drawn how often, and that batches stay functions of seed, step and rank."""
+"""Partners and what a method prepares: who is drawn how often, and that batches stay functions of seed, step and place."""
 
 import io
+import random
 import tarfile
 from collections import Counter
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from helpers import tiny
 from helpers.tensors import assert_same
 from owseg import InputError
 from owseg.data import AugmentConfig, Batch, CaptionBatches, batches_from
+from owseg.methods.vilseg.views import Crops
 from owseg.partners import EntityLists, Partners
 from owseg.shards import ShardReader
 
@@ -70,9 +72,14 @@ def test_the_index_is_compact() -> None:
 # ---------------------------------------------------------------------------------------------------------------- batches
 
 
-def prepare(captions: list[str], entities: list[list[str]], shared: list[str] | None) -> dict[str, Tensor]:
+def prepare(
+    captions: list[str], entities: list[list[str]], shared: list[str] | None, randoms: list[random.Random]
+) -> dict[str, Tensor]:
     """Lengths and a draw of its own, as a method's texts are made."""
-    made = {"entities": torch.tensor([len(names) for names in entities]), "drawn": torch.rand(len(captions))}
+    made = {
+        "entities": torch.tensor([len(names) for names in entities]),
+        "drawn": torch.tensor([own.random() for own in randoms]),
+    }
     return made if shared is None else {**made, "shared": torch.tensor([len(name) for name in shared])}
 
 
@@ -93,7 +100,7 @@ def tensors_of(batch: Batch) -> dict[str, Tensor]:
     return {"image": batch.image, "partner": batch.partner, **batch.texts}
 
 
-def test_partners_depend_on_seed_step_and_rank_alone(tmp_path: Path) -> None:
+def test_partners_depend_on_seed_step_and_place_alone(tmp_path: Path) -> None:
     """Whatever was drawn before, and however many processes load."""
     first, again = batches(tmp_path), batches(tmp_path)
     again[1]
@@ -103,6 +110,23 @@ def test_partners_depend_on_seed_step_and_rank_alone(tmp_path: Path) -> None:
     other = batches(tmp_path, seed=1)[3].partner
     assert other is not None
     assert not torch.equal(other, first[3].partner)
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_ranks_share_out_the_batch_of_one(tmp_path: Path, ranks: int) -> None:
+    """Images, partners and what a method prepares are drawn by place in the global batch."""
+    settings = {
+        "augment": AugmentConfig(size=16, rand_augment="rand-m9-mstd0.5-inc1", erase=0.5),
+        "views": Crops(2, 8, [0.1, 0.5]),
+    }
+    alone = batches(tmp_path, **settings)[3]
+    shares = [batches(tmp_path, rank=rank, world_size=ranks, **settings)[3] for rank in range(ranks)]
+    assert [share.first for share in shares] == list(range(0, 8, 8 // ranks))
+    joined = [{**tensors_of(share), **share.views} for share in shares]
+    assert_same(
+        {name: torch.cat([share[name] for share in joined]) for name in joined[0]}, {**tensors_of(alone), **alone.views}
+    )
+    assert not torch.equal(alone.image[0], alone.image[1])
 
 
 def test_a_batch_is_the_same_without_partners(tmp_path: Path) -> None:

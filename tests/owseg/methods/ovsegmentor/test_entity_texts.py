@@ -30,7 +30,7 @@ def texts(*, official: bool = False, mask_word: str = "[MASK]") -> EntityTexts:
 
 
 def question(caption: str, *entities: str, official: bool = False) -> str:
-    return texts(official=official).question_and_answer(caption, entities)[0]
+    return texts(official=official).question_and_answer(caption, entities, random.Random(0))[0]
 
 
 # ---- exact
@@ -84,13 +84,13 @@ def test_every_mention_is_one_masked_word(caption: str, entities: list[str], exp
 
 
 def test_answers_fill_whole_templates_with_the_stored_names_in_order() -> None:
-    drawn = {texts().question_and_answer("a cat and men", ["people", "cat", "people"])[1] for _ in range(300)}
+    drawn = {texts().question_and_answer("a cat and men", ["people", "cat", "people"], random.Random(i))[1] for i in range(300)}
     assert len(drawn) > 40
     assert drawn <= {template.replace("{}", "people and cat") for template in TEMPLATES}
 
 
 def test_without_entities_the_question_is_the_caption_and_the_answer_stops_where_they_would_be() -> None:
-    asked, answer = texts().question_and_answer("nothing's here.", [])
+    asked, answer = texts().question_and_answer("nothing's here.", [], random.Random(0))
     assert asked == "nothing's here."
     assert answer in {template.split("{}")[0].rstrip() for template in TEMPLATES}
 
@@ -119,7 +119,7 @@ def test_without_entities_the_question_is_the_caption_and_the_answer_stops_where
     ],
 )
 def test_official_quirks(caption: str, expected: str, found: str) -> None:
-    asked, answer = texts(official=True).question_and_answer(caption, [])
+    asked, answer = texts(official=True).question_and_answer(caption, [], random.Random(0))
     assert asked == expected
     assert answer in {template.split("{}")[0] + found for template in TEMPLATES}
 
@@ -131,7 +131,7 @@ def test_the_words_that_the_official_code_cannot_find_in_lower_case() -> None:
 
 
 def test_official_questions_look_for_stored_names_of_other_lists_too() -> None:
-    asked, answer = texts(official=True).question_and_answer("an owl, two owls", ["owl"])
+    asked, answer = texts(official=True).question_and_answer("an owl, two owls", ["owl"], random.Random(0))
     assert asked == "an owl, two [MASK]"
     assert answer.endswith("owl")
 
@@ -168,10 +168,9 @@ def test_what_curation_finds_is_masked(nouns: str) -> None:
 def test_batches_are_tokens_of_questions_answers_and_prompts(official: bool) -> None:
     maker = texts(official=official, mask_word="m")
     captions, entities = ["a dog on a road", "a wall"], [["dog"], []]
-    random.seed(5)
-    found = maker(captions, entities, ["dog", "wall"])
-    random.seed(5)
-    pairs = [maker.question_and_answer(*sample) for sample in zip(captions, entities, strict=True)]
+    found = maker(captions, entities, ["dog", "wall"], [random.Random(5), random.Random(6)])
+    own = [random.Random(5), random.Random(6)]
+    pairs = [maker.question_and_answer(*sample) for sample in zip(captions, entities, own, strict=True)]
     tokenize = tokenizer()
 
     assert [asked for asked, _ in pairs] == ["a m on a road", "a wall"]
@@ -179,7 +178,7 @@ def test_batches_are_tokens_of_questions_answers_and_prompts(official: bool) -> 
     assert torch.equal(found["question"], tokenize([asked for asked, _ in pairs]))
     assert torch.equal(found["answer"], tokenize([answer for _, answer in pairs]))
     assert torch.equal(found["prompt"], tokenize(["A photo of dog", "A photo of wall"]))
-    assert list(maker(captions, entities, None)) == ["question", "answer"]
+    assert list(maker(captions, entities, None, own)) == ["question", "answer"]
 
 
 def test_labels_are_prompts_of_one_entity_and_numbers_of_all() -> None:
@@ -193,8 +192,8 @@ def test_labels_are_prompts_of_one_entity_and_numbers_of_all() -> None:
     entities = [["dog", "cat", "dog"], ["cat"], [], [str(number) for number in range(20)]]
     seen = set()
     for seed in range(20):
-        random.seed(seed)
-        numbers = maker(["a dog and a cat", "a cat", "", "many"], entities, None)["labels"]
+        own = [random.Random(4 * seed + place) for place in range(4)]
+        numbers = maker(["a dog and a cat", "a cat", "", "many"], entities, None, own)["labels"]
         two, one, none, _ = [re.findall("dog|cat", text) for text in asked[-1]]
         assert [int((row >= 0).sum()) for row in numbers] == [2, 1, 0, MOST_LABELS]
         assert numbers[1, 0] in numbers[0, :2]
@@ -211,8 +210,7 @@ def test_a_seed_decides_and_makers_travel_to_loader_processes(official: bool) ->
     batch = (["a dog and a cat"] * 16, [["dog", "cat"]] * 16, ["dog"] * 16)
 
     def drawn(maker: EntityTexts, seed: int) -> dict[str, torch.Tensor]:
-        random.seed(seed)
-        return maker(*batch)
+        return maker(*batch, [random.Random(16 * seed + place) for place in range(16)])
 
     first, second, other = drawn(maker, 1), drawn(again, 1), drawn(maker, 2)
     assert_same(second, first)

@@ -98,9 +98,7 @@ def small_tower(grid: tuple[int, int] = (4, 4)) -> GroupingEncoder:
 
 def test_the_paths_dropped_grow_over_both_halves() -> None:
     tower = GroupingEncoder(width=16, depths=(3, 3), heads=2, grid=(2, 2), drop_path=0.1)
-    rates = [
-        [getattr(path, "drop_prob", 0.0) for path in (block.drop_path1, block.drop_path2)] for block in tower_blocks(tower)
-    ]
+    rates = [[path.rate for path in (block.drop_path1, block.drop_path2)] for block in tower_blocks(tower)]
     assert torch.tensor(rates).allclose(torch.arange(6)[:, None] * 0.02, atol=1e-6)
 
 

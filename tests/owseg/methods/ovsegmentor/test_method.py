@@ -37,8 +37,8 @@ def build(folder: Path, **settings: Any) -> OvSegmentor:
 def batch(method: OvSegmentor, *, partners: bool) -> Batch:
     images = torch.randn(2, len(CAPTIONS), 3, 32, 32, generator=torch.Generator().manual_seed(2))
     shared = [names[0] for names in ENTITIES] if partners else None
-    random.seed(0)  # which template answers are put in
-    texts = method.prepare(CAPTIONS, ENTITIES, shared) if method.prepare else {}
+    own = [random.Random(place) for place in range(len(CAPTIONS))]  # which template answers are put in
+    texts = method.prepare(CAPTIONS, ENTITIES, shared, own) if method.prepare else {}
     return Batch(images[0], method.tokenize(CAPTIONS), CAPTIONS, list("abcd"), texts, images[1] if partners else None)
 
 
