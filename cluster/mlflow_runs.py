@@ -10,6 +10,7 @@ from typing import Any, Self
 
 from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
 
 from cluster import InputError
 from cluster.mlflow_sending import Begin, RunSender, exists, no_answer, reason_of, when_unlocked
@@ -195,12 +196,20 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
     """The id of the experiment, created if need be. A SQLite store keeps its files beside the database."""
     found = client.get_experiment_by_name(name)
     if found is not None:
-        if found.lifecycle_stage != "active":
+        if found.lifecycle_stage == "deleted":
             raise InputError(f"its experiment '{name}' is deleted: restore it or set tracking.experiment")
+        if not found.experiment_id or found.name != name:
+            raise InputError("its answers are not those of an MLflow server")
         return str(found.experiment_id)
     file = sqlite_file(uri)
     files = (file.resolve().parent / "mlartifacts").as_uri() if file else None
-    return str(client.create_experiment(name, artifact_location=files))
+    try:
+        return str(client.create_experiment(name, artifact_location=files))
+    except MlflowException:
+        created = client.get_experiment_by_name(name)  # by another run, at the same time
+        if created is None:
+            raise
+        return str(created.experiment_id)
 
 
 def _name(key: str) -> str:

@@ -69,6 +69,8 @@ def reason_of(error: BaseException) -> str:
             found = f"no HTTP: {inner}"
         elif isinstance(inner, TimeoutError):
             found = "no answer in time"
+        elif isinstance(inner, ModuleNotFoundError):
+            found = f"its driver is not installed here: the Python package {inner.name}"
     return " ".join(found.split()) or (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 

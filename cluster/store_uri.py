@@ -59,7 +59,8 @@ def store_uri(uri: str, run_dir: Path) -> str:
         uri = given
     if uri.startswith("sqlite:///~"):
         return sqlite_uri(Path(unquote(uri.removeprefix("sqlite:///"))).expanduser())
-    return uri or sqlite_uri(run_dir.resolve() / "mlflow.db")
+    scheme, separator, rest = uri.partition(":")  # MLflow knows schemes in lower case alone
+    return f"{scheme.lower()}{separator}{rest}" or sqlite_uri(run_dir.resolve() / "mlflow.db")
 
 
 def sqlite_uri(file: Path) -> str:

@@ -33,7 +33,8 @@ def plain_array(values: Sequence[Any]) -> pa.Array:
     kinds = {type(value) for value in values if value is not None}
     if kinds <= {bool}:
         return pa.array(values, pa.bool_() if kinds else pa.null())
-    if kinds <= {int, float} and all(-(2**63) <= value < 2**63 for value in values if type(value) is int):
+    most = 2**53 if float in kinds else 2**63  # what the type of numbers holds exactly
+    if kinds <= {int, float} and all(-most <= value < most for value in values if type(value) is int):
         return pa.array(values, pa.float64() if float in kinds else pa.int64())
     return pa.array([None if value is None else _text_of(value) for value in values], pa.string())
 
@@ -75,7 +76,8 @@ def with_types(table: pa.Table, types: dict[str, pa.DataType]) -> pa.Table:
     """`table` with other types for some of its columns."""
     for position, name in enumerate(table.column_names):
         if name in types and table[name].type != types[name]:
-            table = table.set_column(position, pa.field(name, types[name]), pc.cast(table[name], types[name]))
+            column = pc.cast(table[name], types[name], safe=False)  # integers beside fractions become the nearest double
+            table = table.set_column(position, pa.field(name, types[name]), column)
     return table
 
 

@@ -1,6 +1,7 @@
 """A sample of a WebDataset tar: which of its members say what, and the rows of the corpus that they make."""
 
 import json
+import unicodedata
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ CAPTION_NAMES = (
     *("caption", "text", "alttext", "alt", "imagecaption", "description", "title", "sentence", "label"),
     *("captions", "texts", "alttexts", "imagecaptions", "descriptions", "titles", "sentences"),
 )
-IMAGE_KINDS = frozenset({"jpg", "jpeg", "png", "webp", "gif", "bmp", "avif"})
+IMAGE_KINDS = frozenset({"jpg", "jpeg", "jpe", "jfif", "png", "webp", "gif", "bmp", "avif"})
 TEXT_KINDS = frozenset({"txt", "json"})
 
 
@@ -66,4 +67,4 @@ def _valid(text: str) -> str:
 
 def plain_name(name: str) -> str:
     """A column's or a field's name in lower case, letters and digits alone."""
-    return "".join(filter(str.isalnum, name.lower()))
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFC", name.lower())))

@@ -39,6 +39,13 @@ SUFFIXES["parquet"] = (".parquet",)
 _BUFFER = 1 << 20
 _HEAD = 1 << 16
 _PARQUET, _TAR = b"PAR1", b"ustar"
+_FOREIGN = {
+    b"ARROW1": "an Arrow file; write it as parquet",
+    b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save it as CSV",
+    b"[{": "one JSON list; write an object a line, as JSON Lines",
+    b"[\n": "one JSON list; write an object a line, as JSON Lines",
+}
+"""How files begin that no reader takes, and what to do."""
 _TAR_MAGIC = slice(257, 262)
 _Unpack = Callable[[IO[bytes]], Any]
 """Small buffers only: what a buffer holds is lost when a fault comes behind it."""
@@ -147,8 +154,8 @@ def _files_at(path: str, format: str) -> list[str]:
             if not sizes:
                 wanted = [suffix for kind, suffixes in SUFFIXES.items() if format in ("auto", kind) for suffix in suffixes]
                 raise InputError(f"filter.source.path: no {', '.join(wanted)} file in the folder {path}")
-        elif files.isfile(name):
-            sizes = {name: None}  # whoever reads it will say that it is empty
+        elif files.isfile(name) or (isinstance(files, LocalFileSystem) and os.path.exists(name)):
+            sizes = {name: None}  # whoever reads it will say that it is empty, or no regular file
         else:
             try:
                 listed = files.glob(name, detail=True).items()
@@ -188,7 +195,7 @@ def _inside(files: Any, folder: str) -> dict[str, int | None]:
 
 def _local_size(path: str) -> int | None:
     try:
-        return os.path.getsize(path)
+        return os.path.getsize(path) if os.path.isfile(path) else None
     except OSError:
         return None  # whoever reads it will say why
 
@@ -225,6 +232,8 @@ def _filesystem(path: str) -> tuple[Any, str]:
 def open_file(path: str) -> IO[bytes]:
     """Open a file for reading. InputError if that cannot be done."""
     files, name = _filesystem(path)
+    if isinstance(files, LocalFileSystem) and os.path.exists(name) and not os.path.isfile(name):
+        raise InputError(f"filter.source.path: {path} is no regular file, and sources are read several times; save it as one")
     with reading(path, "cannot be opened"):
         return io.BufferedReader(files.open(name, "rb"), _BUFFER)
 
@@ -286,6 +295,8 @@ def kind_of(path: str, format: Format) -> Kind:
         return format
     name = path.lower()
     head = _head_of(path)
+    if foreign := next((what for magic, what in _FOREIGN.items() if head.lstrip().startswith(magic)), None):
+        raise InputError(f"filter.source.path: {path} is {foreign}")
     if head.startswith(_PARQUET) or name.endswith(SUFFIXES["parquet"]):
         return "parquet"
     if head[_TAR_MAGIC] == _TAR or name.endswith(SUFFIXES["webdataset"]):

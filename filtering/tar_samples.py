@@ -79,7 +79,7 @@ def open_tar(path: str) -> Iterator[Iterator[Sample]]:
 
 def split_name(name: str) -> tuple[str, str]:
     """The sample, with its folder, that a file of a tar belongs to, and the file's kind; "" and "" for one that has none."""
-    folder, slash, file = name.rpartition("/")
+    folder, slash, file = name.removeprefix("./").rpartition("/")
     stem, _, kind = file.rpartition(".")
     return (f"{folder}{slash}{stem}", kind.lower()) if stem and not stem.startswith(".") else ("", "")
 

@@ -25,11 +25,11 @@ def setting(
     """A dataclass field with this default.
 
     training_only: it has no say in what trained weights predict. local_path: it may name a file or folder of this machine.
-    scores_only: it decides on the masks of given weights, and has no say in training; `shown`: and it is shown beside the row's
-    scores. how: it has a say in memory and time, and in no result.
+    scores_only: it decides on the masks of given weights, and has no say in training. how: it has a say in memory and time, and
+    in no result. None of these: in training and in what weights predict. shown: it is shown beside the row's scores.
     """
     facts = {"training_only": training_only, "local_path": local_path, "shown": shown}
-    found: Any = field(default=default, metadata={**facts, "scores_only": scores_only or shown, "how": how})
+    found: Any = field(default=default, metadata={**facts, "scores_only": scores_only, "how": how})
     return found  # type: ignore[no-any-return]  # type checkers take a field for its default
 
 

@@ -1,5 +1,7 @@
 """Any picture a user may hand over, as an upright RGB array."""
 
+import os
+import stat
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -30,7 +32,7 @@ def read_photo(photo: Photo) -> np.ndarray:
         try:
             if isinstance(photo, Image.Image):
                 return np.asarray(upright(photo.copy()))
-            with Image.open(photo) as opened:
+            with open_image(photo) as opened:
                 return np.asarray(upright(opened))
         except FileNotFoundError:
             raise InputError(f"{name}: no such file") from None
@@ -38,11 +40,20 @@ def read_photo(photo: Photo) -> np.ndarray:
             raise InputError(f"{name}: not a readable image ({reason(Path(name), error)})") from error
 
 
+def open_image(path: str | Path) -> Image.Image:
+    """Pillow's `Image.open`, which waits for ever where a pipe has a picture's name. Raises one of UNREADABLE."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("not a regular file")
+    return Image.open(path)
+
+
 def reason(path: Path, error: BaseException) -> str:
     """Why a picture cannot be decoded: in one line, and plainly where its file is empty."""
     with suppress(OSError, ValueError):
         if path.is_file() and path.stat().st_size == 0:
             return "the file is empty"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return " ".join(str(error).split()) or type(error).__name__
 
 

@@ -17,7 +17,7 @@ from owseg.left_out import MAX_SHARE, BadSample, most, refuse_more
 from owseg.partners import EntityLists
 from owseg.tars import DamagedTarError, members
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 """Of several images of a sample, the first of these counts."""
 CAPTION, ABOUT = ".txt", ".json"
 SIZES = "sizes.json"
@@ -138,10 +138,10 @@ class ShardReader:
         if about:
             return Sample(encoded, *_told(about, self.with_entities))
         try:
-            told = text.decode()
+            told = text.decode("utf-8-sig")
         except UnicodeDecodeError:
             raise ValueError("has a caption that is not UTF-8") from None
-        if not told.strip():
+        if not told.strip(" \t\r\n\0"):
             raise ValueError("has an empty caption")
         numbers = self.entities.of(index) if self.with_entities else []
         return Sample(encoded, [told], [[self.names[number] for number in numbers]])

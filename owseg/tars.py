@@ -1,5 +1,6 @@
 """Where the files in a tar lie, found strictly: `tarfile` takes a damaged or missing header for the end of the archive."""
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import suppress
@@ -37,6 +38,8 @@ def members(tar: Path) -> Iterator[Member]:
     Raises DamagedTarError, with the byte, where a header is none, a file reaches past the tar's end, the blocks that end an
     archive are missing, or something follows them; what comes before is yielded. Raises OSError where it cannot be opened.
     """
+    if tar.exists() and not tar.is_file():  # a pipe would be waited for
+        raise OSError(errno.EINVAL, "not a regular file", str(tar))
     with tar.open("rb", buffering=0) as file:
         end, at = os.fstat(file.fileno()).st_size, 0
         name, size = "", -1  # what headers of their own say of the next file

@@ -101,7 +101,7 @@ def find_photos(inputs: Iterable[Path]) -> tuple[list[tuple[Path, str]], list[st
     are followed, to each folder once. What this verb wrote is not taken for a photo; names that would fall together are
     numbered.
     """
-    seen: set[Path] = set()
+    seen: set[str] = set()
     names: set[str] = set()
     photos: list[tuple[Path, str]] = []
     notes: list[str] = []
@@ -110,9 +110,10 @@ def find_photos(inputs: Iterable[Path]) -> tuple[list[tuple[Path, str]], list[st
         if inside and others:
             notes.append(f"{given}: {counted(others, given)} of other kinds not looked at; photos are {', '.join(SUFFIXES)}")
         for path in inside or [given]:
-            if path.resolve() in seen:
+            real = os.path.realpath(path)  # of a link to itself, too, which is missed when it is read
+            if real in seen:
                 continue
-            seen.add(path.resolve())
+            seen.add(real)
             name = stem = path.relative_to(given).with_suffix("").as_posix() if inside else path.stem
             number = 1
             while name.casefold() in names:

@@ -14,10 +14,12 @@ from filtering.shards import Marker, sum_counts
 
 _SHOWN = 80  # characters of a URL or a caption in a message
 _DROPPED = "dropped/"
+_PARTED = "parted"
 _ADVICE = {
     "bad_url": "see filter.source.url_column, and filter.source.header and quoting of a text table",
     "no_caption": "see filter.source.caption_column",
     "no_image": "a tar's samples need .jpg, .png, .webp or other images beside their captions",
+    _PARTED: "the files of a sample must follow each other in a tar, as tar --sort=name puts them",
     "no_entity": "see filter.vocabulary and filter.stop_words",
     "rare_entity": "see filter.vocabulary and filter.top_k",
 }
@@ -70,7 +72,8 @@ def _nothing_kept(counts: Mapping[str, int], rows: pa.Table) -> InputError:
     (row,) = rows.to_pylist()
     caption = "" if reasons[0] in PERSONAL else f", caption {_short(row['caption'])}"
     place = f"sample {_short(row['sample'].rpartition('::')[2])}" if row.get("sample") else f"url {_short(row['url'])}"
-    advice = _ADVICE.get(reasons[0], "see filter.rules")
+    parted = {"no_image", "no_caption"} <= set(reasons)
+    advice = _ADVICE.get(_PARTED if parted else reasons[0], "see filter.rules")
     return InputError(
         f"filter: {counts['links']} of {counts['links']} rows dropped: {told}; such as {place}{caption}; {advice}"
     )

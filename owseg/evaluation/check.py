@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image
-
 from owseg import InputError
 from owseg.evaluation.convert import SOURCE
 from owseg.evaluation.datasets import (
@@ -23,6 +21,7 @@ from owseg.evaluation.datasets import (
     read_image,
     read_label,
 )
+from owseg.photos import open_image
 
 SAMPLE = 32
 """Items decoded, spread over the set ..."""
@@ -171,7 +170,7 @@ def _source(items: Sequence[Item]) -> list[str]:
     """Whether the label maps were made of annotations that are not the official source."""
     for item in items:
         try:
-            with Image.open(item.label) as image:
+            with open_image(item.label) as image:
                 if image.info.get(SOURCE) == "coco_panoptic":
                     return ["label maps made of the panoptic annotations, which differ from the official ones in places"]
         except OSError:

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from owseg import InputError
-from owseg.photos import UNREADABLE
+from owseg.photos import UNREADABLE, open_image
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def run_job(job: Job, made_of: str) -> int:
 def is_made(target: Path, made_of: str) -> bool:
     """Whether the label map is there and whole, made of this set or by other tools. Raises InputError if of another set."""
     try:
-        with Image.open(target) as image:
+        with open_image(target) as image:
             source = image.info.get(SOURCE, made_of)
             image.verify()
     except UNREADABLE:  # missing, or damaged

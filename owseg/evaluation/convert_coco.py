@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from owseg import InputError
 from owseg.evaluation.convert import Plan, lookup, read_json, relabel
 from owseg.evaluation.datasets import IGNORE, official_files, read_indices
-from owseg.photos import UNREADABLE
+from owseg.photos import UNREADABLE, open_image
 
 UNUSED = (11, 25, 28, 29, 44, 65, 67, 68, 70, 82, 90)
 """Ids of the pixel maps that no category has."""
@@ -87,7 +86,7 @@ class PanopticJob:
 def segment_ids(file: Path) -> np.ndarray:
     """Segment ids [H, W] int32 of a panoptic PNG (R + 256 G + 65536 B). Raises InputError if it is none."""
     try:
-        with Image.open(file) as image:
+        with open_image(file) as image:
             mode, colours = image.mode, np.asarray(image)
     except UNREADABLE as error:
         raise InputError(f"{file}: not a readable panoptic PNG ({error})") from error

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image
 
 from owseg import InputError
 from owseg.listing import is_data
-from owseg.photos import UNREADABLE, reason
+from owseg.photos import UNREADABLE, open_image, reason
 
 IGNORE = 255
 WIDE = ("I", "F", "I;16", "I;16B", "I;16L")
@@ -277,7 +276,7 @@ def read_image(path: Path) -> np.ndarray:
     Pixels come as they are stored: the label maps of the benchmarks are drawn that way, so EXIF orientation is not applied.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if image.mode in WIDE:
                 raise InputError(f"{path}: mode {image.mode}; images have 8 bits a channel, so convert it first")
             return np.asarray(image.convert("RGB"))
@@ -288,7 +287,7 @@ def read_image(path: Path) -> np.ndarray:
 def read_indices(path: Path) -> np.ndarray:
     """The stored values [H, W] uint8 of a palette or grey PNG. Raises InputError for anything else."""
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode, values = image.mode, np.asarray(image)
     except UNREADABLE as error:
         raise UnreadableError(f"{path}: not a readable label map ({reason(path, error)})") from error
@@ -303,7 +302,7 @@ def read_stored(path: Path, colours: Sequence[tuple[int, int, int]] = ()) -> np.
     Raises InputError for anything else, and for a colour that no label has.
     """
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             mode = "RGB" if colours and image.mode in ("P", "PA") else image.mode  # a palette says which colours are meant
             values = np.asarray(image.convert("RGB") if colours and mode in IN_COLOURS else image)
     except UNREADABLE as error:

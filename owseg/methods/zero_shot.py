@@ -21,11 +21,11 @@ class ZeroShotConfig(MethodConfig):
 
     name: Literal["zero_shot"] = "zero_shot"
     """Method name."""
-    mode: Reading = setting("maskclip", shown=True)
+    mode: Reading = setting("maskclip", shown=True, scores_only=True)
     """Reading of the last block: clip (as trained), maskclip, sclip, clearclip or naclip."""
-    templates: str = setting("tcl", shown=True)
+    templates: str = setting("tcl", shown=True, scores_only=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    unit_prompts: bool = setting(False, shown=True)
+    unit_prompts: bool = setting(False, shown=True, scores_only=True)
     """Normalise each prompt's embedding before their mean (CLIP, SCLIP, ClearCLIP, NACLIP); false: the mean alone (TCL)."""
     background_threshold: float = setting(0.25, scores_only=True)
     """Cosine similarity below which a pixel is background, on sets that have a background class, -1..1."""

@@ -13,6 +13,7 @@ import yaml
 from filtering import InputError
 from filtering.files import digest_of, write_text
 from filtering.secrets import holds_mask, masked, masked_tree
+from owseg.fit import WEIGHTS
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.evaluated import fingerprint_of
 from pipelines.app.roles import comparable, roles_of, settings_that_decide
@@ -78,9 +79,10 @@ def refuse_other_run(config: Config) -> None:
         there = {}
     for key, before, now in _differences(there, masked_tree(to_dict(config))):
         if _is_made_by(key, file.parent) and not (key == SOURCE and _is_corpus_of(config)):
+            training = _training_of(key, file.parent)
             raise ConfigError(
                 f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before} and is now {now}; "
-                "choose another with run_dir=FOLDER or delete that one"
+                f"choose another with run_dir=FOLDER or delete {training if training else 'that one'}"
             )
 
 
@@ -98,11 +100,15 @@ def _is_made_by(key: str, folder: Path) -> bool:
 
     What of a download changes, the download finds out itself; scores are made anew, but for those of a sweep, which compares.
     """
-    roles = roles_of(key)
+    if (training := _training_of(key, folder)) is not None:
+        return is_sweep(folder) or (training / WEIGHTS).exists() or any(training.glob("checkpoints/checkpoint_*"))
+    return bool(roles_of(key) & {"filter", "train"}) or is_sweep(folder)
+
+
+def _training_of(key: str, folder: Path) -> Path | None:
+    """The folder of the training that a method's setting has a say in; None of other keys."""
     section, _, rest = key.partition(".")
-    if section == "method_settings" and "train" in roles:
-        return is_sweep(folder) or (folder / "train" / rest.partition(".")[0]).is_dir()
-    return bool(roles & {"filter", "train"}) or is_sweep(folder)
+    return folder / "train" / rest.partition(".")[0] if section == "method_settings" and "train" in roles_of(key) else None
 
 
 def _is_corpus_of(config: Config) -> bool:

@@ -175,6 +175,7 @@ def test_the_store_is_the_settings_the_environments_or_the_folders(tmp_path: Pat
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@there:5000")
     assert store_uri("", tmp_path) == "http://user:secret@there:5000"
     assert store_uri("sqlite:///x.db", tmp_path) == "sqlite:///x.db"
+    assert store_uri("HTTPS://User:Secret@There/Path", tmp_path) == "https://User:Secret@There/Path"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "./mlruns")
     with pytest.raises(InputError, match=r"^MLFLOW_TRACKING_URI: MLflow keeps no runs in plain folders"):
         store_uri("", tmp_path)
@@ -209,6 +210,7 @@ def test_a_host_without_an_address_is_told(run_dir: Path) -> None:
         (b"220 mail.test ESMTP\r\n", "no HTTP: 220 mail.test ESMTP"),
         (b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n", "failed with error code 401"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "not in a valid JSON format"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "its answers are not those of an MLflow server"),
         (b"HTTP/1.1 404 Nothing\r\nContent-Length: 0\r\n\r\n", "failed with error code 404"),
         (b"", "no answer in time"),
     ],
@@ -228,7 +230,9 @@ def test_a_database_that_is_none_is_told(run_dir: Path) -> None:
     (run_dir / "text.db").write_text("no database " * 100)
     assert "MLflow cannot use sqlite:///" in refuse(run_dir, f"sqlite:///{run_dir / 'text.db'}")
     assert "(No such file or directory)" in refuse(run_dir, "sqlite:////proc/nowhere/mlflow.db")
-    assert "No module named" in refuse(run_dir, "postgresql://user:secret@127.0.0.1:1/x")
+    assert "its driver is not installed here: the Python package psycopg" in refuse(
+        run_dir, "postgresql://user:secret@127.0.0.1:1/x"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:Query string")

@@ -28,6 +28,7 @@ SPOILT = {
     "Latin-1": (".txt", "ein Käfer".encode("latin-1"), "has a caption that is not UTF-8"),
     "empty caption": (".txt", b"", "has an empty caption"),
     "blank caption": (".txt", b" \n", "has an empty caption"),
+    "nul caption": (".txt", b"\xef\xbb\xbf\0\0 ", "has an empty caption"),
 }
 
 

@@ -1,12 +1,15 @@
 """Tars are read strictly: what `tarfile` reads, at the same places, and nothing of what is cut or damaged in silence."""
 
 import io
+import os
 import tarfile
 from pathlib import Path
 
 import pytest
 
 from helpers.tar_files import write
+from owseg import InputError
+from owseg.shards import ShardReader
 from owseg.tars import BLOCK, DamagedTarError, members
 
 LONG = "folder/" + "n" * 140 + ".jpg"
@@ -74,3 +77,9 @@ def test_a_damaged_tar_is_refused(tmp_path: Path, spoil, message: str) -> None: 
 
 def test_an_empty_archive_is_whole(tmp_path: Path) -> None:
     assert list(members(write(tmp_path / "a.tar", []))) == []
+
+
+def test_a_pipe_is_no_tar_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.tar")
+    with pytest.raises(InputError, match=r"x\.tar: cannot be read \(not a regular file\)$"):
+        ShardReader([tmp_path / "x.tar"])

@@ -185,6 +185,22 @@ def test_what_is_not_looked_at_in_a_folder_is_counted_and_named(
         ]
 
 
+def test_pipes_and_links_to_themselves_cost_their_own_line(
+    tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(photo.parent / "a.jpg")
+    (photo.parent / "b.jpg").symlink_to("b.jpg")
+    (photo.parent / "c.jpg").symlink_to("/dev/zero")
+    assert call(tiny_run, photo.parent, "--labels", "a", "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err.splitlines()
+    assert told[:3] == [
+        f"error: {photo.parent}/a.jpg: not a readable image (not a regular file)",
+        f"error: {photo.parent}/b.jpg: not a readable image (Too many levels of symbolic links)",
+        f"error: {photo.parent}/c.jpg: not a readable image (not a regular file)",
+    ]
+    assert (tmp_path / "out" / "photo.mask.png").is_file()
+
+
 def test_an_empty_photo_and_a_folder_without_any_are_named(
     tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -31,7 +31,11 @@ def parts(path: str, kind: Kind, source: SourceConfig) -> Iterator[Part]:
             return _is_list_of_text(fields[position].type) or url_fits(position)
 
         names = [field.name for field in fields]
-        columns = find_columns(names, source, path, url_fits=url_fits, caption_fits=caption_fits)
+
+        def has_values(position: int) -> bool:
+            return _has_values(file, position)
+
+        columns = find_columns(names, source, path, url_fits=url_fits, caption_fits=caption_fits, has_values=has_values)
         for position, fits in zip(columns, (url_fits, caption_fits), strict=False):
             if not fits(position):
                 column = f"column {names[position]!r} of {path} holds {fields[position].type}"

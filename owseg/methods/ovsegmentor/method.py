@@ -97,9 +97,9 @@ class OvSegmentorConfig(TrainableConfig):
     """Weight of cross-image mask consistency, in phases with partners; 0 leaves it out."""
     momentum: float = setting(0.99, training_only=True)
     """How much of the momentum encoder stays at each step, 0..1."""
-    templates: str = setting("simple", shown=True)
+    templates: str = setting("simple", shown=True, scores_only=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    top_classes: int = setting(5, shown=True)
+    top_classes: int = setting(5, shown=True, scores_only=True)
     """Classes that a window may show: the best by its image-level feature."""
     background_threshold: float = setting(0.9, scores_only=True)
     """Probability below which a group is background, 0..1, on sets that have that class."""

@@ -88,9 +88,9 @@ class TclConfig(TrainableConfig):
     """Where the learned slope of masks over cosine similarity starts."""
     mask_shift: float = setting(-2.5, training_only=True)
     """Where the learned offset of masks starts; a mask is one half where similarity is -mask_shift / mask_scale."""
-    templates: str = setting("tcl", shown=True)
+    templates: str = setting("tcl", shown=True, scores_only=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    kp_weight: float = setting(0.3, shown=True)
+    kp_weight: float = setting(0.3, shown=True, scores_only=True)
     """Share of frozen CLIP's own masks mixed in at inference, 0..1."""
     kp_shift: float = setting(0.25, scores_only=True)
     """Cosine similarity at which frozen CLIP's own mask is one half."""
@@ -98,7 +98,7 @@ class TclConfig(TrainableConfig):
     """Texts whose masks are held at once in training; 0 = all. Results are the same, memory grows with it."""
     checkpoint_blocks: bool = setting(True, training_only=True, how=True)
     """Keep only the inputs of transformer blocks that gradients cross in training, and run the blocks again in backward."""
-    pamr: bool = setting(False, shown=True)
+    pamr: bool = setting(False, shown=True, scores_only=True)
     """Draw masks to the image's edges at inference (PAMR): 3.3 points of average mIoU in the paper."""
     background_threshold: float | None = setting(None, scores_only=True)
     """Mask value below which a pixel is background, 0..1, on sets that have that class; null = 0.4 with PAMR, 0.5 without."""

@@ -103,7 +103,7 @@ class VilSegSettings(TrainableConfig):
     """Largest relative change of its size, either way."""
     twin_flip: float = setting(0.5, training_only=True)
     """Probability that it is mirrored, 0..1."""
-    templates: str = setting("simple", shown=True)
+    templates: str = setting("simple", shown=True, scores_only=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
     components: bool = setting(False, scores_only=True)
     """Name each connected component of a cluster by itself."""

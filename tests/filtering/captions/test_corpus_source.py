@@ -115,6 +115,15 @@ def test_where_all_samples_lack_an_image_the_message_names_one(tmp_path: Path) -
         build(tmp_path / "corpus", path)
 
 
+def test_samples_whose_files_are_parted_are_told_how_to_be_put_together(tmp_path: Path) -> None:
+    files = [
+        (f"{i}.{kind}", content) for kind, content in (("jpg", b"image"), ("txt", b"a dog near the house")) for i in range(3)
+    ]
+    path = tar_files.write(tmp_path / "x.tar", files)
+    with pytest.raises(InputError, match=r"6 of 6 rows dropped: no_caption 3, no_image 3; .* tar --sort=name puts them$"):
+        build(tmp_path / "corpus", path)
+
+
 def test_a_list_that_nobody_mentions(tmp_path: Path) -> None:
     rows = [(URL.format(number), f"a walrus near the otter {number}") for number in range(20)]
     with pytest.raises(InputError, match=r"^filter: 20 of 20 rows dropped: rare_entity; such as url .* see filter.vocabulary"):

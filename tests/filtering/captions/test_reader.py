@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 from pathlib import Path
 
 import fsspec
@@ -266,3 +267,9 @@ def test_the_fingerprint_tells_contents_and_not_places(
     assert before == fingerprint("memory://a.tsv")
     memory.pipe("/a.tsv", b"http://a.example/1\ta cat or so\n")
     assert before != fingerprint("memory://a.tsv")
+
+
+def test_a_pipe_is_no_source_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "links.tsv")
+    with pytest.raises(InputError, match=r"links\.tsv is no regular file, and sources are read several times; save it as one$"):
+        rows_of(tmp_path / "links.tsv")

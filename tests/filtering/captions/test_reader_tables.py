@@ -88,11 +88,49 @@ def test_parquet_columns_of_one_name_are_read_by_their_positions(tmp_path: Path)
         (["caption", "url", "caption"], [numbers, URLS, CAPTIONS], {}),
         (["url", "caption", "caption", "url"], [URLS, CAPTIONS, [None] * 5, numbers], {}),
         (["meta", "", "url", "", "caption"], [nested, numbers, URLS, numbers, CAPTIONS], {}),
+        (["url", "url", "caption", "caption"], [pa.nulls(5), URLS, pa.nulls(5, pa.string()), CAPTIONS], {}),
+        (["url", "caption", "text"], [URLS, pa.nulls(5, pa.string()), CAPTIONS], {}),
         (["", ""], [CAPTIONS, URLS], {"url_column": "2", "caption_column": "1"}),
         (["x", "x"], [URLS, CAPTIONS], {"url_column": "1", "caption_column": "2"}),
     ):
         pq.write_table(pa.Table.from_arrays(list(map(pa.array, columns)), names=names), tmp_path / "x.parquet")
         assert rows_of(tmp_path / "x.parquet", **settings) == ROWS, names
+
+
+def test_kept_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [*map(pa.array, (URLS, CAPTIONS, range(5), range(5)))]
+    pq.write_table(pa.Table.from_arrays(columns, names=["url", "caption", "s", "s"]), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match=r"^filter.source.keep_columns: \S+x.parquet has 2 columns 's'; rename one of them$"):
+        rows_of(tmp_path / "x.parquet", keep_columns=("s",))
+
+
+def test_a_column_is_found_in_either_way_of_writing_its_accents(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"u\u0308rl": URLS, "caption": CAPTIONS}), tmp_path / "x.parquet")
+    assert rows_of(tmp_path / "x.parquet", url_column="\u00fcrl") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (b"ARROW1\0\0", "an Arrow file; write it as parquet"),
+        (b"PK\x03\x04\x14\0", r"a zip archive \(or a spreadsheet\); unpack it, or save it as CSV"),
+        (b'[{"url": "http://a.example/1", "caption": "a dog"}]', "one JSON list; write an object a line, as JSON Lines"),
+        (b'\n[\n {"url": "http://a.example/1"}]', "one JSON list; write an object a line, as JSON Lines"),
+    ],
+)
+def test_formats_that_are_not_read_are_named(tmp_path: Path, content: bytes, told: str) -> None:
+    (tmp_path / "links").write_bytes(content)
+    with pytest.raises(InputError, match=f"^filter.source.path: \\S+links is {told}$"):
+        rows_of(tmp_path / "links")
+
+
+def test_integers_that_no_double_holds_are_kept_beside_fractions_as_text(tmp_path: Path) -> None:
+    lines = [
+        {"url": url, "caption": "a dog", "id": number} for url, number in zip(URLS, [0.5, 2**53 + 1, 3, None, 1], strict=True)
+    ]
+    write(tmp_path / "x.jsonl", "\n".join(map(json.dumps, lines)))
+    tables = list(read_links(SourceConfig(path=str(tmp_path / "x.jsonl"), keep_columns=("id",))))
+    assert pa.concat_tables(tables)["id"].to_pylist() == ["0.5", "9007199254740993", "3", None, "1"]
 
 
 def test_partitions_without_rows_or_values_are_no_fault(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def test_what_says_how_is_refused_nowhere(base: Config, tmp_path: Path, monkeypa
     prepare_run_dir(here)
     write_marker(tmp_path, "filter", StageMarker(fingerprint="", digest="", seconds=0.0))
     for name in ("tcl", "clip"):
-        (tmp_path / "train" / name).mkdir(parents=True)
+        (tmp_path / "train" / name / "checkpoints" / "checkpoint_2026-01-01_00-00-00.000001").mkdir(parents=True)
     monkeypatch.setattr(run_dir.yaml, "safe_load", lambda text: to_dict(here))  # 300 times the same, and slow
     refused, wanted = {}, set()
     for key, settings in changes(base):
@@ -226,6 +226,19 @@ def test_a_run_may_move_with_its_files(base: Config, tmp_path: Path) -> None:
     (tmp_path / "others.tsv").write_text("http://a.test/1.jpg\tanother caption\n")
     with pytest.raises(ConfigError, match=r"'filter\.source\.path' was .*moved/links\.tsv and is now .*others\.tsv"):
         prepare_run_dir(override(here, [f"filter.source.path={tmp_path / 'others.tsv'}"]))
+
+
+def test_a_training_without_a_checkpoint_binds_no_setting(base: Config, tmp_path: Path) -> None:
+    """The learning rate that made it diverge is lowered in the same folder."""
+    here = override(base, [f"run_dir={tmp_path}", "method_settings.tcl.optim.lr=1e30"])
+    prepare_run_dir(here)
+    write_marker(tmp_path, "filter", StageMarker(fingerprint=fingerprint_of(here, here.filter), digest="", seconds=0.0))
+    (tmp_path / "train" / "tcl" / "checkpoints").mkdir(parents=True)
+    lower = override(here, ["method_settings.tcl.optim.lr=0.001"])
+    prepare_run_dir(lower)
+    (tmp_path / "train" / "tcl" / "checkpoints" / "checkpoint_2026-01-01_00-00-00.000001").mkdir()
+    with pytest.raises(ConfigError, match=rf"'method_settings.tcl.optim.lr' was 0.001 .* or delete {tmp_path}/train/tcl$"):
+        prepare_run_dir(here)
 
 
 def test_an_interrupted_training_keeps_its_number_of_processes(base: Config, tmp_path: Path) -> None:
