@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from torch.distributions import Gumbel
 from torch.overrides import TorchFunctionMode
 
+from owseg.losses import at_least_float32
+
 T = TypeVar("T")
 
 _ODD = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7, 0xABC98388FB8FAC03, 0xF1357AEA2E62A9C5)
@@ -91,6 +93,11 @@ def uniform(shape: Sequence[int], device: torch.device, dtype: torch.dtype = tor
     for size, odd in zip(shape[1:], _ODD, strict=False):
         counters = counters[..., None] + torch.arange(size, device=device) * _signed(odd)
     return (_shifted(_mix(counters), 64 - _BITS) + 0.5).to(dtype) * 2.0**-_BITS
+
+
+def uniform_like(x: Tensor) -> Tensor:
+    """Numbers in (0, 1) for each of x, whose rows are those of the batch."""
+    return uniform(x.shape, x.device, at_least_float32(x)) if placed() else torch.rand_like(x)
 
 
 def gumbel(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:

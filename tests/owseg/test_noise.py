@@ -87,9 +87,11 @@ def test_numbers_are_uniform_independent_and_never_0_or_1() -> None:
         (drawn[1:], drawn[:-1]),
         (drawn[:, 1:], drawn[:, :-1]),
         (drawn[:, :, 1:], drawn[:, :, :-1]),
-        (drawn, drawn.mT),
+        (drawn.triu(1), drawn.mT.triu(1)),
     ):
-        assert abs(float(torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1])) < 0.006 or one is other
+        seen = one.flatten() != 0
+        pair = torch.stack([one.flatten()[seen], other.flatten()[seen]])
+        assert abs(float(torch.corrcoef(pair)[0, 1])) < 0.01
 
 
 def test_gumbel_noise_has_its_mean_and_variance() -> None:
@@ -103,7 +105,7 @@ def test_paths_are_dropped_by_row() -> None:
     drop, x = DropPath(0.25), torch.ones(4000, 3, 2)
     with rows(0, 4000):
         found = drop(x)
-    assert set(found.unique().tolist()) == {0.0, pytest.approx(4 / 3)}
+    assert found.unique().tolist() == [0.0, pytest.approx(4 / 3)]
     assert torch.equal(found, found[:, :1, :1].expand_as(found))
     assert float((found[:, 0, 0] == 0).float().mean()) == pytest.approx(0.25, abs=0.03)
     assert torch.equal(drop.eval()(x), x)
@@ -122,7 +124,7 @@ class Others(nn.Module):
 @pytest.mark.parametrize("masked", [False, True])
 def test_dropout_of_other_libraries_is_drawn_by_place(masked: bool) -> None:
     x = torch.randn(6, 2, 5, 4, generator=torch.Generator().manual_seed(0))
-    mask = torch.arange(5) < 4 if masked else None
+    mask = (torch.arange(5) < 4)[None] if masked else None
     with rows(0, 6), PlacedDropout():
         whole = Others()(x, mask)
     with rows(4, 2), PlacedDropout():

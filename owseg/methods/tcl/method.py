@@ -43,7 +43,7 @@ from owseg.losses import (
 from owseg.method_config import TrainableConfig
 from owseg.methods.tcl.decoder import GroundingDecoder, Projection, checkpointed
 from owseg.methods.tcl.official import LAYOUT
-from owseg.noise import uniform
+from owseg.noise import uniform_like
 from owseg.optim import OptimConfig, Quirks
 from owseg.pamr import pamr
 from owseg.phases import Phase
@@ -230,7 +230,7 @@ class Tcl(TrainableMethod):
         slope = self.mask_slope(features)
         own = self.own_logits(features, slope, text)
         if weights["tcl_v"]:
-            kept = gumbel_sigmoid(own, uniform(own.shape, own.device, at_least_float32(own)).clamp_(1e-6, 1 - 1e-6))
+            kept = gumbel_sigmoid(own, uniform_like(own).clamp_(1e-6, 1 - 1e-6))
             losses["tcl_v"] = weights["tcl_v"] * self.image_level(batch.image, kept, text)
         if weights["tcl_f"] or weights["area"] or weights["tv"]:
             losses |= self.mask_losses(features, slope, own, texts)
