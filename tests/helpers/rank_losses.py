@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +82,7 @@ def _train(
         if step == last:
             raise _EnoughError
 
-    try:
+    with suppress(_EnoughError):
         fit(
             method,
             job.method.phases,
@@ -95,6 +96,4 @@ def _train(
             on_log=log,
             on_checkpoint=keep,
         )
-    except _EnoughError:
-        pass
     return losses
