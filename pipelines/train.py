@@ -20,7 +20,7 @@ from owseg.method_config import TrainableConfig
 from owseg.step_log import costs_of, left_out_of
 from owseg.training import TrainJob, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
-from pipelines.app.cli import VERIFY, main
+from pipelines.app.cli import RESTART, VERIFY, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
@@ -193,4 +193,4 @@ def run(config: Config, verify: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags=VERIFY))
+    sys.exit(main(run, doc=__doc__ or "", flags={**RESTART, **VERIFY}))

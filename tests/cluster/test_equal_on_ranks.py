@@ -13,7 +13,7 @@ from helpers.ranks import start_ranks, wait_for_ranks
 STEPS = 20
 ENGINES = ("torch", "1", "2", "3")
 FLOAT32, BF16 = 1e-4, 0.05
-"""Largest relative difference of a total loss that is rounding: bfloat16 has 3 digits, and training amplifies what they lose."""
+"""Largest relative difference of a total loss that is rounding: bfloat16 has 3 digits, and steps amplify what they lose."""
 
 
 def run(folder: Path, ranks: int, port: int, steps: int, *cells: str) -> None:

@@ -236,8 +236,13 @@ def test_a_training_without_a_checkpoint_binds_no_setting(base: Config, tmp_path
     lower = override(here, ["method_settings.tcl.optim.lr=0.001"])
     prepare_run_dir(lower)
     (tmp_path / "train" / "tcl" / "checkpoints" / "checkpoint_2026-01-01_00-00-00.000001").mkdir()
-    with pytest.raises(ConfigError, match=rf"'method_settings.tcl.optim.lr' was 0.001 .* or delete {tmp_path}/train/tcl$"):
+    with pytest.raises(
+        ConfigError, match=r"'method_settings.tcl.optim.lr' was 0.001 .* or train anew in it with --restart, .*"
+    ):
         prepare_run_dir(here)
+    prepare_run_dir(here, restart=True)
+    with pytest.raises(ConfigError, match=r"'filter.min_count' was .* or delete that one$"):
+        prepare_run_dir(override(here, ["filter.min_count=7"]), restart=True)
 
 
 def test_other_processes_engines_and_stages_go_on_with_a_training(base: Config) -> None:
