@@ -17,7 +17,7 @@ FLOAT32, BF16 = 1e-4, 0.05
 
 
 def run(folder: Path, ranks: int, port: int, steps: int, *cells: str) -> None:
-    wait_for_ranks(start_ranks(record, folder, ranks, port, str(steps), *cells))
+    wait_for_ranks(start_ranks(record, folder, ranks, port, str(steps), *cells), timeout=3600.0)
 
 
 def difference(folder: Path, name: str, reference: str) -> float:
@@ -38,6 +38,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path, free_port: Callable[[],
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_table(tmp_path: Path, free_port: Callable[[], int]) -> None:
     """Writes the table of docs/training.md, and that of a training that goes from 2 to 1 to 4 ranks and over all stages."""
     tiny.write_shards(tmp_path)
