@@ -11,7 +11,7 @@ import shutil
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -57,6 +57,15 @@ def heartbeats(folder: Path, rank: int, ranks: int, seconds: float, grace: float
         raise HangingCollectiveError(_who(folder, ranks, seconds, grace)) from error
     finally:
         beat.stop()
+
+
+def stuck(folder: Path, ranks: Iterable[int], seconds: float) -> str:
+    """Those of `ranks` that did not move for so long, in words; "" where none.
+
+    For NCCL, which ends the processes that wait in vain, so that none of them can say for whom.
+    """
+    places = {rank: _read(folder / f"{rank}.json") for rank in ranks}
+    return _named({rank: place for rank, place in places.items() if place and time.time() - place["since"] >= seconds})
 
 
 def forget(folder: Path) -> None:
@@ -128,10 +137,14 @@ def _who(folder: Path, ranks: int, seconds: float, grace: float) -> str:
         time.sleep(min(0.1, grace))
     if not late:
         return f"all {ranks} ranks waited for one another for {seconds:g} s (train.collective_seconds)"
-    names = "; ".join(f"rank {rank} ({_told(places[rank])})" for rank in late[:LONGEST])
-    more = f" and {len(late) - LONGEST} more" if len(late) > LONGEST else ""
+    names = _named({rank: places[rank] for rank in late})
     waited = next((place["place"] for place in places.values() if place.get("timed_out")), "")
-    return f"{names}{more} did not come where the others waited for {seconds:g} s (train.collective_seconds): {waited}"
+    return f"{names} did not come where the others waited for {seconds:g} s (train.collective_seconds): {waited}"
+
+
+def _named(places: dict[int, dict[str, Any]]) -> str:
+    names = [f"rank {rank} ({_told(place)})" for rank, place in places.items()]
+    return "; ".join(names[:LONGEST]) + (f" and {len(names) - LONGEST} more" if len(names) > LONGEST else "")
 
 
 def _told(place: dict[str, Any]) -> str:

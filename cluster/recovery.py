@@ -19,15 +19,16 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from cluster import InputError
 from cluster.capacity import ensure_room
 from cluster.checkpoints import last
-from cluster.failures import RESUME, chain_of, machine_problem
-from cluster.heartbeats import forget
+from cluster.failures import RESUME, SPACE, chain_of, machine_problem
+from cluster.heartbeats import forget, stuck
 from owseg import InputError as MistakeOfTraining
 from owseg.snapshots import step_of
 
 TRY_SECONDS = 10.0
 """Ray Train's one wait for resources that others use; between two of them is a line."""
 LONGEST = 200
-NEVER_HEALS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+NEVER_HEALS = (SPACE, os.strerror(errno.EROFS))
+"""What reasons say that are no use to be tried again at once."""
 
 
 @dataclass(kw_only=True)
@@ -41,6 +42,8 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
     label: dict[str, str] | None
     seconds: float
     """That workers may take to start, once lost, before the run stops."""
+    collective_seconds: float
+    """After which ranks that wait in vain end."""
     shared: bool
     """Whether the cluster may get nodes; this machine's own Ray does not."""
     restarts: int
@@ -92,6 +95,9 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
         reason, failed, hopeless = what_failed(errors)
         if hopeless:
             raise InputError(f"{reason}; {kept(self.storage)}")
+        well = [rank for rank, status in worker_group_status.worker_statuses.items() if status.error is None]
+        if names := stuck(self.ranks, well, self.collective_seconds):
+            reason = f"{reason.partition(';')[0]}, and {names} did not move for {self.collective_seconds:g} s"
         self.failed, self.failures = True, self.failures + 1
         new = f"new workers start ({self.failures} of {self.restarts} times, train.max_failures)"
         then = new if self.failures <= self.restarts else "gives up"
@@ -119,8 +125,7 @@ def what_failed(errors: Mapping[int, BaseException]) -> tuple[str, list[int], bo
         rank, error = next(iter(sorted(errors.items())))
         lines = str(error).strip().splitlines() or [type(error).__name__]
         return lines[-1][:LONGEST], [rank], False
-    first = next(errors[rank] for rank, reason in reasons.items() if reason == found)
-    hopeless = any(isinstance(one, OSError) and one.errno in NEVER_HEALS for one in chain_of(first))
+    hopeless = any(words in found for words in NEVER_HEALS)
     return found, [rank for rank, reason in reasons.items() if reason == found], hopeless
 
 

@@ -148,6 +148,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
                     storage=storage,
                     label=label,
                     seconds=job.train.recovery_seconds,
+                    collective_seconds=job.train.collective_seconds,
                     shared=shared,
                     restarts=job.train.max_failures,
                 )

@@ -1,6 +1,7 @@
 """What Ray Train's controller and the driver say of workers and nodes that are lost, and what ends a training."""
 
 import errno
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -52,7 +53,8 @@ def checkpoint(storage: Path, step: int) -> Path:
 
 
 def watcher(folder: Path, **given: Any) -> Recovery:
-    settings: dict[str, Any] = {"label": None, "seconds": 60.0, "shared": True, "restarts": 2}
+    settings: dict[str, Any] = {"label": None, "seconds": 60.0, "collective_seconds": 30.0, "shared": True, "restarts": 2}
+    (folder / "ranks").mkdir(exist_ok=True)
     return Recovery(events=folder / "events.txt", ranks=folder / "ranks", storage=folder / "kept", **settings | given)
 
 
@@ -61,8 +63,11 @@ def lines(folder: Path) -> list[str]:
 
 
 def poll(watch: Recovery, errors: dict[int, BaseException], preempted: list[int] | None = None) -> None:
+    statuses = {rank: SimpleNamespace(error=errors.get(rank)) for rank in range(3)}
     info = SimpleNamespace(preempted_ranks=preempted) if preempted else None
-    watch.after_worker_group_poll_status(SimpleNamespace(errors=errors, get_preemption_info=lambda: info))
+    watch.after_worker_group_poll_status(
+        SimpleNamespace(errors=errors, worker_statuses=statuses, get_preemption_info=lambda: info)
+    )
 
 
 def test_a_lost_node_is_waited_for_and_then_the_training_goes_on(
@@ -131,6 +136,16 @@ def test_a_failure_is_told_once_with_what_is_kept(tmp_path: Path, clock: list[fl
         f"{killed}{last}; new workers start (1 of 1 times, train.max_failures)",
         f"{killed}{last}; gives up",
     ]
+
+
+def test_a_rank_that_hangs_while_the_others_are_ended_is_named(tmp_path: Path) -> None:
+    """As with NCCL, whose watchdog ends the processes that wait."""
+    watch, now = watcher(tmp_path), time.time()
+    for rank, since in ((0, now - 40), (1, now - 40), (2, now - 5)):
+        place = {"host": "b", "pid": 5, "place": "in step 3", "since": since, "timed_out": False}
+        write_json(tmp_path / "ranks" / f"{rank}.json", place)
+    poll(watch, {0: DEAD})
+    assert ", and rank 1 (in step 3 since 40 s, pid 5 on b) did not move for 30 s; there is no" in lines(tmp_path)[0]
 
 
 def test_an_error_without_a_name_is_told_by_its_last_line(tmp_path: Path) -> None:
