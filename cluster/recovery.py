@@ -92,7 +92,7 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
         mistake = any(isinstance(one, MistakeOfTraining) for error in errors.values() for one in chain_of(error))
         if not errors or mistake or self.failed:
             return
-        reason, failed, hopeless = what_failed(errors)
+        reason, failed, hopeless = what_failed(errors, self.storage)
         if hopeless:
             raise InputError(f"{reason}; {kept(self.storage)}")
         well = [rank for rank, status in worker_group_status.worker_statuses.items() if status.error is None]
@@ -117,9 +117,9 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
             return
 
 
-def what_failed(errors: Mapping[int, BaseException]) -> tuple[str, list[int], bool]:
+def what_failed(errors: Mapping[int, BaseException], storage: Path) -> tuple[str, list[int], bool]:
     """The reason why a worker group failed, the ranks that say so, and whether trying again is of no use."""
-    reasons = {rank: machine_problem(error) for rank, error in sorted(errors.items())}
+    reasons = {rank: machine_problem(error, [storage]) for rank, error in sorted(errors.items())}
     found = next((reason for reason in reasons.values() if reason), None)
     if found is None:
         rank, error = next(iter(sorted(errors.items())))

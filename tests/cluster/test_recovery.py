@@ -149,8 +149,8 @@ def test_a_rank_that_hangs_while_the_others_are_ended_is_named(tmp_path: Path) -
 
 
 def test_an_error_without_a_name_is_told_by_its_last_line(tmp_path: Path) -> None:
-    assert what_failed({2: RuntimeError("Traceback ...\n  a bug\n")}) == ("  a bug", [2], False)
-    assert what_failed({2: RuntimeError()}) == ("RuntimeError", [2], False)
+    assert what_failed({2: RuntimeError("Traceback ...\n  a bug\n")}, tmp_path) == ("  a bug", [2], False)
+    assert what_failed({2: RuntimeError()}, tmp_path) == ("RuntimeError", [2], False)
 
 
 def test_a_full_disk_ends_it_at_once_and_a_users_mistake_is_left_alone(tmp_path: Path) -> None:

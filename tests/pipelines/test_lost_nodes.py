@@ -41,10 +41,14 @@ def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def undisturbed(downloaded: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """The steps of a training on this machine's own Ray that nothing happens to."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    shutil.copytree(downloaded, folder)
+    folder = copy_of(downloaded, tmp_path_factory.mktemp("undisturbed") / "run")
     run_well("train", folder, *TRAINING, "train.engine=torch", "tracking.enabled=false")
     return steps_of(folder)
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    """Another run with the same shards, which may train with another engine."""
+    return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("config.yaml", "mlflow*", "mlartifacts")))
 
 
 def steps_of(run: Path) -> list[dict[str, Any]]:
@@ -101,8 +105,7 @@ class Watched:
 def test_a_worker_a_node_and_the_driver_are_lost(
     engine: str, downloaded: Path, undisturbed: list[dict[str, Any]], tmp_path: Path
 ) -> None:
-    run, setting = tmp_path / "run", f"train.engine={engine}"
-    shutil.copytree(downloaded, run)
+    run, setting = copy_of(downloaded, tmp_path / "run"), f"train.engine={engine}"
     said = run.with_suffix(".log")
     with nodes() as cluster:
         first, second = cluster.add(1), cluster.add(1)  # two workers fit on each
