@@ -67,7 +67,7 @@ RAY = {
     "LocalRayletDiedError": f"Ray died on this machine, often for want of memory; {MEMORY}",
     "WorkerCrashedError": f"a worker process was killed, often for want of memory; {MEMORY}",
     "ActorDiedError": f"a worker process was killed, often for want of memory; {MEMORY}",
-    "ActorUnavailableError": f"a worker cannot be reached; look at the network between the nodes, {RESUME}",
+    "ActorUnavailableError": f"a worker cannot be reached, its machine or network failed; look at `ray status`, {RESUME}",
     "OwnerDiedError": f"a process of the Ray cluster died; look at `ray status`, {RESUME}",
     "ObjectLostError": f"the Ray cluster lost data as a node died; look at `ray status`, {RESUME}",
     "RpcError": f"the Ray cluster does not answer any more; look at `ray status`, {RESUME}",

@@ -61,6 +61,12 @@ class Nodes:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
 
+    def drain(self, node: int, seconds: int) -> None:
+        """Tell the cluster that a cloud takes the node back in so many seconds, and do so."""
+        place = next(number for number, process in enumerate(self.processes) if process.pid == node)
+        given = [self.address, f"127.0.0.{place + 1}", str(seconds)]
+        subprocess.run([sys.executable, "-c", DRAIN, *given], env=self.environment, check=True)
+
     def workers(self, *nodes: int) -> list[int]:
         """Training processes on these nodes."""
         return [pid for node in nodes for pid in processes_of(node, "RayTrainWorker")]
@@ -96,6 +102,18 @@ ALIVE = """
 import sys
 from ray._raylet import GcsClient
 print(sum(node.state == 0 for node in GcsClient(address=sys.argv[1]).get_all_node_info().values()))
+"""
+
+DRAIN = """
+import sys, time
+from ray._raylet import GcsClient
+from ray.core.generated.autoscaler_pb2 import DrainNodeReason
+address, ip, seconds = sys.argv[1:]
+client = GcsClient(address=address)
+node = next(id for id, node in client.get_all_node_info().items() if node.node_manager_address == ip)
+end = int((time.time() + float(seconds)) * 1000)
+taken, why = client.drain_node(node.hex(), DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"), "taken back", end)
+assert taken, why
 """
 
 
