@@ -20,11 +20,17 @@ def room(nodes: Iterable[Mapping[str, Any]], each: Resources, label: Mapping[str
 
 
 def ensure_room(
-    workers: int, each: Resources, label: Mapping[str, str] | None, *, patience: float, say: Callable[[str], None]
+    workers: int,
+    each: Resources,
+    label: Mapping[str, str] | None,
+    *,
+    patience: float,
+    say: Callable[[str], None],
+    setting: str = "train.wait_seconds",
 ) -> None:
     """Wait until the cluster has room for the workers, asking it to grow where it can.
 
-    Raises InputError where it has none after `patience` seconds.
+    Raises InputError where it has none after `patience` seconds, which `setting` says.
     """
     import ray
 
@@ -36,7 +42,7 @@ def ensure_room(
     while (found := room(ray.nodes(), each, label)) < workers:
         now = time.monotonic()
         if now - began >= patience:
-            raise InputError(no_room(workers, each, found, "the Ray cluster", label))
+            raise InputError(no_room(workers, each, found, "the Ray cluster", label, setting))
         if now - told >= SECONDS_BETWEEN_LINES:
             told = now
             say(f"waits for a cluster with room for {_asked(workers, each)}: {found} fit by now ({now - began:.0f} s)")
@@ -50,13 +56,20 @@ def _ask_for_nodes(bundles: list[dict[str, float]], labels: list[dict[str, str]]
     request_resources(bundles=bundles, bundle_label_selectors=labels)
 
 
-def no_room(workers: int, each: Resources, fitting: int, where: str, label: Mapping[str, str] | None = None) -> str:
+def no_room(
+    workers: int,
+    each: Resources,
+    fitting: int,
+    where: str,
+    label: Mapping[str, str] | None = None,
+    setting: str = "train.wait_seconds",
+) -> str:
     """The mistake of asking for more than there is, in words."""
     on = "".join(f" on nodes with {key}={value}" for key, value in (label or {}).items())
     gpu = ", train.use_gpu=false trains without GPUs" if "GPU" in each else ""
     return (
         f"train.workers: {_asked(workers, each)}{on}, and {where} has room for {fitting}; lower train.workers"
-        f"{gpu}, or give it more nodes (train.wait_seconds says how long they may take)"
+        f"{gpu}, or give it more nodes ({setting} says how long they may take)"
     )
 
 

@@ -40,6 +40,12 @@ def mend(storage: Path, ray_version: str) -> list[str]:
     return [*wrong, f"training resumes from step {step_of(storage / kept[-1])}" if kept else "training begins anew"]
 
 
+def last(storage: Path) -> Path | None:
+    """The newest checkpoint of Ray's list."""
+    listed = _listed(storage)
+    return storage / listed[-1] if listed else None
+
+
 def sweep(storage: Path) -> None:
     """Remove checkpoints that Ray's list does not name: those that a killed or failed start left."""
     listed = _listed(storage)

@@ -15,6 +15,8 @@ import urllib.error
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cluster.heartbeats import HangingCollectiveError
+
 RESUME = "then run the same command again: it resumes"
 SPACE = f"free some space, {RESUME}"
 WRITABLE = "choose another folder, or change its permissions"
@@ -65,16 +67,27 @@ RAY = {
     "LocalRayletDiedError": f"Ray died on this machine, often for want of memory; {MEMORY}",
     "WorkerCrashedError": f"a worker process was killed, often for want of memory; {MEMORY}",
     "ActorDiedError": f"a worker process was killed, often for want of memory; {MEMORY}",
-    "ActorUnavailableError": f"a worker cannot be reached; look at the network between the nodes, {RESUME}",
+    "ActorUnavailableError": f"a worker cannot be reached, its machine or network failed; look at `ray status`, {RESUME}",
     "OwnerDiedError": f"a process of the Ray cluster died; look at `ray status`, {RESUME}",
     "ObjectLostError": f"the Ray cluster lost data as a node died; look at `ray status`, {RESUME}",
     "RpcError": f"the Ray cluster does not answer any more; look at `ray status`, {RESUME}",
     "RuntimeEnvSetupError": "Ray could not set up its workers; look at runtime_env_setup-*.log in its session folder",
     "AuthenticationError": "the Ray cluster asks for another token; set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN",
+    "WorkerGroupStartupTimeoutError": f"the Ray cluster had no room for the workers; look at `ray status`, {RESUME}",
+    "WorkerGroupStartupFailedError": f"a worker ended while it started; look at `ray status`, {RESUME}",
+    "InsufficientClusterResourcesError": "the Ray cluster never has room for the workers; lower train.workers",
+    "WorkerHealthCheckTimeoutError": f"a worker does not answer any more; look at its machine, {RESUME}",
+    "PreemptionError": f"the cloud took a machine back; look at `ray status`, {RESUME}",
     "TaskUnschedulableError": "no node of the Ray cluster can do the work; look at `ray status`",
     "ActorUnschedulableError": "no node of the Ray cluster can do the work; look at `ray status`",
 }
 """By the name of Ray's exception."""
+
+DEATHS = (
+    ("its node has died", RAY["NodeDiedError"]),
+    ("NODE_OUT_OF_MEMORY|running low on memory", RAY["OutOfMemoryError"]),  # it names "OOM" at every death, as a possibility
+)
+"""What Ray says of a worker's death in words alone."""
 
 FULL_BYTES = 32 * 2**20
 LONGEST = 400
@@ -88,8 +101,8 @@ def chain_of(error: BaseException | None) -> Iterator[BaseException]:
         if not isinstance(one, BaseException) or id(one) in seen:
             return
         seen.add(id(one))
-        for inner in (getattr(one, "cause", None), getattr(one, "controller_failure", None)):  # Ray's
-            yield from walk(inner)
+        for name in ("cause", "controller_failure", "health_check_failure"):  # Ray's
+            yield from walk(getattr(one, name, None))
         workers = getattr(one, "worker_failures", None)  # Ray Train's: one exception per rank
         for inner in (*(workers.values() if isinstance(workers, dict) else ()), *getattr(one, "exceptions", ())):
             yield from walk(inner)
@@ -122,6 +135,8 @@ def _of(error: BaseException, folders: Sequence[Path]) -> str | None:
     if isinstance(error, UnicodeEncodeError) and error.encoding == sys.getfilesystemencoding() != "utf-8":
         name = ascii(error.object)[:120]
         return f"{name}: this shell's encoding ({error.encoding}) has no such letters; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+    if isinstance(error, HangingCollectiveError):
+        return f"{error}; look at that machine, {RESUME}"
     if type(error).__module__ == "torch" and type(error).__name__ == "OutOfMemoryError":
         return "the GPU's memory is full; lower optim.batch_size or the size of crops, or take more GPUs"
     return _of_ray(error) or _of_text(error, folders)
@@ -131,6 +146,8 @@ def _of_ray(error: BaseException) -> str | None:
     kinds = [kind.__name__ for kind in type(error).__mro__ if kind.__module__.startswith("ray.")]
     if "RayTaskError" in kinds or getattr(error, "actor_init_failed", False):
         return None  # what the work itself raised
+    if "RayActorError" in kinds and (told := next((told for words, told in DEATHS if re.search(words, str(error))), None)):
+        return told
     return next((RAY[kind] for kind in kinds if kind in RAY), None)
 
 

@@ -6,7 +6,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
@@ -19,6 +19,7 @@ from cluster import InputError
 from cluster.capacity import ensure_room
 from cluster.checkpoints import mend, parts_of, sweep, sweep_parts
 from cluster.engine import DeepSpeedEngine
+from cluster.heartbeats import heartbeats, placed
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from filtering.files import replacing
@@ -34,6 +35,10 @@ CHECKPOINTS = "checkpoints"
 """Folder below a training's own in which Ray Train keeps its checkpoints."""
 MISTAKE = "mistake.txt"
 """The user's mistake that ended a worker group: one that Ray starts in its place ends with it at once, without the work."""
+RANKS = "ranks"
+"""Folder of the ranks' places, for the line on one that hangs."""
+EVENTS = "events.txt"
+"""Lines on workers that were lost and are waited for."""
 POLL_SECONDS = 0.5
 SECONDS_OF_SILENCE = 10.0
 PAIRS_PER_WORKER = 16
@@ -58,6 +63,10 @@ class TrainConfig(LoopConfig):
     """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
     wait_seconds: float = 50.0
     """Seconds that a Ray cluster (session.address) may take to have room for the workers; nodes that boot need minutes."""
+    recovery_seconds: float = 900.0
+    """Seconds that it may take, once workers or nodes are lost, to have room for the workers again, before the run stops."""
+    collective_seconds: float = 1800.0
+    """Seconds that ranks wait for one that does not come, before they are restarted from the last checkpoint."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -66,7 +75,9 @@ class TrainConfig(LoopConfig):
                 raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
         if self.use_gpu and not self.workers:
             raise InputError("workers must be given with use_gpu: 0 goes by the machine's cores")
-        check_range(self, "wait_seconds", least=0)
+        for name in ("wait_seconds", "recovery_seconds"):
+            check_range(self, name, least=0)
+        check_range(self, "collective_seconds", least=1)
         if self.zero_stage not in (1, 2, 3):
             raise InputError(f"zero_stage must be 1, 2 or 3, not {self.zero_stage}")
 
@@ -97,7 +108,9 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     """Train to the end, resuming from the last checkpoint where there is one, and return the trained weights' path."""
     ensure_session(session)
     import ray.train
-    from ray.train.torch import TorchTrainer
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    from cluster.recovery import Recovery, ray_settings, told
 
     class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
         def _register_sigint_handler(self, controller: Any) -> None:
@@ -105,14 +118,17 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
 
     label, storage = selector_of(session.train_label), job.out / CHECKPOINTS
     storage.mkdir(parents=True, exist_ok=True)
-    (job.out / MISTAKE).unlink(missing_ok=True)
-    patience = job.train.wait_seconds if is_shared(session) else 0.0
+    for name in (MISTAKE, EVENTS):
+        (job.out / name).unlink(missing_ok=True)
+    shared = is_shared(session)
+    patience = job.train.wait_seconds if shared else 0.0
     ensure_room(job.train.workers, job.train.each, label, patience=patience, say=partial(_say, job))
     for line in mend(storage, ray.__version__):
         _say(job, line)
     trainer = Trainer(
         train_worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "shared": shared},
+        torch_config=TorchConfig(timeout_s=int(job.train.collective_seconds)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=job.train.workers,
             use_gpu=job.train.use_gpu,
@@ -122,11 +138,24 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
             storage_path=str(job.out),
-            failure_config=ray.train.FailureConfig(max_failures=job.train.max_failures, controller_failure_limit=3),
+            # Starts that fail are limited by time: `Recovery` ends them.
+            failure_config=ray.train.FailureConfig(max_failures=job.train.max_failures, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
+            callbacks=[
+                Recovery(
+                    events=job.out / EVENTS,
+                    ranks=job.out / RANKS,
+                    storage=storage,
+                    label=label,
+                    seconds=job.train.recovery_seconds,
+                    collective_seconds=job.train.collective_seconds,
+                    shared=shared,
+                    restarts=job.train.max_failures,
+                )
+            ],
         ),
     )
-    with _watch(job, observe):
+    with told(storage), ray_settings(job.train.collective_seconds), _watch(job, observe):
         result = trainer.fit()
     sweep(storage)
     with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
@@ -145,14 +174,16 @@ def train_worker(config: dict[str, Any]) -> None:
     if mistake.exists():
         raise InputError(mistake.read_text(encoding="utf-8"))
     try:
-        _train(job)
+        _train(job, shared=config["shared"])
     except MistakeOfTraining as error:
         mistake.write_text(str(error), encoding="utf-8")
         raise
 
 
-def _train(job: RayTrainJob) -> None:
+def _train(job: RayTrainJob, *, shared: bool) -> None:
     import ray.train
+
+    from cluster.preemption import Notice
 
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
@@ -177,11 +208,13 @@ def _train(job: RayTrainJob) -> None:
         )
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
+        at(f"writes the checkpoint of step {step}")
         with tempfile.TemporaryDirectory(prefix=parts_of(job.out)) as folder:
             save(Path(folder))
             ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
 
     with ExitStack() as stack:
+        at = stack.enter_context(heartbeats(job.out / RANKS, rank, world_size, job.train.collective_seconds))
         checkpoint = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
         log = StepLog(job, resume, spent, write=rank == 0)
@@ -191,7 +224,7 @@ def _train(job: RayTrainJob) -> None:
             job.method.phases,
             job.method.optim,
             make_engine,
-            batches,
+            placed(batches, at),
             seed=job.seed,
             resume=resume,
             log_every=job.train.log_every,
@@ -199,6 +232,7 @@ def _train(job: RayTrainJob) -> None:
             max_skipped=job.train.max_skipped_steps,
             on_log=log,
             on_checkpoint=on_checkpoint,
+            checkpoint_now=Notice(every=job.train.log_every) if shared else None,
         )
 
 
@@ -210,6 +244,7 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         self.stop = threading.Event()
         self.seen = self.bad = self.skipped = 0
         self.quiet_since = self.began = time.monotonic()
+        self.events = 0
 
     def __enter__(self) -> None:
         lines = read_log(self.job.log)
@@ -230,6 +265,7 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         self._look()
 
     def _look(self) -> None:
+        self._tell_events()
         new = [line for line in read_log(self.job.log) if line["step"] > self.seen]
         now = time.monotonic()
         if new:
@@ -242,6 +278,13 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         elif now - self.quiet_since >= SECONDS_OF_SILENCE:
             self.quiet_since = now
             self.progress.say(f"no step logged yet after {now - self.began:.0f} s: {self.job.train.workers} workers start")
+
+    def _tell_events(self) -> None:
+        with suppress(OSError):
+            lines = (self.job.out / EVENTS).read_text(encoding="utf-8").split("\n")[:-1]
+            for line in lines[self.events :]:
+                self.progress.say(line)
+            self.events = len(lines)
 
     def _tell_left_out(self, line: dict[str, Any]) -> None:
         bad, skipped = int(line.get("bad_samples", 0)), int(line.get("skipped_steps", 0))

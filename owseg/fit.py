@@ -36,6 +36,12 @@ class OnLog(Protocol):
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
 
 
+class CheckpointNow(Protocol):
+    """Whether a checkpoint shall be written after a step, before its time: called on every rank, which all get the same."""
+
+    def __call__(self, step: int) -> bool: ...
+
+
 class OnCheckpoint(Protocol):
     """Called on every rank after `step` steps; `save(folder)` writes a checkpoint there (every rank must call it)."""
 
@@ -93,6 +99,7 @@ def fit(
     max_skipped: int = MAX_SKIPPED,
     on_log: OnLog | None = None,
     on_checkpoint: OnCheckpoint | None = None,
+    checkpoint_now: CheckpointNow | None = None,
 ) -> None:
     """Train `method` in place.
 
@@ -132,7 +139,7 @@ def fit(
             skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
                 _tell(on_log, finished, last, scheduled.schedule.lr(step), skipped.count)
-            due = due or finished % checkpoint_every == 0
+            due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
                 on_checkpoint(finished, _saver(method, phases, engine, finished, kept))
                 kept, due = finished, False

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ray.core.generated.common_pb2 import ActorDiedErrorContext
 from ray.exceptions import (
     ActorDiedError,
     NodeDiedError,
@@ -20,7 +21,15 @@ from ray.exceptions import (
     RayTaskError,
     WorkerCrashedError,
 )
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
+from ray.train.v2._internal.exceptions import (
+    InsufficientClusterResourcesError,
+    WorkerGroupStartupFailedError,
+    WorkerGroupStartupTimeoutError,
+    WorkerHealthCheckFailedError,
+    WorkerHealthCheckTimeoutError,
+)
+from ray.train.v2.api.exceptions import ControllerError, PreemptionError, WorkerGroupError
+from ray.train.v2.api.preemption import PreemptionInfo
 from safetensors.torch import save_file
 
 from cluster.failures import CURES, machine_problem
@@ -28,6 +37,17 @@ from cluster.failures import CURES, machine_problem
 
 def task_error(cause: Exception, text: str = "Traceback ...") -> Exception:
     return RayTaskError("f", text, cause, pid=1, ip="127.0.0.1").as_instanceof_cause()
+
+
+KILLED = (
+    "The actor is dead because its worker process has died. Worker exit type: SYSTEM_ERROR. There are some potential causes."
+)
+
+
+def unhealthy(message: str) -> Exception:
+    """As Ray Train tells of a worker whose process is gone."""
+    died = ActorDiedError(ActorDiedErrorContext(actor_id=b"0" * 16, error_message=message))
+    return WorkerHealthCheckFailedError("A worker health check failed.", died)
 
 
 @pytest.mark.parametrize("code", CURES, ids=errno.errorcode.get)
@@ -105,6 +125,20 @@ def test_a_disk_that_ends_is_told_whatever_library_meets_it_and_wherever(kind: s
             "a worker process was killed",
         ),
         (ControllerError(OutOfMemoryError("...")), "out of memory"),
+        (
+            WorkerGroupError("...", {2: unhealthy("The actor died because its node has died. Node Id: 5f")}),
+            "a machine of the Ray",
+        ),
+        (WorkerGroupError("...", {2: unhealthy(f"{KILLED} (1) the process is killed by SIGKILL by OOM killer")}), "was killed"),
+        (
+            WorkerGroupError("...", {2: unhealthy("worker process has died. Worker exit type: NODE_OUT_OF_MEMORY")}),
+            "Ray ended a worker, as its machine ran out of memory",
+        ),
+        (WorkerGroupError("...", {2: WorkerHealthCheckTimeoutError("hanging for 601 s")}), "does not answer any more"),
+        (ControllerError(WorkerGroupStartupTimeoutError(3)), "no room for the workers"),
+        (ControllerError(WorkerGroupStartupFailedError("failed to initialize")), "ended while it started"),
+        (ControllerError(InsufficientClusterResourcesError("...")), "never has room"),
+        (PreemptionError(PreemptionInfo(None, {"5f": [1]})), "took a machine back"),
         (ExceptionGroup("two", [ValueError("x"), task_error(OutOfMemoryError("..."))]), "out of memory"),
         (MemoryError(), "not enough memory; "),
         (RuntimeError("can't start new thread"), "ulimit -u"),

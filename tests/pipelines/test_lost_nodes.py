@@ -1,0 +1,172 @@
+"""A training on a cluster of several Ray nodes that loses a worker, a node and its driver, and ends as an undisturbed one."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from cluster.checkpoints import last
+from helpers.chain import command, run_well, wait_for
+from helpers.nodes import Nodes, nodes
+from helpers.paths import REPO
+from owseg.step_log import read_log
+
+STEPS, EVERY, WORKERS = 36, 6, 3
+TRAINING = (
+    "methods=[maskclip]",
+    f"method_settings.clip.phases.0.steps={STEPS}",
+    "method_settings.clip.optim.batch_size=12",
+    f"train.workers={WORKERS}",
+    f"train.checkpoint_every={EVERY}",
+    "train.recovery_seconds=300",
+)
+
+
+@pytest.fixture(scope="module")
+def downloaded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with image shards in it, to be copied."""
+    folder = tmp_path_factory.mktemp("downloaded") / "run"
+    run_well("download", folder, *TRAINING)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def undisturbed(downloaded: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The steps of a training on this machine's own Ray that nothing happens to."""
+    folder = copy_of(downloaded, tmp_path_factory.mktemp("undisturbed") / "run")
+    run_well("train", folder, *TRAINING, "train.engine=torch", "tracking.enabled=false")
+    return steps_of(folder)
+
+
+def copy_of(run: Path, folder: Path) -> Path:
+    """Another run with the same shards, which may train with another engine."""
+    return Path(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("config.yaml", "mlflow*", "mlartifacts")))
+
+
+def steps_of(run: Path) -> list[dict[str, Any]]:
+    return read_log(run / "train" / "clip" / "metrics.jsonl")
+
+
+def last_step(run: Path) -> int:
+    try:
+        return int(steps_of(run)[-1]["step"])
+    except (IndexError, json.JSONDecodeError):  # it is being written anew
+        return 0
+
+
+@contextmanager
+def driver(cluster: Nodes, run: Path, *settings: str) -> Iterator[subprocess.Popen[bytes]]:
+    """The train verb on the cluster; what it says is added to `run.log`."""
+    verb = command("train", run, *TRAINING, *settings, f"session.address={cluster.address}")
+    with run.with_suffix(".log").open("a") as output:
+        process = subprocess.Popen(
+            verb, cwd=REPO, env=cluster.environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+class Watched:
+    """A run whose driver must live on while something happens to the cluster."""
+
+    def __init__(self, run: Path, process: subprocess.Popen[bytes]) -> None:
+        self.run, self.process = run, process
+
+    def wait(self, ready: Callable[[], bool], what: str) -> None:
+        said = self.run.with_suffix(".log")
+        wait_for(ready, lambda: self.process.poll() is None, f"{what}; {said}:\n{said.read_text()[-3000:]}")
+
+    def until_step(self, step: int) -> None:
+        self.wait(lambda: last_step(self.run) >= step, f"step {step}")
+
+    def recover(self, what: str, harm: Callable[[], None], meanwhile: Callable[[], None] = lambda: None) -> None:
+        """Do harm and wait until a step is logged that was not before; tells how long that took."""
+        before, began = last_step(self.run), time.monotonic()
+        assert before < STEPS - EVERY, "it came too late to test anything"
+        harm()
+        meanwhile()
+        self.until_step(before + 1)
+        print(f"{what} at step {before}: the next step after {time.monotonic() - began:.0f} s")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["torch", "deepspeed"])
+def test_a_worker_a_node_and_the_driver_are_lost(
+    engine: str, downloaded: Path, undisturbed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    run, setting = copy_of(downloaded, tmp_path / "run"), f"train.engine={engine}"
+    said = run.with_suffix(".log")
+    with nodes() as cluster:
+        first, second = cluster.add(1), cluster.add(1)  # two workers fit on each
+        with driver(cluster, run, setting) as process:
+            watched = Watched(run, process)
+            watched.until_step(EVERY + 2)
+            watched.recover("a worker killed", lambda: os.kill(cluster.workers(first, second)[0], signal.SIGKILL))
+
+            def join_later() -> None:
+                watched.wait(lambda: "2 fit by now" in said.read_text(), "a line on what is waited for")
+                cluster.add(1)
+
+            watched.recover("a node killed, another one joined later", lambda: cluster.kill(second), join_later)
+            before, began = last_step(run), time.monotonic()
+            assert before < STEPS - EVERY, "the driver is killed too late to test anything"
+            process.kill()
+            process.wait()
+        with driver(cluster, run, setting) as process:
+            Watched(run, process).until_step(before + 1)
+            print(f"the driver killed at step {before}: the next step after {time.monotonic() - began:.0f} s")
+            assert process.wait(timeout=300) == 0, said.read_text()[-3000:]
+
+    told = said.read_text()
+    assert "failed: a worker process was killed" in told
+    assert told.count(" failed: ") == 2  # the second by a machine that died, or that cannot be reached
+    assert "Traceback" not in told
+    steps = steps_of(run)
+    assert [line["step"] for line in steps] == list(range(1, STEPS + 1))
+    for line, plain in zip(steps, undisturbed, strict=True):
+        assert line["loss/total"] == pytest.approx(plain["loss/total"], rel=1e-4), line["step"]
+    assert logged_steps(run) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+def test_a_node_that_is_taken_back_leaves_a_checkpoint_in_time(downloaded: Path, tmp_path: Path) -> None:
+    """The notice alone is a checkpoint: there is no other before the last step. The restart is no failure."""
+    run = copy_of(downloaded, tmp_path / "run")
+    said = run.with_suffix(".log")
+    settings = ("train.engine=torch", "train.checkpoint_every=9999", "train.max_failures=0", "tracking.enabled=false")
+    with nodes() as cluster:
+        _, second = cluster.add(1), cluster.add(1)
+        with driver(cluster, run, *settings, "method_settings.clip.phases.0.steps=600") as process:
+            watched = Watched(run, process)
+            watched.until_step(2)
+            cluster.drain(second, seconds=15)
+            watched.wait(lambda: "are about to be taken back" in said.read_text(), "the line on the notice")
+            watched.wait(lambda: last(run / "train" / "clip" / "checkpoints") is not None, "the checkpoint")
+            cluster.add(1)
+            watched.wait(lambda: not cluster.workers(second), "the node to be left")
+            cluster.kill(second)
+            assert process.wait(timeout=300) == 0, said.read_text()[-3000:]
+    assert " failed: " not in said.read_text()
+    assert [line["step"] for line in steps_of(run)] == list(range(1, 601))
+
+
+def logged_steps(run: Path) -> list[int]:
+    """The steps whose loss MLflow has, in order, over all of its runs."""
+    client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
+    found = []
+    for experiment in client.search_experiments():
+        for one in client.search_runs([experiment.experiment_id]):
+            found += [point.step for point in client.get_metric_history(one.info.run_id, "train/loss/total")]
+    return sorted(found)
