@@ -290,10 +290,13 @@ class CaptionBatches(Dataset[Batch]):
         return {name: (crops - self.mean) / self.std for name, crops in drawn.items()}
 
 
-def batches_from(batches: CaptionBatches, start: int, stop: int, *, workers: int) -> Iterator[Batch]:
-    """Batches of steps start..stop-1; the number of loader processes changes the speed, never the content."""
+def batches_from(batches: CaptionBatches, start: int, stop: int, *, workers: int, pin: bool = False) -> Iterator[Batch]:
+    """Batches of steps start..stop-1; the number of loader processes changes the speed, never the content.
+
+    pin: in page-locked memory, which a GPU copies while it computes.
+    """
     steps: Sequence[int] = range(start, stop)
-    return map(_given, iter(DataLoader(_Told(batches), batch_size=None, sampler=steps, num_workers=workers)))
+    return map(_given, iter(DataLoader(_Told(batches), batch_size=None, sampler=steps, num_workers=workers, pin_memory=pin)))
 
 
 class _Told(Dataset[Batch | InputError]):

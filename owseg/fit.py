@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.adam import AdamState, Moments, SavedMoments, write_share
+from owseg.costs import Waits
 from owseg.data import Batch
 from owseg.engine import Engine
 from owseg.noise import of_step
@@ -30,7 +31,7 @@ class OnLog(Protocol):
     """Called on every rank with the last finished step, the losses (means over ranks), the learning rate and diagnostics.
 
     Losses and diagnostics are those of the last step that was not skipped, none where all were; "skipped_steps" is how many
-    were since `fit` began.
+    were since `fit` began, "data_wait_share" the share of time, since the call before, in which this rank waited for batches.
     """
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
@@ -119,7 +120,7 @@ def fit(
         done = step_of(resume)
         load_learned(method, phases, resume / WEIGHTS)
     method.train()
-    kept, due, last, skipped = done, False, Last({}, {}), Skipped(total, max_skipped)
+    kept, due, last, skipped, waits = done, False, Last({}, {}), Skipped(total, max_skipped), Waits()
     carried: AdamState = {}
     for scheduled, groups in zip(scheduled_phases(phases, optim), phase_groups(method, phases, optim), strict=True):
         if done > scheduled.stop or done == total:
@@ -132,13 +133,13 @@ def fit(
             engine.set_moments(carried if scheduled.start > scheduled.schedule.start else {})
             _call(method, engine, "begin_phase", scheduled.phase)
         first, undo = max(scheduled.start, done), Undo(method)
-        for step, batch in zip(range(first, scheduled.stop), batches(scheduled, first), strict=True):
+        for step, batch in zip(range(first, scheduled.stop), waits.timed(batches(scheduled, first)), strict=True):
             losses = _step(method, engine, undo, batch, seed, step, scheduled.schedule.lr(step))
             finished = step + 1
             last = last if engine.skipped else Last(losses, method.diagnostics)
             skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
-                _tell(on_log, finished, last, scheduled.schedule.lr(step), skipped.count)
+                _tell(on_log, finished, last, scheduled.schedule.lr(step), skipped.count, waits.share())
             due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
                 on_checkpoint(finished, _saver(method, phases, engine, finished, kept))
@@ -167,10 +168,10 @@ def _step(
     return losses
 
 
-def _tell(on_log: OnLog | None, step: int, last: Last, lr: float, skipped: int) -> None:
+def _tell(on_log: OnLog | None, step: int, last: Last, lr: float, skipped: int, waited: float) -> None:
     means, watched = map(_mean_over_ranks, last)  # collectives: every rank takes part, whether or not it logs
     if on_log is not None:
-        on_log(step, means, lr, watched | {"skipped_steps": float(skipped)})
+        on_log(step, means, lr, watched | {"skipped_steps": float(skipped), "data_wait_share": waited})
 
 
 def _call(method: TrainableMethod, engine: Engine, name: str, *arguments: object) -> None:
@@ -181,6 +182,7 @@ def _call(method: TrainableMethod, engine: Engine, name: str, *arguments: object
 
 
 def _freeze_all_but(method: TrainableMethod, groups: Sequence[ParameterGroup]) -> None:
+    method.zero_grad(set_to_none=True)  # what the phase before has left, of parameters that now stay as they are
     method.requires_grad_(False)
     for group in groups:
         for parameter in group.parameters.values():

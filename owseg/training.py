@@ -278,7 +278,8 @@ def loader(
             partners=scheduled.phase.partners,
             views=method.views,
         )
-        for batch in batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers):
+        pin = next(method.parameters()).is_cuda  # the engine has moved the method by now
+        for batch in batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers, pin=pin):
             bad.add(batch.bad)
             yield batch
 

@@ -13,7 +13,7 @@ from cluster.train import TrainConfig
 from helpers import tiny
 from helpers.paths import PYTHONPATH
 from owseg import costs
-from owseg.costs import cpu_seconds, peak_memory_mb
+from owseg.costs import Waits, cpu_seconds, peak_memory_mb
 from owseg.step_log import Spent, StepLog, costs_of
 from owseg.training import TrainJob
 
@@ -94,3 +94,23 @@ def test_ranks_that_do_not_write_spend_too(tmp_path: Path, monkeypatch: pytest.M
     StepLog(job, None, Spent(CPU), write=False)(1, {"contrastive": 1.0}, 1e-3, {})
     assert asked, "it takes part in the sum"
     assert not job.log.exists()
+
+
+def test_waits_are_a_share_of_the_time_since_they_were_last_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = 0.0
+
+    def passes(seconds: float) -> None:
+        nonlocal clock
+        clock += seconds
+
+    monkeypatch.setattr(costs.time, "monotonic", lambda: clock)
+    waits = Waits()
+    slow = waits.timed(passes(seconds) for seconds in (1.0, 2.0, 0.0))
+    next(slow)
+    passes(3.0)
+    next(slow)
+    assert waits.share() == pytest.approx(3 / 6), "1 and 2 seconds of waiting, 3 of work"
+    passes(5.0)
+    next(slow)
+    assert waits.share() == 0.0
+    assert list(slow) == []

@@ -1,11 +1,14 @@
 """Learning-rate schedules against the schedulers that they follow."""
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from owseg import InputError
-from owseg.optim import OptimConfig, lr_at
+from owseg.optim import OptimConfig, ParameterGroup, adamw, lr_at
 
 TIMM = OptimConfig(batch_size=1024, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, lr_batch=4096, schedule="cosine_unshifted")
 
@@ -64,3 +67,13 @@ def test_timms_schedule_lags_a_step_and_leaves_the_warm_up_below_the_peak() -> N
 def test_a_schedule_that_cannot_be_is_told(settings: dict[str, object], told: str) -> None:
     with pytest.raises(InputError, match=told):
         OptimConfig(**settings)
+
+
+@pytest.mark.parametrize(("is_cuda", "fused"), [(True, True), (False, None)])
+def test_on_a_gpu_a_step_is_fused(monkeypatch: pytest.MonkeyPatch, is_cuda: bool, fused: bool | None) -> None:
+    """Elsewhere torch chooses, as it always did."""
+    given: dict[str, object] = {}
+    monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **settings: given.update(settings))
+    parameter: Any = SimpleNamespace(is_cuda=is_cuda)
+    adamw([ParameterGroup("all", [parameter], 0.0)], OptimConfig())
+    assert given["fused"] is fused

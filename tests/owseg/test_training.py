@@ -103,6 +103,7 @@ def test_tars_of_img2dataset(tmp_path: Path) -> None:
     train(job(tmp_path / "tars", tmp_path / "out", steps=2))
     lines = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
     assert [line["pairs"] for line in lines] == [8, 16]
+    assert all(0 < line["data_wait_share"] < 1 for line in lines)
 
 
 def test_the_pages_code_runs_but_for_its_sizes(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from owseg.flops import checkpoint_contexts
 from owseg.methods.tcl import winograd
 
 T = TypeVar("T")
@@ -21,7 +22,7 @@ def checkpointed(function: Callable[..., T], *inputs: Any) -> T:
     """
     if not torch.is_grad_enabled():
         return function(*inputs)
-    result: T = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False)
+    result: T = checkpoint(function, *inputs, use_reentrant=False, preserve_rng_state=False, context_fn=checkpoint_contexts)
     return result
 
 
