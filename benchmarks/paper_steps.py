@@ -162,7 +162,8 @@ def main() -> None:
     for step in count_all(tuple(options.methods)):
         print(
             f"| {step.method} | {step.phase} | {step.steps:,} of {step.batch:,} | {step.parameters / 1e6:.1f} M "
-            f"| {step.trained / 1e6:.1f} M | {step.flops_pair / 1e9:.0f} | {step.flops_text / 1e9:.3f} | {step.flops / 1e15:.3f} |"
+            f"| {step.trained / 1e6:.1f} M | {step.flops_pair / 1e9:.0f} | {step.flops_text / 1e9:.3f} "
+            f"| {step.flops / 1e15:.3f} |"
         )
 
 

@@ -2,11 +2,12 @@
 
     python benchmarks/scaling.py [--tflops 312] [--mfu 0.35] [--gpus-per-node 8] [--inside 300] [--between 50] [--per-hop 10]
 
-A step on R GPUs takes what its share of the pairs takes to compute, then what the losses gather, then what gradients and weights
-exchange; nothing overlaps, so the real thing can only be faster in this. Collectives are rings: each rank passes on (R - 1) / R
-of what is exchanged, at the speed of the ring's slowest link, in R - 1 hops. tests/benchmarks/test_scaling.py counts the bytes
-that methods and engine really exchange, and asks that they are those predicted here, to the byte. Not in it: data loading,
-checkpoints, stragglers, and that small batches fill a GPU badly. `benchmarks/scaling_here.py` holds it against this machine.
+A step on R GPUs takes what its share of the pairs takes to compute, then what the losses gather, then what gradients and
+weights exchange; nothing overlaps, so the real thing can only be faster in this. Collectives are rings: each rank passes on
+(R - 1) / R of what is exchanged, at the speed of the ring's slowest link, in R - 1 hops. tests/benchmarks/test_scaling.py
+counts the bytes that methods and engine really exchange, and asks that they are those predicted here, to the byte. Not in it:
+data loading, checkpoints, stragglers, and that small batches fill a GPU badly. `benchmarks/scaling_here.py` holds the same
+model against processes on this machine.
 """
 
 import argparse
@@ -173,8 +174,9 @@ def report(machine: Machine, zero_stage: int) -> None:
     """Print a row for each phase: the recipe's own batch, which GPUs share, and one that grows with them."""
     configs = {"tcl": TclConfig(), "ovsegmentor": OvSegmentorConfig(), "vilseg": VilSegConfig()}
     print(
-        f"Assumed: {machine.tflops:g} TFLOP/s at {machine.mfu:.0%}, {machine.gpus_per_node} GPUs a node, {machine.inside:g} GB/s "
-        f"inside and {machine.between:g} GB/s between nodes, {machine.per_hop:g} us a hop, ZeRO {zero_stage}."
+        f"Assumed: {machine.tflops:g} TFLOP/s at {machine.mfu:.0%}, {machine.gpus_per_node} GPUs a node, "
+        f"{machine.inside:g} GB/s inside and {machine.between:g} GB/s between nodes, {machine.per_hop:g} us a hop, "
+        f"ZeRO {zero_stage}."
     )
     print("| method, phase | batch | pairs/s on 1 | " + " | ".join(f"on {ranks}" for ranks in RANKS) + " | MB a GPU receives |")
     print("|" + "---|" * (len(RANKS) + 4))
