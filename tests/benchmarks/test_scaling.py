@@ -47,10 +47,9 @@ def batch_for(method: Any, config: TrainableConfig, *, partners: bool) -> Batch:
     return Batch(image, method.tokenize(captions), captions, [], texts, image.flip(0) if partners else None, views)
 
 
-@pytest.mark.parametrize("ranks", [2, 8])
-@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize(("ranks", "bf16"), [(2, False), (8, True)])
 @pytest.mark.parametrize(("name", "phase"), [("tcl", 1), ("tcl", 2), ("ovsegmentor", 1), ("ovsegmentor", 2), ("vilseg", 1)])
-def test_predicted_bytes_are_those_exchanged(name: str, phase: int, bf16: bool, ranks: int, tmp_path: Path) -> None:
+def test_predicted_bytes_are_those_exchanged(name: str, phase: int, ranks: int, bf16: bool, tmp_path: Path) -> None:
     config = MODELS[name]()
     method = config.build(tiny.encoder(tmp_path) if config.uses_clip else None).train()
     groups = phase_groups(method, config.phases, config.optim)[phase - 1]
