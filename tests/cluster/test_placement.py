@@ -14,14 +14,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from cluster import InputError
-from cluster.capacity import nodes_to_come
+from cluster.capacity import Growth, nodes_to_come
 from cluster.data import run_on_ray, workers_for
-from cluster.evaluate import Contender, evaluate, evaluators
+from cluster.evaluate import Contender, _await_gpu, evaluate, evaluators
 from cluster.session import SessionConfig, close_session
 from cluster.train import RayTrainJob, TrainConfig, train
 from helpers import tiny
 from helpers.autoscaled import autoscaled
 from helpers.ray_work import MakeUpper
+from owseg import InputError as MistakeOfEvaluation
 from owseg.evaluation.protocols import EvaluateConfig
 
 NODES = [
@@ -62,6 +63,20 @@ def test_evaluators_go_by_the_nodes_that_they_may_use(
     use_gpu: bool, label: str, nodes: list[dict[str, Any]], expected: tuple[int, bool]
 ) -> None:
     assert evaluators(nodes, EvaluateConfig(use_gpu=use_gpu), SessionConfig(train_label=label)) == expected
+
+
+def test_a_cluster_without_a_gpu_is_refused_for_evaluation_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be scored on CPUs, on the nodes that are for GPUs."""
+    asked: list[Any] = []
+
+    def nothing_comes(*given: Any, **_: Any) -> Growth:
+        asked.append(given)
+        return Growth(0, "train_gpu: no capacity")
+
+    monkeypatch.setattr("cluster.evaluate.await_room", nothing_comes)
+    with pytest.raises(MistakeOfEvaluation, match=r"^evaluate.use_gpu: .* no GPU on nodes with role=train; .*: train_gpu: no capacity$"):
+        _await_gpu({"role": "train"})
+    assert asked == [(1, {"GPU": 1.0, "CPU": 0.5}, {"role": "train"}, "evaluation on a GPU")]
 
 
 @pytest.fixture
