@@ -1,6 +1,7 @@
 """Work over parquet shards on Ray Data: the same files, byte for byte, as `filtering.shards.run_local` writes."""
 
 import logging
+import time
 import traceback
 import warnings
 from collections.abc import Generator, Sequence
@@ -11,10 +12,11 @@ from typing import Any
 
 import pyarrow as pa
 
+from cluster.capacity import LONGEST_SECONDS, nodes_to_come, room
 from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings, rows_in
 from cluster.progress import Progress
-from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, selector_of
+from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
 from cluster.waiting import Waiting
 from filtering import InputError
 from filtering.shards import Describe, MakeWork, Marker, Runner, ShardWork, finished, make_work_for, rows_of, run_shard
@@ -23,7 +25,8 @@ CPUS_PER_WORKER = 0.5
 """What a worker reserves. Less than a whole CPU, so that a two-CPU machine still has a slot for Ray Data's own tasks."""
 
 START_SECONDS = 300
-"""How long to wait for a first free CPU. After that a shard may take whatever time it needs."""
+"""How long to wait for a first free CPU, or a node on its way. After that a shard may take whatever time it needs."""
+LOOK_SECONDS = 5.0
 
 
 class ShardError(RuntimeError):
@@ -126,8 +129,7 @@ def _results(
     context = ray.data.DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1  # it takes a shard that is long in work for a plan that hangs
     context.execution_options.label_selector = selector_of(config.data_label)
-    cpus = ray.cluster_resources().get("CPU", 1)
-    workers = max(1, min(len(sources), config.data_workers or int(cpus), int(cpus / CPUS_PER_WORKER)))
+    workers = workers_for(len(sources), ray.nodes(), config)
     with ray.data.DataContext.current(context):
         shards = ray.data.from_items([{"source": str(source)} for source in sources], override_num_blocks=len(sources))
         with warnings.catch_warnings():
@@ -154,21 +156,37 @@ def _results(
             yield from batch.to_pylist()
 
 
+def workers_for(shards: int, nodes: list[dict[str, Any]], config: SessionConfig) -> int:
+    """How many workers take shards: those asked for, or one for each core of the nodes that `session.data_label` allows.
+
+    Cores of other nodes do not count: workers for them would wait, and start more data nodes than anybody asked for. More than
+    fit are what makes an autoscaler start nodes, so on a cluster as many as are asked for may wait.
+    """
+    label = selector_of(config.data_label)
+    cores, fitting = (room(nodes, {"CPU": cpus}, label) for cpus in (1.0, CPUS_PER_WORKER))
+    wanted = config.data_workers or cores
+    return max(1, min(shards, wanted if is_shared(config) else min(wanted, fitting)))
+
+
 def _await_cpu(label: str) -> None:
     """InputError where no worker can start."""
     import ray
 
     nothing = ray.remote(max_calls=1)(_nothing)  # once, or its process would stay
     started = nothing.options(num_cpus=CPUS_PER_WORKER, label_selector=selector_of(label) or {}).remote()
-    try:
-        with Waiting("Ray: waiting for a free CPU"):
-            ray.get(started, timeout=START_SECONDS)
-    except ray.exceptions.GetTimeoutError:
-        ray.cancel(started)
-        nodes = f"session.data_label: no Ray node with the label {label}" if label else "session: no Ray node"
-        raise InputError(
-            f"{nodes} had a CPU to spare for {START_SECONDS} s; wait for other jobs to end or add nodes (see `ray status`)"
-        ) from None
+    with Waiting("Ray: waiting for a free CPU"):
+        began = hopeful = time.monotonic()
+        while not ray.wait([started], timeout=LOOK_SECONDS)[0]:
+            now, growth = time.monotonic(), nodes_to_come()
+            hopeful = now if growth.coming else hopeful  # a new node takes minutes to boot, and ten to be set up
+            if now - hopeful >= START_SECONDS or now - began >= LONGEST_SECONDS:
+                ray.cancel(started)
+                nodes = f"session.data_label: no Ray node with the label {label}" if label else "session: no Ray node"
+                raise InputError(
+                    f"{nodes} had a CPU to spare for {now - began:.0f} s; wait for other jobs to end or add nodes "
+                    f"(see `ray status`){growth.why_not}"
+                )
+    ray.get(started)
 
 
 def _nothing() -> None: ...

@@ -4,12 +4,14 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from cluster.capacity import await_room, on_nodes, room
 from cluster.progress import Progress
-from cluster.session import SessionConfig, ensure_session, selector_of
+from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from filtering.files import digest_of, digest_of_file
 from owseg import InputError
 from owseg.checkpoint import files_at
@@ -31,6 +33,10 @@ ITEMS_PER_PART = 20
 FORMAT = 3
 """Of the part files: bumped where their contents or the evaluator's arithmetic change, so that older ones are not read."""
 SECONDS_BETWEEN_LOOKS = 1.0
+CPUS_PER_WORKER = 0.5
+WITH_GPU = {"GPU": 1.0, "CPU": CPUS_PER_WORKER}
+START_SECONDS = 50.0
+"""How long to wait for a GPU, or a node on its way that may have one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,12 +203,13 @@ def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConf
     import ray
     from ray.util import ActorPool
 
-    gpus = int(ray.cluster_resources().get("GPU", 0)) if config.use_gpu else 0
-    workers = min(len(todo), gpus or max(1, int(ray.cluster_resources().get("CPU", 1))))
+    if config.use_gpu and is_shared(session):
+        _await_gpu(selector_of(session.train_label))
+    workers, gpu = evaluators(ray.nodes(), config, session)
     actor = ray.remote(Evaluator).options(
-        num_cpus=0.5, num_gpus=1 if gpus else 0, label_selector=selector_of(session.train_label)
+        num_cpus=CPUS_PER_WORKER, num_gpus=int(gpu), label_selector=selector_of(session.train_label)
     )
-    pool = ActorPool([actor.remote(config, bool(gpus)) for _ in range(workers)])
+    pool = ActorPool([actor.remote(config, gpu) for _ in range(min(len(todo), workers))])
     for part in todo:
         pool.submit(lambda worker, part: worker.score.remote(part), part)
     while pool.has_next():
@@ -210,6 +217,33 @@ def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConf
             yield pool.get_next_unordered(timeout=SECONDS_BETWEEN_LOOKS)
         except TimeoutError:
             look()
+
+
+def evaluators(nodes: list[dict[str, Any]], config: EvaluateConfig, session: SessionConfig) -> tuple[int, bool]:
+    """How many workers score at once, one for each GPU or core, and whether they have GPUs.
+
+    Nodes without `session.train_label` do not count: workers for their cores would wait, and start more of the others.
+    """
+    label = selector_of(session.train_label)
+    gpus = room(nodes, WITH_GPU, label) if config.use_gpu else 0
+    return max(1, gpus or room(nodes, {"CPU": 1.0}, label)), gpus > 0
+
+
+def _await_gpu(label: dict[str, str] | None) -> None:
+    """Wait for a first GPU, which an autoscaler may bring. Raises InputError where none comes."""
+    growth = await_room(
+        1,
+        WITH_GPU,
+        label,
+        "evaluation on a GPU",
+        patience=START_SECONDS,
+        say=lambda line: print(f"evaluate: {line}", flush=True),
+    )
+    if growth is not None:
+        raise InputError(
+            f"evaluate.use_gpu: the Ray cluster has no GPU{on_nodes(label)}; give it a node that has one, or score on its CPUs "
+            f"with evaluate.use_gpu=false{growth.why_not}"
+        )
 
 
 class Evaluator:

@@ -38,7 +38,8 @@ class SessionConfig:
     object_store_mb: int = 256
     """Shared memory of a local Ray, in MiB; the stages pass file names, not data, so little is needed."""
     data_workers: int | None = None
-    """Processes that filter and download at the same time; null: one per CPU of the cluster."""
+    """Processes that filter and download at the same time; null: one for each CPU that is there when they begin. More than fit
+    make a cluster's autoscaler start nodes."""
     data_label: str = ""
     """Filter and download only on Ray nodes with this label, key=value (ray_cluster.yaml has role=data); empty: anywhere."""
     train_label: str = ""

@@ -62,7 +62,7 @@ class TrainConfig(LoopConfig):
     max_failures: int = 2
     """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
     wait_seconds: float = 50.0
-    """Seconds that a Ray cluster (session.address) may take to have room for the workers; nodes that boot need minutes."""
+    """Seconds that a Ray cluster (session.address) may lack room for the workers while no node is on its way to it."""
     recovery_seconds: float = 900.0
     """Seconds that it may take, once workers or nodes are lost, to have room for the workers again, before the run stops."""
     collective_seconds: float = 1800.0

@@ -51,8 +51,8 @@ class TrainableConfig(MethodConfig):
 
     @property
     def depends_on_ranks(self) -> bool:
-        """Whether its losses are others on other numbers of ranks, as some official code's are."""
-        return False
+        """Whether its losses are others on other numbers of ranks: official forms compute some by rank (docs/fidelity.md)."""
+        return getattr(self, "fidelity", "exact") == "official"
 
     @property
     def official_layout(self) -> Layout | None:

@@ -128,5 +128,5 @@ def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        fused=all(parameter.is_cuda for group in groups for parameter in group.parameters) or None,
+        fused=all(parameter.is_cuda for group in groups for parameter in group.parameters.values()) or None,
     )

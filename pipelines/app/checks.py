@@ -70,7 +70,8 @@ def check_room(config: Config, method: TrainableConfig) -> None:
     there = {"CPU": float(config.session.num_cpus or len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     fitting = room([{"Alive": True, "Resources": there}], train.each, None)
     if fitting < train.workers:
-        raise InputError(no_room(train.workers, train.each, fitting, "this machine"))
+        cure = "submit it to a cluster that has them (session.address)"
+        raise InputError(no_room(train.workers, train.each, fitting, "this machine", cure))
 
 
 def check_methods(config: Config) -> None:

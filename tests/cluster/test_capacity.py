@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cluster import InputError, capacity
-from cluster.capacity import ensure_room, room
+from cluster.capacity import LONGEST_SECONDS, Growth, ensure_room, room
 from cluster.session import SessionConfig
 from cluster.train import TrainConfig
 from helpers import tiny
@@ -57,6 +57,7 @@ def with_nodes(monkeypatch: pytest.MonkeyPatch, *looks: list[dict[str, Any]]) ->
     ray.nodes = lambda: left.pop(0) if len(left) > 1 else left[0]  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "ray", ray)
     monkeypatch.setattr(capacity, "_ask_for_nodes", lambda *given: asked.append(given))
+    monkeypatch.setattr(capacity, "nodes_to_come", lambda: Growth(0, ""))
     return asked
 
 
@@ -71,7 +72,7 @@ def test_a_cluster_without_gpus_is_refused_within_a_minute_and_not_in_silence(
     assert len(said) >= 4
     assert said[0] == ("waits for a cluster with room for 2 training processes with 2 CPU and 1 GPU each: 0 fit by now (10 s)")
     assert "has room for 0; lower train.workers, train.use_gpu=false trains without GPUs" in str(caught.value)
-    assert asked == [([GPU, GPU], None)]
+    assert asked == [([GPU, GPU], None), ([], None)], "a wish that is left behind would keep nodes for ever"
 
 
 def test_this_machines_own_ray_is_not_waited_for(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
@@ -87,6 +88,57 @@ def test_a_cluster_that_grows_is_waited_for(monkeypatch: pytest.MonkeyPatch, clo
     ensure_room(4, GPU, {"role": "train"}, patience=600, say=said.append)
     assert len(said) == 1
     assert asked == [([GPU] * 4, [{"role": "train"}] * 4), ([], None)]
+
+
+def test_a_node_that_takes_three_minutes_is_waited_for_as_long_as_it_is_on_its_way(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    """The default patience is for clusters that nobody makes larger."""
+    with_nodes(monkeypatch, *[[node(0)]] * 186, [node(48, 4, role="train")])
+    monkeypatch.setattr(capacity, "nodes_to_come", lambda: Growth(1 if 5 < clock[0] < 180 else 0, ""))
+    said: list[str] = []
+    ensure_room(4, GPU, {"role": "train"}, patience=TrainConfig().wait_seconds, say=said.append)
+    assert 180 <= clock[0] < 190
+    assert said[1].endswith("0 fit by now (20 s), nodes on their way: 1")
+
+
+def test_nodes_that_never_arrive_are_waited_for_half_an_hour_and_why_is_told(
+    monkeypatch: pytest.MonkeyPatch, clock: list[float]
+) -> None:
+    with_nodes(monkeypatch, [node(0)])
+    monkeypatch.setattr(capacity, "nodes_to_come", lambda: Growth(1, "train_gpu: no spot capacity in us-west-2"))
+    with pytest.raises(InputError, match="failed to bring a node: train_gpu: no spot capacity"):
+        ensure_room(4, GPU, None, patience=50, say=lambda line: None)
+    assert clock[0] == LONGEST_SECONDS
+
+
+def test_nodes_that_lack_the_label_alone_are_told_of(monkeypatch: pytest.MonkeyPatch, clock: list[float]) -> None:
+    with_nodes(monkeypatch, [node(48, 4)])
+    with pytest.raises(InputError, match=r"on nodes with role=train, .* room for 0; .*") as caught:
+        ensure_room(4, GPU, {"role": "train"}, patience=5, say=pytest.fail)
+    assert "its other nodes have room for 4: see session.train_label" in str(caught.value)
+    assert clock[0] == 5
+
+
+def test_what_the_autoscaler_is_about() -> None:
+    """Its words, as Ray 2.60 sends them."""
+    from ray.autoscaler.v2.schema import Stats
+    from ray.autoscaler.v2.utils import ClusterStatusParser
+    from ray.core.generated.autoscaler_pb2 import FailedInstanceRequest, GetClusterStatusReply, PendingInstance
+    from ray.core.generated.autoscaler_pb2 import PendingInstanceRequest as Request
+
+    reply = GetClusterStatusReply()
+    state = reply.autoscaling_state
+    state.pending_instance_requests.append(Request(ray_node_type_name="train_gpu", count=2, request_ts=1))
+    state.pending_instances.append(PendingInstance(ray_node_type_name="train_gpu", instance_id="i-1"))
+    for number, reason in enumerate(("old", "quota of  GPUs\nis used up")):
+        state.failed_instance_requests.append(
+            FailedInstanceRequest(ray_node_type_name="train_gpu", count=1, start_ts=number, reason=reason)
+        )
+    status = ClusterStatusParser.from_get_cluster_status_reply(reply, stats=Stats())
+    assert capacity.growth_of(status) == Growth(3, "train_gpu: quota of GPUs is used up")
+    empty = ClusterStatusParser.from_get_cluster_status_reply(GetClusterStatusReply(), stats=Stats())
+    assert capacity.growth_of(empty) == Growth(0, "")
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The files that describe clusters: valid by Ray's own schema, and in step with the settings and the pinned versions."""
+"""The files that describe clusters: valid by their schemas, large enough for the recipes, in step with settings."""
 
 import copy
 import re
@@ -7,10 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
+from cluster.capacity import room
 from cluster.session import SessionConfig, selector_of
+from helpers import kuberay
 from helpers.paths import REPO
 from pipelines.app.config import load
 from pipelines.app.settings import Config
+
+RAY_UP = ["ray_cluster.yaml", "deploy/gcp.yaml", "deploy/onprem.yaml"]
+WITH_TYPES = ["ray_cluster.yaml", "deploy/gcp.yaml"]
+KUBERAY = ["deploy/kuberay.yaml", "deploy/kuberay_cluster.yaml"]
+RECIPES = ["tcl", "ovsegmentor", "vilseg"]
 
 
 def pinned(package: str) -> str:
@@ -19,49 +26,111 @@ def pinned(package: str) -> str:
     return found[1]
 
 
-@pytest.fixture
-def ray_up() -> dict[str, Any]:
-    return dict(yaml.safe_load((REPO / "ray_cluster.yaml").read_text()))
+def read(file: str) -> dict[str, Any]:
+    return dict(yaml.safe_load((REPO / file).read_text()))
 
 
-def test_ray_up_accepts_the_cluster_file(ray_up: dict[str, Any]) -> None:
+def cluster_of(file: str) -> dict[str, Any]:
+    """The RayCluster's spec in a file for KubeRay."""
+    spec = read(file)["spec"]
+    return dict(spec.get("rayClusterSpec", spec))
+
+
+def largest(file: str) -> list[dict[str, Any]]:
+    """All nodes that a file allows, as `ray.nodes()` would describe them."""
+    if file in KUBERAY:
+        cluster = cluster_of(file)
+        nodes = [(cluster["headGroupSpec"], {"CPU": 0.0}, 1)]
+        for group in cluster["workerGroupSpecs"]:
+            amounts = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+            resources = {"CPU": float(amounts["cpu"]), "GPU": float(amounts.get("nvidia.com/gpu", 0))}
+            nodes.append((group, resources, group["maxReplicas"]))
+    else:
+        types = read(file)["available_node_types"].values()
+        nodes = [(one, one["resources"], one.get("max_workers", 1)) for one in types]
+    return [
+        {"Alive": True, "Resources": resources, "Labels": one["labels"]}
+        for one, resources, count in nodes
+        for _ in range(count)
+    ]
+
+
+@pytest.mark.parametrize("file", RAY_UP)
+def test_ray_up_accepts_the_file(file: str) -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    validate_config(prepare_config(copy.deepcopy(ray_up)))
-    misspelt = {**ray_up, "max_worker": 1}
+    tree = read(file)
+    validate_config(prepare_config(copy.deepcopy(tree)))
     with pytest.raises(Exception, match="max_worker"):
-        validate_config(prepare_config(misspelt))
+        validate_config(prepare_config({**tree, "max_worker": 1}))
 
 
-def test_the_cluster_file_keeps_work_off_the_head_and_the_port_closed(ray_up: dict[str, Any]) -> None:
-    nodes = ray_up["available_node_types"]
-    assert nodes["head"]["resources"] == {"CPU": 0}
-    assert "GPU" in nodes["train_gpu"]["resources"]
-    assert ray_up["max_workers"] >= sum(node.get("max_workers", 0) for node in nodes.values())
-    head = " ".join(ray_up["head_start_ray_commands"])
+@pytest.mark.parametrize("file", KUBERAY)
+def test_kuberay_knows_every_field(file: str) -> None:
+    tree = read(file)
+    assert kuberay.problems(tree, kuberay.KINDS[tree["kind"]]) == []
+    broken = copy.deepcopy(tree)
+    cluster = broken["spec"].get("rayClusterSpec", broken["spec"])
+    cluster["workerGroupSpecs"][0]["label"] = {}
+    cluster["workerGroupSpecs"][1]["maxReplicas"] = "2"
+    cluster["autoscalerOptions"]["version"] = "v3"
+    assert [line.rpartition(".")[2] for line in kuberay.problems(broken, kuberay.KINDS[tree["kind"]])] == [
+        "version is 'v3', not one of ['v1', 'v2']",
+        "label is unknown",
+        "maxReplicas is '2', not int",
+    ]
+
+
+def test_the_cluster_that_stays_is_that_of_the_job() -> None:
+    assert cluster_of("deploy/kuberay_cluster.yaml") == cluster_of("deploy/kuberay.yaml")
+
+
+@pytest.mark.parametrize("file", RAY_UP)
+def test_a_cluster_file_keeps_work_off_the_head_and_the_port_closed(file: str) -> None:
+    tree = read(file)
+    head, worker = (" ".join(tree[f"{which}_start_ray_commands"]) for which in ("head", "worker"))
     assert "--dashboard-host=127.0.0.1" in head
-    for commands in (head, " ".join(ray_up["worker_start_ray_commands"])):
-        assert "RAY_AUTH_MODE=token" in commands
-    assert any("constraints.txt" in command for command in ray_up["setup_commands"])
+    assert all("RAY_AUTH_MODE=token" in commands for commands in (head, worker))
+    assert any("constraints.txt" in command for command in tree["setup_commands"])
+    if file in WITH_TYPES:
+        nodes = tree["available_node_types"]
+        assert nodes["head"]["resources"] == {"CPU": 0}
+        assert tree["max_workers"] == sum(node.get("max_workers", 0) for node in nodes.values())
+        assert all(node.get("min_workers", 0) == 0 for node in nodes.values()), "idle nodes cost"
+    else:  # Ray takes no node types for machines of one's own
+        assert "--num-cpus=0" in head
+        assert "--labels=role=head" in head
+        assert "echo train || echo data" in worker
+        assert "--labels=role=$role" in worker
+        assert tree["min_workers"] == tree["max_workers"] == len(tree["provider"]["worker_ips"])
 
 
-@pytest.mark.parametrize("file", ["ray_cluster.yaml", "deploy/kuberay.yaml"])
+@pytest.mark.parametrize("file", [*RAY_UP, *KUBERAY])
 def test_the_command_in_the_file_is_one_that_the_pipelines_take(file: str) -> None:
     text = (REPO / file).read_text()
-    settings = re.findall(r"\b(?:run_dir|session\.\w+|tracking\.\w+)=\S+", text)
+    settings = re.findall(r"\b(?:run_dir|session\.\w+|tracking\.\w+)=\S+", text.replace("tracking.uri= ", ""))
     config = load(Config, None, settings)
     labels = [selector_of(config.session.data_label), selector_of(config.session.train_label)]
     assert config.session != SessionConfig()
-    tree = yaml.safe_load(text)
-    if "spec" in tree:
-        groups = tree["spec"]["rayClusterSpec"]["workerGroupSpecs"]
+    if file in RAY_UP and file not in WITH_TYPES:
+        assert labels == [{"role": "data"}, {"role": "train"}]
     else:
-        groups = list(tree["available_node_types"].values())
-    assert all(label in [group["labels"] for group in groups] for label in labels)
+        assert all(label in [node["Labels"] for node in largest(file)] for label in labels)
 
 
-def test_the_kubernetes_job_asks_for_what_the_image_holds() -> None:
-    cluster = yaml.safe_load((REPO / "deploy" / "kuberay.yaml").read_text())["spec"]["rayClusterSpec"]
+@pytest.mark.parametrize("recipe", RECIPES)
+@pytest.mark.parametrize("file", [*WITH_TYPES, *KUBERAY])
+def test_the_papers_recipes_fit_and_data_work_has_no_gpu(file: str, recipe: str) -> None:
+    train = load(Config, REPO / "configs" / f"{recipe}.yaml", []).train
+    nodes = largest(file)
+    assert room(nodes, train.each, {"role": "train"}) >= train.workers
+    assert room(nodes, {"GPU": 1.0}, {"role": "data"}) == room(nodes, {"GPU": 1.0}, {"role": "head"}) == 0
+    assert room(nodes, {"CPU": 0.5}, {"role": "head"}) == 0
+
+
+@pytest.mark.parametrize("file", KUBERAY)
+def test_kubernetes_pods_ask_for_what_the_image_holds(file: str) -> None:
+    cluster = cluster_of(file)
     assert cluster["rayVersion"] == pinned("ray")
     assert cluster["authOptions"] == {"mode": "token"}
     assert f"rayproject/ray:{pinned('ray')}-py311" in (REPO / "deploy" / "Dockerfile").read_text()
