@@ -212,7 +212,7 @@ def losses_of_drawn(training: Training, batch: Batch, *, bf16: bool) -> dict[str
     method, device = build(training.config, training.encoder).train().to(training.device), training.device
     (groups,) = phase_groups(method, training.alone.phases, training.alone.optim)
     method.requires_grad_(False)
-    learned = [parameter.requires_grad_() for group in groups for parameter in group.parameters]
+    learned = [parameter.requires_grad_() for group in groups for parameter in group.parameters.values()]
     with torch.no_grad():
         method.begin_phase(training.alone.phases[0])
     with of_step(0, 0), torch.autocast(device.type, torch.bfloat16, enabled=bf16):

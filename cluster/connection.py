@@ -85,7 +85,7 @@ def _reason(code: str, details: str) -> str:
             return "what listens there is not Ray's"
         case "DEADLINE_EXCEEDED":
             return f"no answer within {CONNECT_SECONDS:g} s"
-        case _ if "HTTP/2" in last or "Socket closed" in last or "http1" in last:
+        case _ if any(sign in last for sign in ("HTTP/2", "http1", "Socket closed", "recvmsg")):  # it hung up, or answered
             return "what listens there is not Ray's"
         case _:
             return (last.rpartition("Failed to connect to remote host: ")[2] or code)[:200]

@@ -1,24 +1,22 @@
 """DeepSpeed as a training engine: the steps of `owseg.engine.TorchEngine`, with optimiser state sharded (ZeRO)."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owseg.adam import AdamState, Moments, torch_state
 from owseg.data import Batch
-from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
+from owseg.optim import OptimConfig, ParameterGroup, adamw
 from owseg.steady import total_of
 from owseg.trainable import TrainableMethod, losses_of
 
-TAG = "step"
-"""One constant tag: every checkpoint folder holds one checkpoint, so folders of all ranks merge without renaming."""
-_BASE_STATE = ("base_optimizer_state", "optimizer_state_dict")
-"""Where ZeRO 1 and 2, and ZeRO 3, keep the wrapped optimiser's state dict."""
+_MEAN, _SQUARE = "exp_avg", "exp_avg_sq"
 
 
 class _Losses(nn.Module):
@@ -49,7 +47,7 @@ class DeepSpeedEngine:
         device: torch.device,
     ) -> None:
         deepspeed = _import_deepspeed()
-        self.device = device
+        self.device, self.groups = device, [group.parameters for group in groups]
         self.engine, self.optimizer, _, _ = deepspeed.initialize(
             model=_Losses(method.to(device)),
             optimizer=adamw(groups, optim),
@@ -71,11 +69,35 @@ class DeepSpeedEngine:
         self.skipped = bool(self.optimizer.overflow)  # its norm is not finite: a sum over ranks, so that all agree
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def save(self, folder: Path) -> None:
-        self.engine.save_checkpoint(str(folder), tag=TAG, exclude_frozen_parameters=True)
+    def moments(self) -> Iterator[tuple[str, Moments]]:
+        from deepspeed.utils import safe_get_full_optimizer_state as whole
 
-    def load(self, folder: Path) -> None:
-        self.engine.load_checkpoint(str(folder), tag=TAG, load_module_strict=False)
+        for name, parameter, flat in self._partitions():
+            if state := self.optimizer.optimizer.state.get(flat):
+                yield name, Moments(int(state["step"]), whole(parameter, _MEAN), whole(parameter, _SQUARE))
+
+    def set_moments(self, state: AdamState) -> None:
+        states = self.optimizer.optimizer.state
+        partitions = list(self._partitions())
+        for _, _, flat in partitions:
+            states[flat] = torch_state(Moments(0, torch.zeros_like(flat), torch.zeros_like(flat)), flat.device)
+        if not hasattr(self.optimizer, "fp32_partitioned_groups_flat"):
+            self.optimizer._lazy_init_hp_params_optimizer_state()  # tells each parameter its place in them
+        for name, parameter, flat in partitions:
+            if name in state:
+                moments = state[name]
+                states[flat]["step"].fill_(moments.steps)  # of all of them: a group's parameters always learn together
+                _take_over(parameter, moments)
+
+    def _partitions(self) -> Iterator[tuple[str, nn.Parameter, Tensor]]:
+        """Each parameter with its name and the flat tensor, a rank's part of many parameters, that stands for it in AdamW."""
+        for number, group in enumerate(self.groups):
+            for name, parameter in group.items():
+                if hasattr(parameter, "ds_id"):  # ZeRO 3
+                    place = self.optimizer.grad_position[self.optimizer.get_param_id(parameter)][0]
+                    yield name, parameter, self.optimizer.fp32_partitioned_groups_flat[place]
+                else:
+                    yield name, parameter, self.optimizer.single_partition_of_fp32_groups[number]
 
     def full_parameters(self) -> AbstractContextManager[None]:
         import deepspeed
@@ -83,17 +105,22 @@ class DeepSpeedEngine:
         gathered: AbstractContextManager[None] = deepspeed.zero.GatheredParameters(list(self.engine.module.parameters()))
         return gathered
 
-    def release_optimizer_state(self) -> AdamState:
-        state = self.optimizer.state_dict()
-        carried = adam_state(next(state[key] for key in _BASE_STATE if key in state))
+    def release(self) -> None:
         self.engine.destroy()  # its hooks sit on parameters that the next engine takes
-        return carried
+        self.engine.optimizer = None  # or the collector has it destroyed again, whenever, with what the next engine set up
 
-    def load_optimizer_state(self, carried: AdamState) -> None:
-        # ZeRO lays a group out by its parameters' order alone, so equal groups have equal partitions on each rank.
-        state = self.optimizer.state_dict()
-        key = next(key for key in _BASE_STATE if key in state)
-        self.optimizer.load_state_dict({dist.get_rank(): {**state, key: with_adam_state(state[key], carried)}})
+
+def _take_over(parameter: nn.Parameter, moments: Moments) -> None:
+    """Put this rank's part of a parameter's state in its place."""
+    from deepspeed.utils import safe_set_full_optimizer_state, safe_set_local_optimizer_state
+
+    for key, value in ((_MEAN, moments.mean), (_SQUARE, moments.square)):
+        if hasattr(parameter, "ds_tensor"):  # the last rank's part is filled up, which DeepSpeed's own function does not do
+            size, rank = parameter.ds_tensor.numel(), dist.get_rank()
+            padded = F.pad(value.flatten(), (0, size * dist.get_world_size() - value.numel()))
+            safe_set_local_optimizer_state(parameter, padded[rank * size : (rank + 1) * size], key)
+        else:
+            safe_set_full_optimizer_state(parameter, value, key)
 
 
 def _import_deepspeed() -> Any:

@@ -1,21 +1,18 @@
 """The seam between the training loop and what carries out a step."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from owseg.adam import AdamState, Moments, torch_state
 from owseg.data import Batch
-from owseg.optim import AdamState, OptimConfig, ParameterGroup, adam_state, adamw, with_adam_state
+from owseg.optim import OptimConfig, ParameterGroup, adamw
 from owseg.steady import total_of
 from owseg.trainable import TrainableMethod, losses_of
-
-STATE = "optimizer.pt"
-"""The plain engine's file in a checkpoint."""
 
 
 class Engine(Protocol):
@@ -31,24 +28,20 @@ class Engine(Protocol):
         """
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write the optimiser state, or this rank's part of it. Every rank calls it."""
+    def moments(self) -> Iterator[tuple[str, Moments]]:
+        """The optimiser's state of each parameter that it updates, whole on every rank. Every rank goes through all of it."""
         ...
 
-    def load(self, folder: Path) -> None:
-        """Restore what `save` wrote with the same number of ranks."""
+    def set_moments(self, state: AdamState) -> None:
+        """Before the first step: take over the state of those parameters that it has. Every rank calls it with the same."""
         ...
 
     def full_parameters(self) -> AbstractContextManager[None]:
         """While inside, the method's tensors are all there on every rank (ZeRO 3 shards them). Every rank enters."""
         ...
 
-    def release_optimizer_state(self) -> AdamState:
-        """End this engine; returns the optimiser's state for the next engine."""
-        ...
-
-    def load_optimizer_state(self, carried: AdamState) -> None:
-        """Go on from an earlier engine's state where groups are the same; new groups start afresh."""
+    def release(self) -> None:
+        """End this engine: another one takes the method."""
         ...
 
 
@@ -72,10 +65,11 @@ class TorchEngine:
         self.device = device or torch.device("cpu")
         self.bf16 = bf16
         self.method = method.to(self.device)
-        self.parameters = [parameter for group in groups for parameter in group.parameters]
+        self.named = {name: parameter for group in groups for name, parameter in group.parameters.items()}
+        self.parameters = [*self.named.values()]
         self.clip_norm = optim.clip_norm
         self.optimizer = adamw(groups, optim)
-        self.rank, self.ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        self.ranks = dist.get_world_size() if dist.is_initialized() else 1
 
     def step(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         for group in self.optimizer.param_groups:
@@ -96,18 +90,17 @@ class TorchEngine:
             self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def save(self, folder: Path) -> None:
-        if self.rank == 0:  # the others' is the same
-            torch.save(self.optimizer.state_dict(), folder / STATE)
+    def moments(self) -> Iterator[tuple[str, Moments]]:
+        for name, parameter in self.named.items():
+            if state := self.optimizer.state.get(parameter):
+                yield name, Moments(int(state["step"]), state["exp_avg"], state["exp_avg_sq"])
 
-    def load(self, folder: Path) -> None:
-        self.optimizer.load_state_dict(torch.load(folder / STATE, map_location="cpu", weights_only=True))
+    def set_moments(self, state: AdamState) -> None:
+        for name in self.named.keys() & state.keys():
+            self.optimizer.state[self.named[name]] = torch_state(state[name], self.device)
 
     def full_parameters(self) -> AbstractContextManager[None]:
         return nullcontext()
 
-    def release_optimizer_state(self) -> AdamState:
-        return adam_state(self.optimizer.state_dict())
-
-    def load_optimizer_state(self, carried: AdamState) -> None:
-        self.optimizer.load_state_dict(with_adam_state(self.optimizer.state_dict(), carried))
+    def release(self) -> None:
+        self.optimizer.zero_grad(set_to_none=True)

@@ -11,11 +11,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from owseg import InputError
+from owseg.adam import AdamState, Moments, SavedMoments, write_share
 from owseg.costs import Waits
 from owseg.data import Batch
 from owseg.engine import Engine
 from owseg.noise import of_step
-from owseg.optim import AdamState, OptimConfig, ParameterGroup, parameter_groups
+from owseg.optim import OptimConfig, ParameterGroup, parameter_groups
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
 from owseg.snapshots import POSITION, step_of, write_part
 from owseg.steady import MAX_SKIPPED, Last, Skipped, Undo, refuse_diverged
@@ -97,7 +98,7 @@ def fit(
     """Train `method` in place.
 
     batches(scheduled, step) yields this rank's batches of a phase from `step` on. `resume` is a folder that a checkpoint was
-    saved to; training resumes after its step as if it had never stopped, given as many ranks as before.
+    saved to; training resumes after its step as if it had never stopped, on any number of ranks and with any engine.
 
     Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
     trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
@@ -120,9 +121,9 @@ def fit(
         _freeze_all_but(method, groups)
         engine = make_engine(groups, scheduled.schedule.optim)
         if resume is not None and done > scheduled.start:  # at its very end, too: the next engine takes over from this one
-            engine.load(resume)
+            engine.set_moments(SavedMoments(resume))
         else:
-            engine.load_optimizer_state(carried if scheduled.start > scheduled.schedule.start else {})
+            engine.set_moments(carried if scheduled.start > scheduled.schedule.start else {})
             _call(method, engine, "begin_phase", scheduled.phase)
         first, undo = max(scheduled.start, done), Undo(method)
         for step, batch in zip(range(first, scheduled.stop), waits.timed(batches(scheduled, first)), strict=True):
@@ -136,7 +137,13 @@ def fit(
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
                 on_checkpoint(finished, _saver(method, phases, engine, finished, kept))
                 kept, due = finished, False
-        carried = engine.release_optimizer_state()
+        carried = _copied(engine.moments()) if scheduled.stop < total else {}
+        engine.release()
+
+
+def _copied(moments: Iterator[tuple[str, Moments]]) -> AdamState:
+    """The state apart from the engine's own tensors."""
+    return {name: Moments(steps, mean.clone(), square.clone()) for name, (steps, mean, square) in moments}
 
 
 def _step(
@@ -171,7 +178,7 @@ def _freeze_all_but(method: TrainableMethod, groups: Sequence[ParameterGroup]) -
     method.zero_grad(set_to_none=True)  # what the phase before has left, of parameters that now stay as they are
     method.requires_grad_(False)
     for group in groups:
-        for parameter in group.parameters:
+        for parameter in group.parameters.values():
             parameter.requires_grad_()
 
 
@@ -179,7 +186,7 @@ def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, ste
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     def write(folder: Path) -> None:
-        engine.save(folder)
+        write_share(engine.moments(), folder, rank, ranks)
         with engine.full_parameters():
             if rank == 0:
                 save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)

@@ -50,6 +50,11 @@ class TrainableConfig(MethodConfig):
     """Training augmentation."""
 
     @property
+    def depends_on_ranks(self) -> bool:
+        """Whether its losses are others on other numbers of ranks, as some official code's are."""
+        return False
+
+    @property
     def official_layout(self) -> Layout | None:
         """How the method's published checkpoints name its tensors; None where none were published."""
         return None

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import nn
@@ -96,7 +96,8 @@ class ParameterGroup(NamedTuple):
 
     name: str
     """Names the same parameters, in the same order, in every phase."""
-    parameters: list[nn.Parameter]
+    parameters: dict[str, nn.Parameter]
+    """By name."""
     weight_decay: float
 
 
@@ -115,35 +116,17 @@ def parameter_groups(
         trained = [index for index, prefixes in enumerate(phases) if name.startswith(prefixes)]
         decayed = parameter.ndim >= 2 or (parameter.ndim == 0 and quirks.decay_scalars)
         key = f"phases {trained} {'decayed' if decayed else 'spared'}"
-        group = groups.setdefault(key, ParameterGroup(key, [], weight_decay if decayed else 0.0))
-        group.parameters.append(parameter)
+        group = groups.setdefault(key, ParameterGroup(key, {}, weight_decay if decayed else 0.0))
+        group.parameters[name] = parameter
     return list(groups.values())
 
 
 def adamw(groups: Sequence[ParameterGroup], config: OptimConfig) -> torch.optim.AdamW:
     """The optimiser of all engines, over named groups; on a GPU a step is a few kernels for all parameters together."""
     return torch.optim.AdamW(
-        [{"params": group.parameters, "weight_decay": group.weight_decay, "name": group.name} for group in groups],
+        [{"params": [*group.parameters.values()], "weight_decay": group.weight_decay, "name": group.name} for group in groups],
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        fused=all(parameter.is_cuda for group in groups for parameter in group.parameters) or None,
+        fused=all(parameter.is_cuda for group in groups for parameter in group.parameters.values()) or None,
     )
-
-
-AdamState = dict[str, list[dict[str, Any]]]
-"""An optimiser's state by group name: one dict for each tensor that the optimiser holds (a parameter, or a ZeRO partition)."""
-
-
-def adam_state(state_dict: dict[str, Any]) -> AdamState:
-    """The state in a torch optimiser's state dict, by group name."""
-    state = state_dict["state"]
-    return {group["name"]: [state.get(index, {}) for index in group["params"]] for group in state_dict["param_groups"]}
-
-
-def with_adam_state(state_dict: dict[str, Any], carried: AdamState) -> dict[str, Any]:
-    """A torch optimiser's state dict in which groups that `carried` names have that state; other groups keep theirs."""
-    state = dict(state_dict["state"])
-    for group in state_dict["param_groups"]:
-        state.update(zip(group["params"], carried.get(group["name"], ()), strict=False))
-    return {**state_dict, "state": {index: values for index, values in state.items() if values}}

@@ -172,7 +172,8 @@ def usable_device(name: str | torch.device) -> torch.device:
 def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
     """All that decides the weights, as it is kept beside a checkpoint: a dotted key for each setting."""
     data = [[shard.name, shard.stat().st_size] for shard in job.shards]
-    given = {"seed": job.seed, "ranks": ranks, "bf16": job.train.bf16, "shards": data}
+    given = {"seed": job.seed, "bf16": job.train.bf16, "shards": data}
+    given |= {"ranks": ranks} if job.method.depends_on_ranks else {}
     given |= {"start": sha256(job.start) if job.start else None}  # by content: a file may move
     given |= {"method": training_settings(job.method), "normalisation": asdict(job.normalisation)}
     if job.method.uses_clip:

@@ -5,7 +5,7 @@ import sys
 
 from filtering.images.results import Retry
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
-from pipelines.app.cli import VERIFY, main
+from pipelines.app.cli import RESTART, VERIFY, main
 from pipelines.app.context import SUMMARY, Result, open_context
 from pipelines.app.settings import Config
 from pipelines.download import check_target, retry_flag, run_download
@@ -41,4 +41,4 @@ def print_funnel(corpus: Result, shards: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none"), **VERIFY}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none"), **RESTART, **VERIFY}))

@@ -20,13 +20,12 @@ from owseg.method_config import TrainableConfig
 from owseg.step_log import costs_of, left_out_of
 from owseg.training import TrainJob, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
-from pipelines.app.cli import VERIFY, main
+from pipelines.app.cli import RESTART, VERIFY, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
 from pipelines.app.resolve import (
     given_weights,
-    keep_spread,
     methods_to_train,
     resolve_encoder_paths,
     spread_training,
@@ -101,14 +100,14 @@ def weights_of(context: Context, name: str) -> Path:
 
 def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]:
     """All that decides a method's weights, besides the data."""
-    train = spread_training(config, method)
-    spread = {key: getattr(train, key) for key in ("workers", "engine", "zero_stage", "bf16")}
     settings = {
         "method": plain(training_settings(located(method, Path()))),
         "normalisation": to_dict(config.normalisation),
         "seed": config.seed,
-        **spread,
+        "bf16": config.train.bf16,
     }
+    if method.depends_on_ranks:
+        settings["workers"] = spread_training(config, method).workers
     if method.uses_clip:
         given = {key: file_name(getattr(config.encoder, key)) for key in ("model", "pretrained")}
         settings["encoder"] = encoder_dict(resolve_encoder_paths(config)) | given
@@ -136,7 +135,6 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
 
     def work() -> Result:
         set_other_aside(folder, fingerprint)
-        keep_spread(folder, job.train.workers)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"model": method.name})
             run.params(dict(flatten(settings)))
@@ -195,4 +193,4 @@ def run(config: Config, verify: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags=VERIFY))
+    sys.exit(main(run, doc=__doc__ or "", flags={**RESTART, **VERIFY}))

@@ -62,6 +62,8 @@ VERIFY = {
     )
 }
 """The option of the verbs that resume."""
+RESTART = {"--restart": Switch("train anew what was trained with other settings; it is kept in the run's train/before")}
+"""The option of the verbs that train."""
 
 
 def main(
@@ -92,7 +94,8 @@ def main(
         if given.instead:
             given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
             return
-        with open_run_dir(config, given.file) as held:
+        restart = bool(given.chosen.pop("restart", False))
+        with open_run_dir(config, given.file, restart=restart) as held:
             scene.folder = Path(held.run_dir)
             if not any(override.startswith("run_dir=") for override in given.overrides):
                 again.append(f"run_dir={held.run_dir}")

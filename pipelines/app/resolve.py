@@ -14,9 +14,6 @@ from owseg.phases import scheduled_phases
 from pipelines.app.cli import CONFIGS
 from pipelines.app.settings import Config
 
-WORKERS = "workers"
-"""File in a training's folder that holds the number of its processes."""
-
 
 def resolve_encoder_paths(config: Config) -> EncoderConfig:
     """The run's encoder with absolute paths: Ray's workers have another working directory.
@@ -52,20 +49,11 @@ def methods_to_train(config: Config) -> list[TrainableConfig]:
 
 
 def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
-    """How a method's training is spread on this machine, in numbers; one that has begun keeps its number of processes."""
+    """How a method's training is spread on this machine, in numbers."""
     cores = config.session.num_cpus or len(os.sched_getaffinity(0))
-    train = config.train
-    begun = Path(config.run_dir) / "train" / method.name / WORKERS
-    if not train.workers and begun.is_file():
-        train = replace(train, workers=int(begun.read_text(encoding="utf-8")))
-    return train.spread(
+    return config.train.spread(
         [scheduled.schedule.optim.batch_size for scheduled in scheduled_phases(method.phases, method.optim)], cores
     )
-
-
-def keep_spread(folder: Path, workers: int) -> None:
-    """Record in a training's folder by how many processes it is made: batches are drawn by process."""
-    (folder / WORKERS).write_text(f"{workers}\n", encoding="utf-8")
 
 
 def given_weights(config: Config) -> dict[str, Path]:

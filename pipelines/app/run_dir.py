@@ -28,8 +28,11 @@ SWEEP_FOLDERS = ("cells", "shared")
 
 
 @contextmanager
-def open_run_dir(config: Config, config_file: Path | None) -> Iterator[Config]:
-    """Hold the run's folder: yields `config` with its absolute `run_dir`. Raises ConfigError where it cannot be used."""
+def open_run_dir(config: Config, config_file: Path | None, *, restart: bool = False) -> Iterator[Config]:
+    """Hold the run's folder: yields `config` with its absolute `run_dir`. Raises ConfigError where it cannot be used.
+
+    restart: what was trained there with other settings is no reason.
+    """
     folder = run_folder(config, config_file)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -41,26 +44,26 @@ def open_run_dir(config: Config, config_file: Path | None) -> Iterator[Config]:
     try:
         _take(lock, folder)
         config = replace(config, run_dir=str(folder))
-        prepare_run_dir(config)
+        prepare_run_dir(config, restart=restart)
         yield config
     finally:
         os.close(lock)
 
 
-def prepare_run_dir(config: Config) -> None:
+def prepare_run_dir(config: Config, *, restart: bool = False) -> None:
     """Write the resolved config into the run's folder, or refuse the folder if another run's config is there.
 
     A folder where no stage is complete belongs to no run yet: a mistake in the first config can be mended.
     """
-    refuse_other_run(config)
+    refuse_other_run(config, restart=restart)
     for key, value in flatten(to_dict(config)):
         if isinstance(value, str) and holds_mask(value):
             raise ConfigError(f"{key}: {masked(value)} was copied from a record, where secrets are masked; give it in full")
     _write(Path(config.run_dir) / CONFIG_FILE, config)
 
 
-def refuse_other_run(config: Config) -> None:
-    """Raise ConfigError where the run's folder holds a run of another config."""
+def refuse_other_run(config: Config, *, restart: bool = False) -> None:
+    """Raise ConfigError where the run's folder holds a run of another config, or (restart) of another corpus."""
     file = Path(config.run_dir) / CONFIG_FILE
     if not file.exists() or not holds_run(file.parent):
         return
@@ -79,10 +82,13 @@ def refuse_other_run(config: Config) -> None:
         there = {}
     for key, before, now in _differences(there, masked_tree(to_dict(config))):
         if _is_made_by(key, file.parent) and not (key == SOURCE and _is_corpus_of(config)):
-            training = _training_of(key, file.parent)
+            of_training = roles_of(key) <= {"train", "evaluate"} and not is_sweep(file.parent)
+            if restart and of_training:
+                continue
+            or_else = "train anew in it with --restart, which keeps what is trained" if of_training else "delete that one"
             raise ConfigError(
                 f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before} and is now {now}; "
-                f"choose another with run_dir=FOLDER or delete {training if training else 'that one'}"
+                f"choose another with run_dir=FOLDER or {or_else}"
             )
 
 

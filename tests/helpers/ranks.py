@@ -39,10 +39,10 @@ def start_ranks(work: Callable[..., None], folder: Path, ranks: int, port: int, 
     ]
 
 
-def wait_for_ranks(processes: list[subprocess.Popen[bytes]]) -> None:
+def wait_for_ranks(processes: list[subprocess.Popen[bytes]], timeout: float = 300.0) -> None:
     """Until all have ended well; where one has not, none goes on."""
     try:
-        assert [process.wait(timeout=300) for process in processes] == [0] * len(processes)
+        assert [process.wait(timeout) for process in processes] == [0] * len(processes)
     finally:
         for process in processes:
             process.kill()

@@ -129,6 +129,19 @@ def test_ranks_share_out_the_batch_of_one(tmp_path: Path, ranks: int) -> None:
     assert not torch.equal(alone.image[0], alone.image[1])
 
 
+def test_every_sample_comes_once_an_epoch_whatever_becomes_of_the_ranks(tmp_path: Path) -> None:
+    """Three epochs of five steps; after each crash the steps since the last checkpoint are taken again, by other ranks."""
+    taken: dict[int, list[str]] = {}
+    for start, stop, ranks in ((0, 4, 2), (3, 7, 4), (6, 9, 1), (8, 15, 8)):
+        shares = [batches(tmp_path, rank=rank, world_size=ranks, partners=False, prepare=None) for rank in range(ranks)]
+        for step in range(start, stop):
+            keys = [key for share in shares for key in share[step].keys]
+            assert taken.setdefault(step, keys) == keys, "a step that is taken again has the same samples in the same places"
+    epochs = [sorted(key for step in range(5 * epoch, 5 * epoch + 5) for key in taken[step]) for epoch in range(3)]
+    assert epochs == [[f"{number:08}" for number in range(40)]] * 3
+    assert taken[0] != taken[5]
+
+
 def test_a_batch_is_the_same_without_partners(tmp_path: Path) -> None:
     """The augmentation of an image does not depend on whether partners are drawn beside it, nor on what a method prepares."""
     both, alone = batches(tmp_path)[3], batches(tmp_path, partners=False, prepare=None)[3]

@@ -60,8 +60,7 @@ def test_two_ranks_of_torchrun_learn_what_one_process_does(tmp_path: Path) -> No
     assert done.returncode == 0, done.stderr
     two = load_file(tmp_path / "two" / "method.safetensors")
     assert one.keys() == two.keys()
-    moved = max((one[name] - tensor).abs().max().item() for name, tensor in two.items())
-    assert moved < 2e-2, "ranks draw crops of their own: near, not equal"
+    assert_same(two, one, rtol=1e-3, atol=2e-5)
     assert read_model(tmp_path / "two").method == tiny.clip_config(4)
 
 

@@ -128,6 +128,11 @@ class OvSegmentorConfig(TrainableConfig):
         return Quirks(decay_scalars=self.fidelity == "official")
 
     @property
+    def depends_on_ranks(self) -> bool:
+        """In the official form they are (docs/fidelity.md)."""
+        return self.fidelity == "official"
+
+    @property
     def official_layout(self) -> Layout:
         """The names in the official files."""
         return LAYOUT

@@ -17,7 +17,6 @@ from pipelines.app.config import ConfigError, override, to_dict
 from pipelines.app.context import Context
 from pipelines.app.describe import describe
 from pipelines.app.evaluated import fingerprint_of
-from pipelines.app.resolve import keep_spread, spread_training
 from pipelines.app.roles import roles_of, says_how
 from pipelines.app.run_dir import digest_of_run, prepare_run_dir
 from pipelines.app.settings import EVALUATED_METHODS, Config
@@ -237,20 +236,25 @@ def test_a_training_without_a_checkpoint_binds_no_setting(base: Config, tmp_path
     lower = override(here, ["method_settings.tcl.optim.lr=0.001"])
     prepare_run_dir(lower)
     (tmp_path / "train" / "tcl" / "checkpoints" / "checkpoint_2026-01-01_00-00-00.000001").mkdir()
-    with pytest.raises(ConfigError, match=rf"'method_settings.tcl.optim.lr' was 0.001 .* or delete {tmp_path}/train/tcl$"):
+    with pytest.raises(
+        ConfigError, match=r"'method_settings.tcl.optim.lr' was 0.001 .* or train anew in it with --restart, .*"
+    ):
         prepare_run_dir(here)
+    prepare_run_dir(here, restart=True)
+    with pytest.raises(ConfigError, match=r"'filter.min_count' was .* or delete that one$"):
+        prepare_run_dir(override(here, ["filter.min_count=7"]), restart=True)
 
 
-def test_an_interrupted_training_keeps_its_number_of_processes(base: Config, tmp_path: Path) -> None:
-    """Batches are drawn by process: another machine, or other `session` settings, must not begin it anew."""
-    config = override(base, [f"run_dir={tmp_path}", "train.workers=0", "session.num_cpus=4"])
-    tcl = config.method_settings.tcl
-    assert spread_training(config, tcl).workers == 4
-    (tmp_path / "train" / "tcl").mkdir(parents=True)
-    keep_spread(tmp_path / "train" / "tcl", 4)
-    before = train.deciding_settings(config, tcl)
-    assert train.deciding_settings(override(config, ["session.num_cpus=1"]), tcl) == before
-    assert spread_training(override(config, ["train.workers=2"]), tcl).workers == 2
+def test_other_processes_engines_and_stages_go_on_with_a_training(base: Config) -> None:
+    """But for official forms, whose losses depend on the number of ranks."""
+    tcl = base.method_settings.tcl
+    other = override(base, ["train.workers=4", "train.engine=torch", "train.zero_stage=3", "train.threads=2"])
+    assert train.deciding_settings(other, tcl) == train.deciding_settings(base, tcl)
+    assert train.deciding_settings(override(base, ["train.bf16=true"]), tcl) != train.deciding_settings(base, tcl)
+    official = [override(config, ["method_settings.tcl.fidelity=official"]) for config in (base, other)]
+    one, two = (train.deciding_settings(config, config.method_settings.tcl) for config in official)
+    assert (one.pop("workers"), two.pop("workers")) == (1, 4)
+    assert one == two
 
 
 def test_a_sweep_of_thresholds_trains_once(base: Config) -> None:

@@ -68,7 +68,7 @@ def test_decay_and_what_learns_by_phase(tmp_path: Path) -> None:
         model = build(tmp_path, fidelity=fidelity)
         names = {parameter: name for name, parameter in model.named_parameters()}
         first, second = (
-            {names[parameter]: group.weight_decay for group in groups for parameter in group.parameters}
+            {names[parameter]: group.weight_decay for group in groups for parameter in group.parameters.values()}
             for groups in phase_groups(model, model.config.phases, model.config.optim)
         )
         assert set(first) == set(names.values())

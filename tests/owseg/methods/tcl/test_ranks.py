@@ -153,7 +153,7 @@ def test_which_tensors_are_decayed(tmp_path: Path, fidelity: str) -> None:
     method = build(tmp_path, fidelity)
     names = {parameter: name for name, parameter in method.named_parameters()}
     groups = phase_groups(method, method.config.phases, method.config.optim)[1]
-    decay = {names[parameter]: group.weight_decay for group in groups for parameter in group.parameters}
+    decay = {names[parameter]: group.weight_decay for group in groups for parameter in group.parameters.values()}
     for name, value in decay.items():
         kernel = name.endswith((".conv.weight", "proj", "proj.weight", "in_proj_weight", "c_fc.weight"))
         scalar = name.endswith("gate") or name in SCALARS
