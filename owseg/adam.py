@@ -75,6 +75,6 @@ class SavedMoments(AdamState):
 
 
 def torch_state(moments: Moments, device: torch.device) -> dict[str, Tensor]:
-    """The state as torch's AdamW keeps it for a tensor of its own."""
+    """The state as torch's AdamW keeps it for a tensor of its own; a fused one wants the steps on the GPU, too."""
     mean, square = (x.to(device, copy=True) for x in (moments.mean, moments.square))
-    return {"step": torch.tensor(float(moments.steps)), "exp_avg": mean, "exp_avg_sq": square}
+    return {"step": torch.tensor(float(moments.steps), device=device), "exp_avg": mean, "exp_avg_sq": square}

@@ -15,6 +15,7 @@ from owseg.adam import AdamState, Moments, SavedMoments, write_share
 from owseg.costs import Waits
 from owseg.data import Batch
 from owseg.engine import Engine
+from owseg.flops import StepMeter
 from owseg.noise import of_step
 from owseg.optim import OptimConfig, ParameterGroup, parameter_groups
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
@@ -32,6 +33,7 @@ class OnLog(Protocol):
 
     Losses and diagnostics are those of the last step that was not skipped, none where all were; "skipped_steps" is how many
     were since `fit` began, "data_wait_share" the share of time, since the call before, in which this rank waited for batches.
+    On a GPU whose peak is known (`owseg.flops`), "mfu" is what this rank's steps make of it.
     """
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
@@ -132,14 +134,15 @@ def fit(
         else:
             engine.set_moments(carried if scheduled.start > scheduled.schedule.start else {})
             _call(method, engine, "begin_phase", scheduled.phase)
-        first, undo = max(scheduled.start, done), Undo(method)
+        first, undo, meter = max(scheduled.start, done), Undo(method), StepMeter(next(method.parameters()).device)
         for step, batch in zip(range(first, scheduled.stop), waits.timed(batches(scheduled, first)), strict=True):
-            losses = _step(method, engine, undo, batch, seed, step, scheduled.schedule.lr(step))
+            losses = _step(method, engine, undo, meter, batch, seed, step, scheduled.schedule.lr(step))
             finished = step + 1
             last = last if engine.skipped else Last(losses, method.diagnostics)
             skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
-                _tell(on_log, finished, last, scheduled.schedule.lr(step), skipped.count, waits.share())
+                spent = {"skipped_steps": float(skipped.count), "data_wait_share": waits.share(), **meter.share()}
+                _tell(on_log, finished, last, scheduled.schedule.lr(step), spent)
             due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
                 on_checkpoint(finished, _saver(method, phases, engine, finished, kept))
@@ -154,11 +157,11 @@ def _copied(moments: Iterator[tuple[str, Moments]]) -> AdamState:
 
 
 def _step(
-    method: TrainableMethod, engine: Engine, undo: Undo, batch: Batch, seed: int, step: int, lr: float
+    method: TrainableMethod, engine: Engine, undo: Undo, meter: StepMeter, batch: Batch, seed: int, step: int, lr: float
 ) -> dict[str, Tensor]:
     """A step with what belongs to it; one that is skipped leaves the method as it was."""
     undo.remember()
-    with of_step(seed, step):
+    with of_step(seed, step), meter.step():
         losses = engine.step(batch, lr)
     if engine.skipped:
         undo.take_back()
@@ -168,10 +171,10 @@ def _step(
     return losses
 
 
-def _tell(on_log: OnLog | None, step: int, last: Last, lr: float, skipped: int, waited: float) -> None:
+def _tell(on_log: OnLog | None, step: int, last: Last, lr: float, spent: dict[str, float]) -> None:
     means, watched = map(_mean_over_ranks, last)  # collectives: every rank takes part, whether or not it logs
     if on_log is not None:
-        on_log(step, means, lr, watched | {"skipped_steps": float(skipped), "data_wait_share": waited})
+        on_log(step, means, lr, watched | spent)
 
 
 def _call(method: TrainableMethod, engine: Engine, name: str, *arguments: object) -> None:

@@ -1,10 +1,12 @@
 """Floating-point operations of a training step, and how much of a device's peak they make use of (MFU)."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 
+import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 PEAK_TFLOPS = {
@@ -80,3 +82,30 @@ def checkpoint_contexts() -> tuple[AbstractContextManager[None], AbstractContext
     """What torch's `checkpoint` takes as `context_fn`: contexts of its forward and of running it again."""
     count = _counting.get()  # in the forward: a GPU's backward runs in a thread that has no context variables
     return nullcontext(), nullcontext() if count is None else count.again()
+
+
+class StepMeter:
+    """MFU of a training's steps, on a GPU whose peak is known; elsewhere nothing is counted, as that takes a slower step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.peak = peak_tflops(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._flops = self._steps = 0
+        self._since = time.monotonic()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around each step; operations are those of the first one."""
+        if self.peak is None or self._flops:
+            yield
+        else:
+            with counted_flops() as count:
+                yield
+            self._flops = count.model
+        self._steps += 1
+
+    def share(self) -> dict[str, float]:
+        """{"mfu": of this process and the steps since it was last asked for, 0..1}; empty where nothing is counted."""
+        now = time.monotonic()
+        found = utilisation(self._flops * self._steps, max(now - self._since, 1e-9), self.peak)
+        self._steps, self._since = 0, now
+        return {} if found is None else {"mfu": found}

@@ -8,6 +8,7 @@ import torch
 from timm.scheduler.cosine_lr import CosineLRScheduler
 
 from owseg import InputError
+from owseg.adam import Moments, torch_state
 from owseg.optim import OptimConfig, ParameterGroup, adamw, lr_at
 
 TIMM = OptimConfig(batch_size=1024, lr=6.4e-4, min_lr=1.6e-4, warmup_lr=1.6e-5, lr_batch=4096, schedule="cosine_unshifted")
@@ -75,5 +76,11 @@ def test_on_a_gpu_a_step_is_fused(monkeypatch: pytest.MonkeyPatch, is_cuda: bool
     given: dict[str, object] = {}
     monkeypatch.setattr(torch.optim, "AdamW", lambda groups, **settings: given.update(settings))
     parameter: Any = SimpleNamespace(is_cuda=is_cuda)
-    adamw([ParameterGroup("all", [parameter], 0.0)], OptimConfig())
+    adamw([ParameterGroup("all", {"one": parameter}, 0.0)], OptimConfig())
     assert given["fused"] is fused
+
+
+def test_a_fused_step_finds_all_of_its_state_on_the_device() -> None:
+    zero = torch.zeros(3)
+    state = torch_state(Moments(5, zero, zero), torch.device("meta"))
+    assert {tensor.device.type for tensor in state.values()} == {"meta"}
