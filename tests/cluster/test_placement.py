@@ -74,7 +74,9 @@ def test_a_cluster_without_a_gpu_is_refused_for_evaluation_on_gpus(monkeypatch: 
         return Growth(0, "train_gpu: no capacity")
 
     monkeypatch.setattr("cluster.evaluate.await_room", nothing_comes)
-    with pytest.raises(MistakeOfEvaluation, match=r"^evaluate.use_gpu: .* no GPU on nodes with role=train; .*: train_gpu: no capacity$"):
+    with pytest.raises(
+        MistakeOfEvaluation, match=r"^evaluate.use_gpu: .* no GPU on nodes with role=train; .*: train_gpu: no capacity$"
+    ):
         _await_gpu({"role": "train"})
     assert asked == [(1, {"GPU": 1.0, "CPU": 0.5}, {"role": "train"}, "evaluation on a GPU")]
 
