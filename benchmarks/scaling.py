@@ -72,13 +72,14 @@ def gathered_bytes(found: list[Gather], ranks: int) -> int:
     return sum((ranks - 1) * each.numbers * each.size * (1 + each.back) for each in found)
 
 
-def exchanged_numbers(trained: int, zero_stage: int) -> int:
-    """Numbers that go round for gradients and weights in a step, by ZeRO stage (0: the plain engine).
+def exchanged_numbers(trained: int, parameters: int, zero_stage: int) -> int:
+    """Numbers that go round a ring for gradients and weights in a step, by ZeRO stage (0: the plain engine).
 
-    0 reduces gradients to all, a ring's two rounds. 1 and 2 reduce each gradient to the rank that owns it, and collect the
-    weights after the step: two rounds as well. 3 collects weights before forward and before backward.
+    0 reduces gradients to all ranks: two rounds. 1 and 2 do the same in DeepSpeed 0.19.8, and collect the trained weights
+    after the step. 3 reduces each gradient to its owner, and collects all weights, frozen ones too, for forward and for
+    backward (the most that it can be: it keeps small tensors whole, and not every weight is asked for twice).
     """
-    return trained * (3 if zero_stage == 3 else 2)
+    return {0: 2 * trained, 1: 3 * trained, 2: 3 * trained, 3: trained + 2 * parameters}[zero_stage]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +123,7 @@ def predict(step: PaperStep, config: TrainableConfig, ranks: int, batch: int, ma
     flops = pairs * (step.flops_pair + step.flops_text * batch)
     collected = gathers(config, step.phase, pairs, ranks)
     calls = sum(1 + each.back for each in collected)
-    numbers = exchanged_numbers(step.trained, zero_stage)
+    numbers = exchanged_numbers(step.trained, step.parameters, zero_stage)
     return Seconds(
         compute=flops / (machine.tflops * 1e12 * machine.mfu),
         gather=machine.ring_seconds(gathered_bytes(collected, ranks), ranks, calls) if ranks > 1 else 0.0,
@@ -132,15 +133,17 @@ def predict(step: PaperStep, config: TrainableConfig, ranks: int, batch: int, ma
 
 @dataclass
 class Traffic:
-    """Bytes that this rank was seen to receive in gathers and their backward, and to hand to reductions."""
+    """Bytes that this rank was seen to receive in gathers of losses and their backward, to hand to reductions, and to collect
+    of weights."""
 
     gathered: int = 0
     reduced: int = 0
+    collected: int = 0
 
 
 @contextmanager
 def counted_traffic() -> Iterator[Traffic]:
-    """Count what torch.distributed's collectives carry inside the block. Raises AssertionError at one that is not counted."""
+    """Count what torch.distributed's collectives carry inside the block."""
     traffic, rank = Traffic(), dist.get_rank()
 
     def received(tensors: list[Tensor]) -> int:
@@ -148,24 +151,33 @@ def counted_traffic() -> Iterator[Traffic]:
 
     def wrapped(count: Callable[..., None], collective: Callable[..., Any]) -> Callable[..., Any]:
         def call(*arguments: Any, **rest: Any) -> Any:
-            count(*arguments)
+            count(*arguments, **rest)
             return collective(*arguments, **rest)
 
         return call
 
-    def all_gather(out: list[Tensor], *_: Any) -> None:
+    def all_gather(out: list[Tensor], *_: Any, **__: Any) -> None:
         traffic.gathered += received(out)
 
-    def all_to_all(out: list[Tensor], *_: Any) -> None:
+    def all_to_all(out: list[Tensor], *_: Any, **__: Any) -> None:
         traffic.gathered += received(out)
 
-    def scatter(out: Tensor, _: Any, source: int, *__: Any) -> None:
+    def scatter(out: Tensor, _: Any, source: int, *__: Any, **___: Any) -> None:
         traffic.gathered += out.nbytes if source != rank else 0
 
-    def all_reduce(tensor: Tensor, *_: Any) -> None:
+    def all_reduce(tensor: Tensor, *_: Any, **__: Any) -> None:
         traffic.reduced += tensor.nbytes
 
-    counts = {"all_gather": all_gather, "all_to_all": all_to_all, "scatter": scatter, "all_reduce": all_reduce}
+    def all_gather_into_tensor(output_tensor: Tensor, *_: Any, **__: Any) -> None:
+        traffic.collected += output_tensor.nbytes
+
+    counts = {
+        "all_gather": all_gather,
+        "all_to_all": all_to_all,
+        "scatter": scatter,
+        "all_reduce": all_reduce,
+        "all_gather_into_tensor": all_gather_into_tensor,
+    }
     with patch.multiple(dist, **{name: wrapped(count, getattr(dist, name)) for name, count in counts.items()}):
         yield traffic
 
@@ -198,7 +210,7 @@ def report(machine: Machine, zero_stage: int) -> None:
                 + " | ".join(cells)
                 + " | "
                 + ", ".join(f"{each:.1f}" for each in moved)
-                + f" gathered, {4 * exchanged_numbers(step.trained, zero_stage) / 1e6:.0f} exchanged |"
+                + f" gathered, {4 * exchanged_numbers(step.trained, step.parameters, zero_stage) / 1e6:.0f} exchanged |"
             )
 
 

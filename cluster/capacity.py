@@ -44,9 +44,11 @@ def ensure_room(
     nodes = ray.nodes()
     fitting = room(nodes, each, label)
     others = room(nodes, each, None) - fitting
-    unlabelled = f" (its other nodes have room for {others}: see session.train_label)" if others else ""
-    where, cure = f"the Ray cluster{unlabelled}", CURE.format(setting=setting)
-    raise InputError(no_room(workers, each, fitting, where, cure, on=on_nodes(label)) + growth.why_not)
+    unlabelled = (
+        f". Nodes without that label have room for {others} (session.train_label)" if fitting + others >= workers else ""
+    )
+    told = no_room(workers, each, fitting, "the Ray cluster", CURE.format(setting=setting), on=on_nodes(label))
+    raise InputError(told + unlabelled + growth.why_not)
 
 
 class Growth(NamedTuple):

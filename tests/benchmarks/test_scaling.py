@@ -1,5 +1,9 @@
 """The bytes that the scaling model predicts are those that losses and gradients exchange, for any number of ranks."""
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from helpers import tiny
+from helpers.paths import PYTHONPATH
 from owseg.data import Batch
 from owseg.engine import TorchEngine
 from owseg.fit import phase_groups
@@ -63,3 +68,26 @@ def test_predicted_bytes_are_those_exchanged(name: str, phase: int, ranks: int, 
         scaling.gathers(config, phase, PAIRS, ranks, joint=joint, bf16=bf16), ranks
     )
     assert traffic.reduced == 4 * sum(parameter.numel() for parameter in trained)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2])
+def test_zero_exchanges_what_the_model_says(stage: int, tmp_path: Path) -> None:
+    """Gradients are reduced to all ranks, which takes two rounds, and weights collected, which takes one."""
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}
+    result = subprocess.run(
+        [sys.executable, "-m", "helpers.zero_traffic", str(stage), str(tmp_path)],
+        env={**os.environ, **alone, "DS_ACCELERATOR": "cpu", "PYTHONPATH": PYTHONPATH},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout.splitlines()[-1])
+    config = tiny.tcl_config()
+    predicted = scaling.gathers(config, 1, PAIRS, 2, joint=tiny.MODEL["embed_dim"], bf16=False)
+    assert found["gathered"] == scaling.gathered_bytes(predicted, 2)
+    assert found["collected"] == 4 * found["trained"]
+    assert found["reduced"] == 4 * found["trained"] + 8, "gradients, and two numbers about their norm"
+    rounds = 2 * 4 * found["trained"] + found["collected"]
+    assert 4 * scaling.exchanged_numbers(found["trained"], 0, stage) == rounds

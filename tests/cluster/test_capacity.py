@@ -116,8 +116,11 @@ def test_nodes_that_lack_the_label_alone_are_told_of(monkeypatch: pytest.MonkeyP
     with_nodes(monkeypatch, [node(48, 4)])
     with pytest.raises(InputError, match=r"on nodes with role=train, .* room for 0; .*") as caught:
         ensure_room(4, GPU, {"role": "train"}, patience=5, say=pytest.fail)
-    assert "its other nodes have room for 4: see session.train_label" in str(caught.value)
+    assert str(caught.value).endswith(". Nodes without that label have room for 4 (session.train_label)")
     assert clock[0] == 5
+    with pytest.raises(InputError) as caught:
+        ensure_room(5, GPU, {"role": "train"}, patience=5, say=pytest.fail)
+    assert "without that label" not in str(caught.value)
 
 
 def test_what_the_autoscaler_is_about() -> None:
