@@ -144,7 +144,7 @@ def _who(folder: Path, ranks: int, seconds: float, grace: float) -> str:
 
 def _named(places: dict[int, dict[str, Any]]) -> str:
     names = [f"rank {rank} ({_told(place)})" for rank, place in places.items()]
-    return "; ".join(names[:LONGEST]) + (f" and {len(names) - LONGEST} more" if len(names) > LONGEST else "")
+    return ", ".join(names[:LONGEST]) + (f" and {len(names) - LONGEST} more" if len(names) > LONGEST else "")
 
 
 def _told(place: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ from cluster import InputError
 from cluster.capacity import ensure_room
 from cluster.checkpoints import mend, parts_of, sweep, sweep_parts
 from cluster.engine import DeepSpeedEngine
-from cluster.heartbeats import heartbeats, placed
+from cluster.heartbeats import forget, heartbeats, placed
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from filtering.files import replacing
@@ -158,6 +158,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     with told(storage), ray_settings(job.train.collective_seconds), _watch(job, observe):
         result = trainer.fit()
     sweep(storage)
+    forget(job.out / RANKS)
     with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
         shutil.copyfile(Path(folder) / WEIGHTS, temporary)
     return job.weights

@@ -79,7 +79,7 @@ def test_of_many_that_do_not_come_four_are_named(tmp_path: Path) -> None:
     for rank in range(8):
         place(tmp_path, rank, timed_out=rank == 2)
     told = waited(tmp_path, 9)
-    assert told.startswith("rank 0 (writes the checkpoint of step 2 since 60 s, pid 5 on b); rank 1 (")
+    assert told.startswith("rank 0 (writes the checkpoint of step 2 since 60 s, pid 5 on b), rank 1 (")
     assert "rank 4 (" in told
     assert "rank 2 (" not in told
     assert "rank 5" not in told
@@ -94,7 +94,7 @@ def test_ranks_that_all_wait_tell_of_the_network(tmp_path: Path) -> None:
 def test_a_rank_that_never_was_there_and_a_broken_file_are_told(tmp_path: Path) -> None:
     (tmp_path / "1.json").write_text("{")
     told = waited(tmp_path, 3)
-    assert told.startswith("rank 0 (never seen); rank 1 (never seen) did not come")
+    assert told.startswith("rank 0 (never seen), rank 1 (never seen) did not come")
     forget(tmp_path)
     assert not tmp_path.exists()
 

@@ -63,7 +63,7 @@ def lines(folder: Path) -> list[str]:
 
 
 def poll(watch: Recovery, errors: dict[int, BaseException], preempted: list[int] | None = None) -> None:
-    statuses = {rank: SimpleNamespace(error=errors.get(rank)) for rank in range(3)}
+    statuses = {rank: SimpleNamespace(error=errors.get(rank)) for rank in range(4)}
     info = SimpleNamespace(preempted_ranks=preempted) if preempted else None
     watch.after_worker_group_poll_status(
         SimpleNamespace(errors=errors, worker_statuses=statuses, get_preemption_info=lambda: info)
@@ -141,11 +141,14 @@ def test_a_failure_is_told_once_with_what_is_kept(tmp_path: Path, clock: list[fl
 def test_a_rank_that_hangs_while_the_others_are_ended_is_named(tmp_path: Path) -> None:
     """As with NCCL, whose watchdog ends the processes that wait."""
     watch, now = watcher(tmp_path), time.time()
-    for rank, since in ((0, now - 40), (1, now - 40), (2, now - 5)):
+    for rank, since in ((0, now - 40), (1, now - 40), (2, now - 40), (3, now - 5)):
         place = {"host": "b", "pid": 5, "place": "in step 3", "since": since, "timed_out": False}
         write_json(tmp_path / "ranks" / f"{rank}.json", place)
     poll(watch, {0: DEAD})
-    assert ", and rank 1 (in step 3 since 40 s, pid 5 on b) did not move for 30 s; there is no" in lines(tmp_path)[0]
+    assert (
+        ", and rank 1 (in step 3 since 40 s, pid 5 on b), rank 2 (in step 3 since 40 s, pid 5 on b) did not move for 30 s; "
+        in lines(tmp_path)[0]
+    )
 
 
 def test_an_error_without_a_name_is_told_by_its_last_line(tmp_path: Path) -> None:

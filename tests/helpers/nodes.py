@@ -68,8 +68,10 @@ class Nodes:
         subprocess.run([sys.executable, "-c", DRAIN, *given], env=self.environment, check=True)
 
     def workers(self, *nodes: int) -> list[int]:
-        """Training processes on these nodes."""
-        return [pid for node in nodes for pid in processes_of(node, "RayTrainWorker")]
+        """Training processes on these nodes, or on all."""
+        return [
+            pid for node in nodes or [process.pid for process in self.processes] for pid in processes_of(node, "RayTrainWorker")
+        ]
 
     def end(self) -> None:
         for process in reversed(self.processes):
