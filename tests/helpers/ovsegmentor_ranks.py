@@ -4,7 +4,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -37,18 +36,7 @@ def share(rows: Tensor) -> Tensor:
     return rows.chunk(ranks)[rank]
 
 
-class JoinedNoise:
-    """Stands in for `Gumbel.sample`; seeded anew for each step."""
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator()
-
-    def __call__(self, shape: torch.Size) -> Tensor:
-        uniform = torch.rand(shape[0] * place()[1], *shape[1:], generator=self.generator, dtype=torch.float64)
-        return share(-torch.log(-torch.log(uniform)))
-
-
-def batches_of(folder: Path, method: OvSegmentor, noise: JoinedNoise) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
+def batches_of(folder: Path, method: OvSegmentor) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
     """This rank's rows of the batches that one process would take."""
     reader = ShardReader(sorted(folder.glob("*.tar")), entities=True)
 
@@ -69,8 +57,9 @@ def batches_of(folder: Path, method: OvSegmentor, noise: JoinedNoise) -> Callabl
             batch = joined[number]
             texts = {name: share(tokens) for name, tokens in batch.texts.items()}
             partner = None if batch.partner is None else share(batch.partner).double()
-            noise.generator.manual_seed(number)
-            yield Batch(share(batch.image).double(), share(batch.tokens), [], [], texts, partner)
+            image = share(batch.image).double()
+            first = len(image) * place()[0]
+            yield Batch(image, share(batch.tokens), [], [], texts, partner, first=first)
 
     return batches
 
@@ -85,7 +74,6 @@ def train(folder: Path, run: str, stage: int = 0, start: int = 0) -> Trained:
     method = config.build(tiny.encoder(home)).double()
     found: Trained = {"losses": [], "state": {}, "sharded": []}
     engines: list[Engine] = []
-    noise = JoinedNoise()
 
     def make_engine(groups: list[ParameterGroup], optim: OptimConfig) -> Engine:
         if stage == 0:
@@ -104,21 +92,19 @@ def train(folder: Path, run: str, stage: int = 0, start: int = 0) -> Trained:
         with engines[-1].full_parameters():
             found["state"] = {name: tensor.clone() for name, tensor in method.state_dict().items()}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributions.Gumbel, "sample", lambda self, shape: noise(shape))
-        fit(
-            method,
-            config.phases,
-            config.optim,
-            make_engine,
-            batches_of(folder, method, noise),
-            seed=0,
-            resume=folder / str(start) if start else None,
-            log_every=1,
-            checkpoint_every=1,
-            on_log=lambda step, losses, lr, diagnostics: found["losses"].append(losses),
-            on_checkpoint=checkpoint,
-        )
+    fit(
+        method,
+        config.phases,
+        config.optim,
+        make_engine,
+        batches_of(folder, method),
+        seed=0,
+        resume=folder / str(start) if start else None,
+        log_every=1,
+        checkpoint_every=1,
+        on_log=lambda step, losses, lr, diagnostics: found["losses"].append(losses),
+        on_checkpoint=checkpoint,
+    )
     return found
 
 

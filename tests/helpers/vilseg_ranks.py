@@ -47,7 +47,7 @@ class Given:
     """Stands in for a batch: what the losses read of it, drawn already."""
 
     def __init__(self, views: Views, tokens: Tensor) -> None:
-        self.views, self.tokens = views, tokens
+        self.views, self.tokens, self.image, self.first = views, tokens, tokens, 0
 
     def to(self, device: torch.device) -> "Given":
         del device

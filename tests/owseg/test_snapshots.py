@@ -75,7 +75,7 @@ def flip(path: Path) -> None:
 
 SPOILT: dict[str, tuple[Callable[[Path], object], int]] = {
     "weights cut": (lambda out: cut(out / CHECKPOINT / "method.safetensors", 1000), 4),
-    "optimizer flipped": (lambda out: flip(out / CHECKPOINT / "optimizer.pt"), 4),
+    "optimizer flipped": (lambda out: flip(out / CHECKPOINT / "optimizer.0.safetensors"), 4),
     "position empty": (lambda out: cut(out / CHECKPOINT / "position.json", 0), 4),
     "killed while it was put in place": (lambda out: (out / CHECKPOINT).rename(out / f".{CHECKPOINT}"), 4),
     "both": (lambda out: [flip(file) for file in out.glob("checkpoint*/method.safetensors")], 0),
