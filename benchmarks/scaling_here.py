@@ -2,10 +2,10 @@
 
     python benchmarks/scaling_here.py [--ranks 1 2 4] [--pairs 16] [--steps 8]
 
-Each rank takes steps of its own pairs with one thread. Predicted is one process's step, longer where ranks share cores and by
-the texts of the others, then the bytes that the model says over the speed that a large all-reduce shows here, then its calls at
-the time of a small one. Ranks that share a machine's memory and cores are no cluster: what this can show is whether bytes and
-calls are right, and whether anything else grows with the ranks.
+Each rank takes steps of its own pairs with one thread. Predicted is the step of as many processes that know nothing of each
+other, longer by the texts that they would have of the others, then the bytes that the model says over the speed that a large
+all-reduce shows here, then its calls at the time of a small one. Ranks that share a machine's memory and cores are no cluster:
+what this can show is whether bytes and calls are right, and whether anything else grows with the ranks.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from paper_steps import counted, counted_with_texts
+from paper_steps import MORE_TEXTS, counted, counted_with_texts
 from scaling import counted_traffic, gathered_bytes, gathers
 
 from owseg.data import Batch
@@ -59,24 +59,21 @@ def seconds_of(numbers: int, repeats: int) -> float:
 
 
 def rank_work(rank: int, ranks: int, options: argparse.Namespace, connection: Connection) -> None:
-    """Take steps; rank 0 tells what they took and carried."""
+    """Take steps, alone and then together; rank 0 tells what they took and carried."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(options.port), RANK=str(rank), WORLD_SIZE=str(ranks))
     torch.set_num_threads(1)
-    dist.init_process_group("gloo")
     method = build()
     groups = phase_groups(method, method.config.phases, method.config.optim)[0]
     learned = {id(parameter) for group in groups for parameter in group.parameters.values()}
     for parameter in method.parameters():
         parameter.requires_grad_(id(parameter) in learned)
-    engine, batch, taken = TorchEngine(method, groups, method.config.optim), batch_of(method, options.pairs), list[float]()
+    batch = batch_of(method, options.pairs)
+    found: dict[str, Any] = {"parameters": len(learned)}
+    found["alone"] = steps(TorchEngine(method, groups, method.config.optim), batch, options.steps)
+    dist.init_process_group("gloo")
     with counted_traffic() as traffic:
-        for _ in range(options.steps + 1):
-            began = time.perf_counter()
-            engine.step(batch, 1e-4)
-            taken.append(time.perf_counter() - began)
-    found: dict[str, Any] = {"seconds": statistics.median(taken[1:]), "low": min(taken[1:]), "high": max(taken[1:])}
-    found |= {"gathered": traffic.gathered / len(taken), "reduced": traffic.reduced / len(taken)}
-    found |= {"parameters": sum(len(group.parameters) for group in groups)}
+        found["together"] = steps(TorchEngine(method, groups, method.config.optim), batch, options.steps)
+    found |= {"gathered": traffic.gathered / (options.steps + 1), "reduced": traffic.reduced / (options.steps + 1)}
     if ranks > 1:
         small, large = seconds_of(1, 50), seconds_of(LARGE, 10)
         found |= {"call": small, "speed": 2 * (ranks - 1) / ranks * 4 * LARGE / max(large - small, 1e-9)}
@@ -84,6 +81,16 @@ def rank_work(rank: int, ranks: int, options: argparse.Namespace, connection: Co
         connection.send(found)
     dist.barrier()
     dist.destroy_process_group()
+
+
+def steps(engine: TorchEngine, batch: Batch, count: int) -> list[float]:
+    """Seconds of steps, one before them left out."""
+    taken = []
+    for _ in range(count + 1):
+        began = time.perf_counter()
+        engine.step(batch, 1e-4)
+        taken.append(time.perf_counter() - began)
+    return taken[1:]
 
 
 def measure(ranks: int, options: argparse.Namespace) -> dict[str, Any]:
@@ -104,26 +111,27 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8, help="measured; one before them warms up")
     parser.add_argument("--port", type=int, default=29611)
     options = parser.parse_args()
-    method, cores = build(), len(os.sched_getaffinity(0))
+    method = build()
     small = batch_of(method, 2)
     own, more = counted(method, small), counted_with_texts(method, small)
-    text = (more - own) / 64 / 2
+    text = (more - own) / MORE_TEXTS / 2
     pair = own / 2 - 2 * text
-    alone = measure(1, options)
-    print("| ranks | s/step (low to high) | predicted | gathered MB: counted, predicted | reduced MB |")
-    print("|---|---|---|---|---|")
+    print("| ranks | s/step alone | together (low to high) | predicted | gathered MB: counted, predicted | reduced MB |")
+    print("|---|---|---|---|---|---|")
     for ranks in options.ranks:
-        found = alone if ranks == 1 else measure(ranks, options)
-        work = (pair + text * options.pairs * ranks) / (pair + text * options.pairs) * max(1, ranks / cores)
+        found = measure(ranks, options)
+        alone, together = statistics.median(found["alone"]), found["together"]
         collected = gathers(method.config, 1, options.pairs, ranks, joint=method.projection.proj.shape[1], bf16=False)
-        moved, predicted = gathered_bytes(collected, ranks), alone["seconds"] * work
+        moved = gathered_bytes(collected, ranks)
+        predicted = alone * (pair + text * options.pairs * ranks) / (pair + text * options.pairs)
         if ranks > 1:
             calls = sum(1 + each.back for each in collected) + found["parameters"]
             passed_on = moved + 2 * (ranks - 1) / ranks * found["reduced"]
             predicted += passed_on / found["speed"] + calls * found["call"]
         print(
-            f"| {ranks} | {found['seconds']:.3f} ({found['low']:.3f} to {found['high']:.3f}) | {predicted:.3f} "
-            f"| {found['gathered'] / 1e6:.3f}, {moved / 1e6:.3f} | {found['reduced'] / 1e6:.2f} |"
+            f"| {ranks} | {alone:.3f} | {statistics.median(together):.3f} ({min(together):.3f} to {max(together):.3f}) "
+            f"| {predicted:.3f} | {found['gathered'] / 1e6:.3f}, {moved / 1e6:.3f} | {found['reduced'] / 1e6:.2f} |",
+            flush=True,
         )
 
 
