@@ -43,17 +43,17 @@ class Nodes:
 
     def add(self, cpus: int) -> int:
         """Start a node and wait until the cluster has it; returns its session."""
-        before = self.alive()
         node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"])
-        wait_for(lambda: self.alive() > before, lambda: node.poll() is None, f"a node to join: {self.folder}")
+        place = self._place(node.pid)
+        wait_for(lambda: place in self.alive(), lambda: node.poll() is None, f"a node to join: {self.folder}")
         return node.pid
 
-    def alive(self) -> int:
-        """Nodes that the head counts as alive, itself one of them."""
+    def alive(self) -> list[str]:
+        """Addresses of the nodes that the head counts as alive, itself one of them."""
         listed = subprocess.run(
             [sys.executable, "-c", ALIVE, self.address], env=self.environment, capture_output=True, text=True, check=False
         )
-        return int(listed.stdout or 0)
+        return listed.stdout.split()
 
     def kill(self, node: int) -> None:
         """What a power cut does: all processes of the node end at once."""
@@ -63,8 +63,7 @@ class Nodes:
 
     def drain(self, node: int, seconds: int) -> None:
         """Tell the cluster that a cloud takes the node back in so many seconds, and do so."""
-        place = next(number for number, process in enumerate(self.processes) if process.pid == node)
-        given = [self.address, f"127.0.0.{place + 1}", str(seconds)]
+        given = [self.address, self._place(node), str(seconds)]
         subprocess.run([sys.executable, "-c", DRAIN, *given], env=self.environment, check=True)
 
     def workers(self, *nodes: int) -> list[int]:
@@ -79,12 +78,16 @@ class Nodes:
             process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _place(self, node: int) -> str:
+        """A node's address: each has its own, or the driver takes another than the head for its own."""
+        return f"127.0.0.{1 + next(number for number, process in enumerate(self.processes) if process.pid == node)}"
+
     def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
         number = len(self.processes)
         agent, metrics = free_ports(2)
         ports = [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command = ["ray", "start", "--block", f"--object-store-memory={80 * 2**20}"]
-        command += [f"--node-ip-address=127.0.0.{number + 1}"] if number else []  # or the driver takes one for its own
+        command += [f"--node-ip-address=127.0.0.{number + 1}"] if number else []
         with (self.folder / f"node{number}.log").open("w") as log:
             process = subprocess.Popen(
                 [*command, *ports, *options],
@@ -96,14 +99,15 @@ class Nodes:
             )
         self.processes.append(process)
         if number == 0:
-            wait_for(lambda: self.alive() == 1, lambda: process.poll() is None, f"the head to start: {self.folder}")
+            wait_for(lambda: bool(self.alive()), lambda: process.poll() is None, f"the head to start: {self.folder}")
         return process
 
 
 ALIVE = """
 import sys
 from ray._raylet import GcsClient
-print(sum(node.state == 0 for node in GcsClient(address=sys.argv[1]).get_all_node_info().values()))
+nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
+print(*(node.node_manager_address for node in nodes if node.state == 0))
 """
 
 DRAIN = """
