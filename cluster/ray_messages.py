@@ -1,14 +1,11 @@
 """What Ray's nodes warn of, a line each on standard error: Ray prints pages of it among our own output."""
 
-import os
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
 LONGEST = 200
-_LOG_LEVEL = "RAY_BACKEND_LOG_LEVEL"
-"""Read once in each process, when it connects."""
 MEMORY = "a worker was ended, as its machine runs out of memory; its work is repeated a few times"
 
 
@@ -17,22 +14,6 @@ def tell_in_a_line() -> None:
     import ray._private.worker as worker
 
     worker.print_to_stdstream = print_warnings
-    if worker.connect is not _connect:
-        _connect.of_ray, worker.connect = worker.connect, _connect  # type: ignore[attr-defined]
-
-
-def _connect(*arguments: Any, **options: Any) -> Any:
-    """Ray's own, without what its C++ part logs in this process: to the terminal, of its own doings, and for its developers.
-
-    Its daemons and workers, which write to files, log as ever.
-    """
-    given = os.environ.get(_LOG_LEVEL)
-    os.environ.setdefault(_LOG_LEVEL, "fatal")
-    try:
-        return _connect.of_ray(*arguments, **options)  # type: ignore[attr-defined]
-    finally:
-        if given is None:
-            del os.environ[_LOG_LEVEL]
 
 
 def print_warnings(data: Mapping[str, Any], ignore_prefix: bool = False) -> None:
