@@ -160,6 +160,7 @@ def test_a_shard_may_take_longer_than_ray_data_waits_for_any_sign(tmp_path: Path
 
 def test_no_cpu_for_a_worker_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.data.START_SECONDS", 1)
+    monkeypatch.setattr("cluster.data.LOOK_SECONDS", 0.5)
     config = SessionConfig(num_cpus=2, object_store_mb=100, data_label="role=nobody")
     with pytest.raises(InputError, match=r"^session.data_label: no Ray node with the label role=nobody had a CPU to spare for"):
         run_on_ray(config)(
