@@ -79,7 +79,8 @@ def pairs(method: TrainableMethod, config: TrainableConfig, scheduled: Scheduled
     captions, entities = read_captions(PAIRS)
     size = (scheduled.phase.augment or config.augment).size
     random.seed(0)
-    texts = method.prepare(captions, entities, [names[0] for names in entities]) if method.prepare else {}
+    randoms = [random.Random(place) for place in range(len(captions))]
+    texts = method.prepare(captions, entities, [names[0] for names in entities], randoms) if method.prepare else {}
     views = {}
     if isinstance(config, VilSegConfig):
         small = config.local_size

@@ -116,8 +116,7 @@ def fit(
     A step whose losses or gradients are not finite changes nothing, and no checkpoint is written after it but the last one.
     Raises InputError after `max_skipped` of them in a row, and where weights to be kept are not finite.
     """
-    total = sum(phase.steps for phase in phases)
-    done = 0
+    total, done = sum(phase.steps for phase in phases), 0
     if resume is not None:
         done = step_of(resume)
         load_learned(method, phases, resume / WEIGHTS)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -44,7 +45,8 @@ def pretended_ranks(ranks: int) -> Iterator[None]:
 def batch_for(method: Any, config: TrainableConfig, *, partners: bool) -> Batch:
     """Images of noise whose captions name a thing."""
     captions = [f"a red wall number {number}" for number in range(PAIRS)]
-    texts = method.prepare(captions, [["wall"]] * PAIRS, ["wall"] * PAIRS) if method.prepare else {}
+    randoms = [random.Random(place) for place in range(PAIRS)]
+    texts = method.prepare(captions, [["wall"]] * PAIRS, ["wall"] * PAIRS, randoms) if method.prepare else {}
     image = torch.randn(PAIRS, 3, 32, 32)
     views = {}
     if config.name == "vilseg":

@@ -41,6 +41,7 @@ def nodes(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The cluster's, as Ray lists them: room for four."""
     found = [{"Alive": True, "Resources": {"CPU": 1.0}} for _ in range(2)]
     monkeypatch.setattr("ray.nodes", lambda: found)
+    monkeypatch.setattr(capacity, "nodes_to_come", capacity.Growth)
     return found
 
 
@@ -96,7 +97,8 @@ def test_a_node_that_never_comes_ends_it_in_one_line(tmp_path: Path, clock: list
         watcher(tmp_path).before_worker_group_start(GROUP)
     assert str(caught.value) == (
         "train.workers: 3 training processes with 0.5 CPU each, and the Ray cluster has room for 2; lower train.workers, or "
-        f"give it more nodes (train.recovery_seconds says how long they may take); the last checkpoint is step 12, {folder}"
+        "give it more nodes, or its autoscaler leave to start as many (train.recovery_seconds: how long it may take to begin); "
+        f"the last checkpoint is step 12, {folder}"
     )
     assert clock[0] == 61
     assert len(lines(tmp_path)) == 5

@@ -44,7 +44,7 @@ BAD: dict[str, tuple[tuple[str, ...], str]] = {
         ("--vary", "method_settings.tlc=[1, 2]"),
         "--vary: unknown key 'method_settings.tlc'; did you mean 'method_settings.tcl'?",
     ),
-    "value that does not fit": (("--vary", "train.workers=[1, many]"), "--vary: 'train.workers' must be a whole number"),
+    "value that does not fit": (("--vary", "seed=[1, many]"), "--vary: 'seed' must be a whole number"),
     "value that is refused": (
         ("--vary", "method_settings.tcl.area_prior=[0.4, 2]"),
         "--vary: method_settings.tcl.area_prior: 2.0 is outside 0..1",
