@@ -334,8 +334,7 @@ class OvSegmentor(TrainableMethod):
 
     def _padded(self, image: Tensor) -> Tensor:
         """The image [B, 3, H, W], filled up with zeros at the bottom and the right where it is smaller than a patch."""
-        height, width = image.shape[-2:]
-        patch = self.encoder.patch_size
+        (height, width), patch = image.shape[-2:], self.encoder.patch_size
         return F.pad(image, (0, max(patch - width, 0), 0, max(patch - height, 0)))
 
     def score(self, features: Tensor, classes: Tensor) -> Tensor:
