@@ -79,7 +79,7 @@ def refuse_other_run(config: Config) -> None:
         there = {}
     for key, before, now in _differences(there, masked_tree(to_dict(config))):
         if _is_made_by(key, file.parent) and not (key == SOURCE and _is_corpus_of(config)):
-            training = _training_of(key, file.parent)
+            training = None if is_sweep(file.parent) else _training_of(key, file.parent)
             raise ConfigError(
                 f"run_dir: {config.run_dir} holds a run of another config: '{key}' was {before} and is now {now}; "
                 f"choose another with run_dir=FOLDER or delete {training if training else 'that one'}"
