@@ -40,10 +40,9 @@ _BUFFER = 1 << 20
 _HEAD = 1 << 16
 _PARQUET, _TAR = b"PAR1", b"ustar"
 _FOREIGN = {
-    b"ARROW1": "an Arrow file; write it as parquet",
-    b"PK\x03\x04": "a zip archive (or a spreadsheet); unpack it, or save it as CSV",
-    b"[{": "one JSON list; write an object a line, as JSON Lines",
-    b"[\n": "one JSON list; write an object a line, as JSON Lines",
+    re.compile(rb"ARROW1"): "an Arrow file; write it as parquet",
+    re.compile(rb"PK\x03\x04"): "a zip archive (or a spreadsheet); unpack it, or save it as CSV",
+    re.compile(rb"\s*\[\s*\{"): "one JSON list; write an object a line, as JSON Lines",
 }
 """How files begin that no reader takes, and what to do."""
 _TAR_MAGIC = slice(257, 262)
@@ -295,7 +294,7 @@ def kind_of(path: str, format: Format) -> Kind:
         return format
     name = path.lower()
     head = _head_of(path)
-    if foreign := next((what for magic, what in _FOREIGN.items() if head.lstrip().startswith(magic)), None):
+    if foreign := next((what for pattern, what in _FOREIGN.items() if pattern.match(head)), None):
         raise InputError(f"filter.source.path: {path} is {foreign}")
     if head.startswith(_PARQUET) or name.endswith(SUFFIXES["parquet"]):
         return "parquet"

@@ -7,21 +7,10 @@ import fsspec
 import pytest
 
 from filtering import InputError
-from filtering.listing import is_leftover
 from filtering.sources import find_files
-from helpers.leftovers import DATA, LEFTOVER_FOLDERS, LEFTOVERS
+from helpers.leftovers import LEFTOVER_FOLDERS, LEFTOVERS
 
 LINK = "http://a.example/1\ta dog\n"
-
-
-@pytest.mark.parametrize("name", [*LEFTOVERS, *LEFTOVER_FOLDERS])
-def test_leftovers(name: str) -> None:
-    assert is_leftover(name)
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_data(name: str) -> None:
-    assert not is_leftover(name)
 
 
 def put(path: Path, text: str = LINK) -> Path:

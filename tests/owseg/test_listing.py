@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from helpers.leftovers import DATA, LEFTOVER_FOLDERS, LEFTOVERS
+from helpers.leftovers import LEFTOVER_FOLDERS, LEFTOVERS
 from helpers.voc import write_voc
 from owseg import InputError
 from owseg.checkpoint import files_at
 from owseg.evaluation.convert_cityscapes import IDS, plan_cityscapes
 from owseg.evaluation.datasets import BENCHMARKS, list_items
 from owseg.evaluation.own_dataset import OwnDataset
-from owseg.listing import files_below, is_leftover
+from owseg.listing import files_below
 from owseg.training import shards_of
 
 
@@ -24,16 +24,6 @@ def litter(folder: Path, content: bytes = b"") -> None:
         (folder / name).mkdir()
         for path in [path for path in folder.iterdir() if path.is_file()][:3]:
             (folder / name / path.name).write_bytes(content)
-
-
-@pytest.mark.parametrize("name", [*LEFTOVERS, *LEFTOVER_FOLDERS])
-def test_leftovers(name: str) -> None:
-    assert is_leftover(name)
-
-
-@pytest.mark.parametrize("name", DATA)
-def test_data(name: str) -> None:
-    assert not is_leftover(name)
 
 
 def test_every_file_once_and_no_leftover(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -31,10 +32,7 @@ def parts(path: str, kind: Kind, source: SourceConfig) -> Iterator[Part]:
             return _is_list_of_text(fields[position].type) or url_fits(position)
 
         names = [field.name for field in fields]
-
-        def has_values(position: int) -> bool:
-            return _has_values(file, position)
-
+        has_values = partial(_has_values, file)
         columns = find_columns(names, source, path, url_fits=url_fits, caption_fits=caption_fits, has_values=has_values)
         for position, fits in zip(columns, (url_fits, caption_fits), strict=False):
             if not fits(position):

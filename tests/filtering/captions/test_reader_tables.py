@@ -115,7 +115,7 @@ def test_a_column_is_found_in_either_way_of_writing_its_accents(tmp_path: Path) 
         (b"ARROW1\0\0", "an Arrow file; write it as parquet"),
         (b"PK\x03\x04\x14\0", r"a zip archive \(or a spreadsheet\); unpack it, or save it as CSV"),
         (b'[{"url": "http://a.example/1", "caption": "a dog"}]', "one JSON list; write an object a line, as JSON Lines"),
-        (b'\n[\n {"url": "http://a.example/1"}]', "one JSON list; write an object a line, as JSON Lines"),
+        (b'\n[ \r\n {"url": "http://a.example/1"}]', "one JSON list; write an object a line, as JSON Lines"),
     ],
 )
 def test_formats_that_are_not_read_are_named(tmp_path: Path, content: bytes, told: str) -> None:
