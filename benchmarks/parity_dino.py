@@ -72,7 +72,7 @@ def compare_loss(case: Arrays, comparison: Comparison) -> None:
     student.requires_grad_()
     loss = distillation_loss(
         student, teacher, centre, student_temperature=float(case["student_temp"]), teacher_temperature=temperature
-    )
+    ).mean()
     comparison.add("loss", loss.detach(), double(case["loss"]), LOSS, NOTHING[0])
     if "grad_student" in case:
         (gradient,) = torch.autograd.grad(loss, [student])

@@ -125,7 +125,8 @@ def compare_training(method: OvSegmentor, case: Arrays, comparison: Comparison) 
     if case.keys() >= SECOND_STAGE:
         given["prompt"] = case["entity_features"]
         partner = tensor(case["cross_image"])
-    losses = method.losses_from(tensor(case["image"]), {name: as_texts(value) for name, value in given.items()}, partner)
+    image, texts = tensor(case["image"]), {name: as_texts(value) for name, value in given.items()}
+    losses = method.losses_from(method.encode_images(image, partner), texts, image)
     total = sum((MASK_WEIGHT if name == "mask" else 1.0) * loss for name, loss in losses.items())
     named = {LOSSES[name]: loss for name, loss in losses.items()}
     whole = partner is not None or "loss/mask" not in case

@@ -91,7 +91,8 @@ def masks_step(method: Tcl, variant: str, options: argparse.Namespace) -> Callab
         v.grad = None
         slope = method.mask_slope(v)
         own = method.own_logits(v, slope, texts[: options.batch])
-        return {**method.mask_losses(v, slope, own, texts), "hard": 1e-3 * gumbel_sigmoid(own, noise).mean()}
+        encoded = {"text": texts[: options.batch], **method.encode_masks(v, slope, own, texts[: options.batch], texts)}
+        return {**method.mask_losses(encoded), "hard": 1e-3 * gumbel_sigmoid(own, noise).mean()}
 
     return reference_losses if variant == "reference" else package_losses
 

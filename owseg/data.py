@@ -75,6 +75,20 @@ class Batch(NamedTuple):
     bad: Sequence[BadSample] = ()
     """Samples that were to be in the batch and cannot be read: others took their places."""
 
+    def part(self, start: int, stop: int) -> "Batch":
+        """The rows start..stop-1."""
+        rows = slice(start, stop)
+        return self._replace(
+            image=self.image[rows],
+            tokens=self.tokens[rows],
+            captions=self.captions[rows],
+            keys=self.keys[rows],
+            texts={name: tensor[rows] for name, tensor in self.texts.items()},
+            partner=None if self.partner is None else self.partner[rows],
+            views={name: tensor[rows] for name, tensor in self.views.items()},
+            first=self.first + start,
+        )
+
     def to(self, device: torch.device) -> "Batch":
         """The same batch with its tensors on `device`."""
 

@@ -120,7 +120,9 @@ class _TotalVariation(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return torch.stack([x.diff(dim=dim).abs_().mean(dtype=at_least_float32(x)) for dim in (-1, -2)]).sum()
+        of_a_map = tuple(range(1, x.ndim))
+        rows, columns = (x.diff(dim=dim).abs_().mean(dim=of_a_map, dtype=at_least_float32(x)) for dim in (-2, -1))
+        return columns + rows
 
     @staticmethod
     @once_differentiable
@@ -129,14 +131,14 @@ class _TotalVariation(torch.autograd.Function):
         gradient = torch.zeros_like(x)
         for dim in (-1, -2):
             signs = x.diff(dim=dim).sign_()
-            signs *= grad / signs.numel()
+            signs *= (grad / signs[0].numel()).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
             gradient.narrow(dim, 1, signs.shape[dim]).add_(signs)
             gradient.narrow(dim, 0, signs.shape[dim]).sub_(signs)
         return gradient
 
 
 def total_variation(x: Tensor) -> Tensor:
-    """Anisotropic L1 total variation of [..., H, W]; each direction is its own mean."""
+    """Anisotropic L1 total variation [B] of maps [B, ..., H, W]; each direction is its own mean."""
     variation: Tensor = _TotalVariation.apply(x)
     return variation
 

@@ -26,6 +26,7 @@ from owseg.fit import WEIGHTS, fit
 from owseg.left_out import MAX_SHARE, BadSamples
 from owseg.listing import is_leftover
 from owseg.method_config import TrainableConfig
+from owseg.micro_batches import ContrastiveMethod
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase, scheduled_phases
@@ -45,7 +46,7 @@ BEFORE = "checkpoint.before"
 """The one before, should the last one be damaged."""
 JOB = "job.json"
 """In a checkpoint: the settings of the training that wrote it."""
-_LEAST = (("loader_workers", 0), ("log_every", 1), ("checkpoint_every", 1), ("max_skipped_steps", 1))
+_LEAST = (("micro_batch", 0), ("loader_workers", 0), ("log_every", 1), ("checkpoint_every", 1), ("max_skipped_steps", 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,8 @@ class LoopConfig:
 
     bf16: bool = False
     """Compute in bfloat16 where torch's autocast finds it safe."""
+    micro_batch: int = 0
+    """Pairs that a training process encodes at once; 0 = all of its batch. Fewer need less memory, and a second forward."""
     loader_workers: int = 0
     """Processes beside each training process that decode and augment; 0 = the training process itself."""
     log_every: int = 10
@@ -244,6 +247,12 @@ def build(job: TrainJob) -> TrainableMethod:
     method.initialise()  # also where training resumes: checkpoints hold no weights that stay frozen throughout
     if job.start is not None:
         load_start(method, job.method.phases, job.start)
+    if job.train.micro_batch:
+        if not isinstance(method, ContrastiveMethod):
+            raise InputError(
+                f"train.micro_batch: {job.method.name} has no `encode` and `combine` that it could go through; leave it 0"
+            )
+        method.micro_batch = job.train.micro_batch
     return method
 
 

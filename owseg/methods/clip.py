@@ -14,9 +14,9 @@ from owseg.encoders import Encoder, EncoderConfig
 from owseg.fields import setting
 from owseg.losses import info_nce
 from owseg.method_config import TrainableConfig
+from owseg.micro_batches import ContrastiveMethod
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
-from owseg.trainable import TrainableMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,15 +44,19 @@ class ClipConfig(TrainableConfig):
         return Clip(encoder)
 
 
-class Clip(TrainableMethod):
+class Clip(ContrastiveMethod):
     """Both towers of CLIP, trained to match images with their captions."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.clip, self.tokenize = encoder.clip, encoder.tokenize
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Images and captions [B, E] in the joint space."""
+        del shared
+        return {"image": self.clip.encode_image(batch.image), "text": self.clip.encode_text(batch.tokens)}
+
+    def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """{"contrastive": symmetric InfoNCE over the global batch, with CLIP's learned temperature}."""
-        image = self.clip.encode_image(batch.image)
-        text = self.clip.encode_text(batch.tokens)
-        return {"contrastive": info_nce(image, text, self.clip.logit_scale)}
+        del batch
+        return {"contrastive": info_nce(encoded["image"], encoded["text"], self.clip.logit_scale)}

@@ -32,9 +32,12 @@ def difference(folder: Path, name: str, reference: str) -> float:
 def test_two_ranks_take_the_steps_of_one(tmp_path: Path, free_port: Callable[[], int]) -> None:
     tiny.write_shards(tmp_path)
     run(tmp_path, 1, free_port(), 3, *(f"{method}-1 {method} torch float32 0 3" for method in METHODS))
-    run(tmp_path, 2, free_port(), 3, *(f"{method}-2 {method} torch float32 0 3" for method in METHODS))
+    cells = [f"{method}-2 {method} torch float32 0 3" for method in METHODS]
+    cells += [f"{method}-parts {method} 3 parts 0 3" for method in METHODS]
+    run(tmp_path, 2, free_port(), 3, *cells)
     for method in METHODS:
         assert difference(tmp_path, f"{method}-2", f"{method}-1") < FLOAT32, method
+        assert difference(tmp_path, f"{method}-parts", f"{method}-1") < FLOAT32, f"{method} in micro-batches"
 
 
 @pytest.mark.slow
@@ -46,6 +49,7 @@ def test_the_table(tmp_path: Path, free_port: Callable[[], int]) -> None:
         cells = [(method, engine) for method in METHODS for engine in ENGINES]
         alike = [f"{method}-{engine}-{ranks} {method} {engine} float32 0 {STEPS}" for method, engine in cells]
         alike += [f"{method}-bf16-{ranks} {method} 1 bf16 0 {STEPS}" for method in METHODS]
+        alike += [f"{method}-parts-{ranks} {method} 2 parts 0 {STEPS}" for method in METHODS]
         run(tmp_path, ranks, free_port(), STEPS, *alike)
     for ranks, engine, first, last in ((2, "1", 0, 7), (1, "3", 7, 14), (4, "2", 14, STEPS)):
         run(
@@ -58,6 +62,7 @@ def test_the_table(tmp_path: Path, free_port: Callable[[], int]) -> None:
     columns = {
         **{f"{engine} on {ranks}": f"{engine}-{ranks}" for ranks in (1, 2, 4) for engine in ENGINES},
         **{f"bf16 on {ranks}": f"bf16-{ranks}" for ranks in (1, 2, 4)},
+        **{f"in micro-batches of 3 on {ranks}": f"parts-{ranks}" for ranks in (1, 2, 4)},
         "2 to 1 to 4": "moved",
     }
     found = {

@@ -28,16 +28,19 @@ METHODS: dict[str, Callable[[int], TrainableConfig]] = {
     "vilseg": lambda steps: tiny.vilseg_config(steps),
 }
 
+LOOPS = {"float32": LoopConfig(), "bf16": LoopConfig(bf16=True), "parts": LoopConfig(micro_batch=3)}
+
 
 def record(folder: Path, steps: str, *cells: str) -> None:
-    """Train each cell, "NAME METHOD ENGINE DTYPE FIRST LAST": from the checkpoint of step FIRST, 0 = none, to that of LAST.
+    """Train each cell, "NAME METHOD ENGINE HOW FIRST LAST": from the checkpoint of step FIRST, 0 = none, to that of LAST.
 
-    ENGINE is torch or a ZeRO stage. Rank 0 writes the losses to NAME.json, by step; checkpoints lie in NAME.
+    ENGINE is torch or a ZeRO stage; HOW is one of `LOOPS`. Rank 0 writes the losses to NAME.json, by step; checkpoints
+    lie in NAME.
     """
     shard_all_parameters()
     for cell in cells:
-        name, method, engine, dtype, first, last = cell.split()
-        losses = _train(folder, METHODS[method](int(steps)), engine, dtype == "bf16", name, int(first), int(last))
+        name, method, engine, how, first, last = cell.split()
+        losses = _train(folder, METHODS[method](int(steps)), engine, LOOPS[how], name, int(first), int(last))
         if dist.get_rank() == 0:
             path = folder / f"{name}.json"
             before = json.loads(path.read_text()) if path.exists() else {}
@@ -49,7 +52,7 @@ class _EnoughError(Exception):
 
 
 def _train(
-    folder: Path, config: TrainableConfig, engine: str, bf16: bool, name: str, first: int, last: int
+    folder: Path, config: TrainableConfig, engine: str, how: LoopConfig, name: str, first: int, last: int
 ) -> dict[int, dict[str, float]]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     home = folder / f"rank{rank}"
@@ -60,16 +63,16 @@ def _train(
         normalisation=tiny.HALF,
         shards=tuple(sorted(folder.glob("*.tar"))),
         out=home,
-        train=LoopConfig(bf16=bf16),
+        train=how,
     )
     method = build(job)
     cpu = torch.device("cpu")
 
     def make(groups: Sequence[ParameterGroup], optim: OptimConfig) -> Engine:
         if engine == "torch":
-            return TorchEngine(method, groups, optim, bf16=bf16)
+            return TorchEngine(method, groups, optim, bf16=how.bf16)
         own = optim.batch_size // ranks
-        return DeepSpeedEngine(method, groups, optim, batch_per_worker=own, zero_stage=int(engine), bf16=bf16, device=cpu)
+        return DeepSpeedEngine(method, groups, optim, batch_per_worker=own, zero_stage=int(engine), bf16=how.bf16, device=cpu)
 
     losses: dict[int, dict[str, float]] = {}
 

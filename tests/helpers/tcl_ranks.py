@@ -39,7 +39,7 @@ def joined_batch(folder: Path) -> tuple[Batch, Tensor]:
 
 def share(batch: Batch, rank: int) -> Batch:
     mine = slice(rank * PER_RANK, (rank + 1) * PER_RANK)
-    return Batch(batch.image[mine], batch.tokens[mine], [], [])
+    return batch.part(mine.start, mine.stop)
 
 
 def losses_and_gradients(method: Tcl, batch: Batch, uniform: Tensor) -> dict[str, Tensor]:

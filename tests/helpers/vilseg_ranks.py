@@ -60,7 +60,7 @@ def train(run: str) -> dict[str, Any]:
     torch.manual_seed(0)
     kind = torch.float32 if stage == 3 else torch.float64
     method = VilSeg(tiny.vilseg_config(momentum=0.9, **settings)).to(kind)
-    method.losses = lambda batch: method.losses_from(batch.views, batch.tokens)  # type: ignore[method-assign,assignment]
+    method.encode = lambda batch, shared: method.encode_views(batch.views, batch.tokens, shared["centre"])  # type: ignore
     config = method.config
     (groups,) = phase_groups(method, config.phases, config.optim)
     engine: Engine = TorchEngine(method, groups, config.optim)

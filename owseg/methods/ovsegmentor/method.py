@@ -6,142 +6,36 @@ another one.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from math import log
-from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owseg import InputError
-from owseg.data import AugmentConfig, Batch
-from owseg.encoders import Encoder, EncoderConfig
-from owseg.fields import check_range, setting
+from owseg.data import Batch
+from owseg.encoders import Encoder
 from owseg.losses import info_nce, multi_label_nce, temperature
-from owseg.method_config import TrainableConfig
 from owseg.methods.ovsegmentor.completion import EntityCompletion
 from owseg.methods.ovsegmentor.consistency import mask_consistency
 from owseg.methods.ovsegmentor.entity_texts import EntityTexts
-from owseg.methods.ovsegmentor.grouping import GroupingEncoder, Groups, owning_group
+from owseg.methods.ovsegmentor.grouping import Binding, GroupingEncoder, owning_group
 from owseg.methods.ovsegmentor.heads import ProjectionHead
 from owseg.methods.ovsegmentor.image_tower import clip_tower, load_vit, vit_tower
-from owseg.methods.ovsegmentor.official import LAYOUT, OFFICIAL_THRESHOLDS
+from owseg.methods.ovsegmentor.settings import CLIP, OvSegmentorSettings
 from owseg.methods.ovsegmentor.text_tower import Texts, TextTower, bert_tower, clip_text_tower
+from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
 from owseg.noise import PlacedDropout
-from owseg.optim import OptimConfig, Quirks
-from owseg.phases import Phase, scheduled_phases
-from owseg.published_layout import Layout
-from owseg.text import check_templates, prompt_templates
-from owseg.trainable import TrainableMethod
-
-CLIP = "clip"
-"""As the name of a tower: the run's CLIP."""
-VISION = ("encoder.", "image_head.", "text_head.", "completion.", "answer_head.", "log_scale")
-STAGE_1 = OptimConfig(batch_size=4096, lr=6.4e-4, lr_batch=4096, min_lr=1.6e-4, eps=1e-8,
-                      schedule="cosine_unshifted", warmup=1953, warmup_lr=1.6e-5)  # fmt: skip
-STAGE_2 = replace(STAGE_1, batch_size=1024, lr=1e-5, min_lr=1e-6, warmup_lr=4e-6, warmup=0)
+from owseg.phases import Phase
+from owseg.text import prompt_templates
 
 
 @dataclass(frozen=True, kw_only=True)
-class OvSegmentorConfig(TrainableConfig):
-    """The paper's recipe (official configuration of the released ViT-B model); epochs are of 4 million pairs."""
-
-    name: Literal["ovsegmentor"] = "ovsegmentor"
-    """Method name."""
-    phases: tuple[Phase, ...] = setting(
-        (
-            Phase(steps=29297, train=(*VISION, "text.")),
-            Phase(
-                steps=39062,
-                train=VISION,
-                partners=True,
-                optim=STAGE_2,
-                augment=AugmentConfig(min_area=0.4, rand_augment="", erase=0.0),
-            ),
-        ),
-        training_only=True,
-    )
-    """Both towers on captions and entities (30 epochs); then the image side, with mask consistency between partners (10)."""
-    optim: OptimConfig = setting(STAGE_1, training_only=True)
-    """Optimiser and schedule."""
-    augment: AugmentConfig = setting(AugmentConfig(), training_only=True)
-    """Training augmentation."""
-    fidelity: Literal["exact", "official"] = setting("exact", training_only=True)
-    """What losses do where the official code has quirks (docs/fidelity.md): exact or official."""
-    image_tower: str = "vit_base_patch16_224.dino"
-    """What the image tower begins as: a timm ViT by name and tag, or "clip": the run's encoder."""
-    image_weights: str = setting("", training_only=True, local_path=True)
-    """Local file of that ViT's weights; empty = timm downloads them."""
-    text_tower: str = setting("bert-base-uncased", local_path=True)
-    """Text tower: a transformers model by id or local folder, or "clip": that of the run's encoder."""
-    heads: int = 8
-    """Attention heads of the image tower and the blocks on top of it; 0 = as many as the ViT was trained with (DINO's 12)."""
-    tokens: int = 64
-    """Learnable tokens beside the patches."""
-    groups: int = 8
-    """Groups that they bind patches into."""
-    drop_path: float = setting(0.1, training_only=True)
-    """Stochastic depth of the image tower's last block, 0..1; it grows linearly from 0."""
-    hidden: int = 4096
-    """Width of the projection heads' hidden layer."""
-    joint: int = 256
-    """Width of the joint space."""
-    entity_weight: float = setting(1.0, training_only=True)
-    """Weight of masked entity completion; 0 leaves it out."""
-    label_weight: float = setting(0.0, training_only=True)
-    """Weight of GroupViT's multi-label loss, image against prompts of its caption's entities; 0 (the paper's) leaves it out."""
-    mask_weight: float = setting(0.1, training_only=True)
-    """Weight of cross-image mask consistency, in phases with partners; 0 leaves it out."""
-    momentum: float = setting(0.99, training_only=True)
-    """How much of the momentum encoder stays at each step, 0..1."""
-    templates: str = setting("simple", shown=True, scores_only=True)
-    """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    top_classes: int = setting(5, shown=True, scores_only=True)
-    """Classes that a window may show: the best by its image-level feature."""
-    background_threshold: float = setting(0.9, scores_only=True)
-    """Probability below which a group is background, 0..1, on sets that have that class."""
-    thresholds: Literal["unified", "official"] = setting("unified", scores_only=True)
-    """Background thresholds: one for all benchmarks, or the official ones (VOC 0.95, Context 0.35, COCO-Object 0.90)."""
-
-    def __post_init__(self) -> None:
-        check_templates(self.templates)
-        check_range(self, "drop_path", "momentum", "background_threshold", least=0, most=1)
-        check_range(self, "tokens", "groups", "hidden", "joint", "top_classes", least=1)
-        check_range(self, "heads", "entity_weight", "label_weight", "mask_weight", least=0)
-        for scheduled in scheduled_phases(self.phases, self.optim):
-            if scheduled.schedule.optim.batch_size < 2:
-                raise InputError(
-                    f"{scheduled.schedule.key}.batch_size: batch norms and contrasts need at least 2 pairs in a batch"
-                )
-
-    @property
-    def uses_clip(self) -> bool:
-        """Whether a tower is the run's CLIP."""
-        return CLIP in (self.image_tower, self.text_tower)
-
-    @property
-    def quirks(self) -> Quirks:
-        """What engines must reproduce of the official code."""
-        return Quirks(decay_scalars=self.fidelity == "official")
-
-    @property
-    def official_layout(self) -> Layout:
-        """The names in the official files."""
-        return LAYOUT
-
-    def supervision(self, encoder: EncoderConfig) -> str:
-        """What its masks are learned from, in the words of the comparison table."""
-        learned = encoder.supervision if self.uses_clip else "text"
-        begun = ("" if self.image_tower == CLIP else "self-supervised image tower", "" if self.text_tower == CLIP else "BERT")
-        return "; ".join([learned, *filter(None, begun)])
-
-    def for_dataset(self, dataset: str) -> Self:
-        """The settings for a benchmark: with its own background threshold where the official ones are asked for."""
-        own = OFFICIAL_THRESHOLDS.get(dataset) if self.thresholds == "official" else None
-        return self if own is None else replace(self, background_threshold=own)
+class OvSegmentorConfig(OvSegmentorSettings):
+    """The paper's recipe (official configuration of the released ViT-B model)."""
 
     def build(self, encoder: Encoder | None) -> "OvSegmentor":
         """The method with random weights, but for towers that are copies of the run's encoder."""
@@ -158,7 +52,7 @@ class OvSegmentorConfig(TrainableConfig):
         )
 
 
-class OvSegmentor(TrainableMethod):
+class OvSegmentor(ContrastiveMethod):
     """Both towers, the heads that lead into the joint space, entity completion, and the momentum copy of the image tower."""
 
     background_threshold: float | None = None
@@ -208,18 +102,37 @@ class OvSegmentor(TrainableMethod):
         if self.momentum is not None:
             follow(self.momentum, self.encoder, self.config.momentum)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def shared(self, batch: Batch) -> dict[str, Tensor]:
+        """How long the longest text is: with all of them at hand, none is padded beyond it."""
+        longest = torch.cat([*self._wanted(batch).values()])
+        return {"length": torch.tensor(longest.shape[1] if self.official else self.text.trim(longest).shape[1])}
+
+    def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the losses ask of each sample's image, partner and texts: before any head, whose batch norm sees all samples."""
+        texts = self.read(self._wanted(batch))
+        encoded = self.encode_images(batch.image, batch.partner)
+        for name, text in texts.items():
+            # Completion alone reads tokens; the official form shows batch norms those of all texts.
+            kept = text.padded(int(shared["length"])) if self.official or name == "question" else text.sentence_alone()
+            encoded |= {f"{name}/{part}": tensor for part, tensor in kept._asdict().items()}
+        return encoded
+
+    def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The weighted losses of `losses_from`, the texts read by the text tower."""
-        wanted = ["caption"]
+        names = self._wanted(batch)
+        texts = {name: Texts(*(encoded[f"{name}/{part}"] for part in Texts._fields)) for name in names}
+        return self.losses_from(encoded, texts, batch.image, batch.texts.get("labels"))
+
+    def _wanted(self, batch: Batch) -> dict[str, Tensor]:
+        """The texts that losses of the batch read, each as token ids [B, L]."""
+        wanted = {"caption": batch.tokens}
         if self.config.entity_weight:
-            wanted += ["question", "answer"]
+            wanted |= {name: batch.texts[name] for name in ("question", "answer")}
         if self.config.label_weight:
-            wanted.append("label")
+            wanted["label"] = batch.texts["label"]
         if self.config.mask_weight and batch.partner is not None:
-            wanted += ["prompt"]
-        tokens = {"caption": batch.tokens, **batch.texts}
-        texts = self.read({name: tokens[name] for name in wanted})
-        return self.losses_from(batch.image, texts, batch.partner, tokens.get("labels"))
+            wanted["prompt"] = batch.texts["prompt"]
+        return wanted
 
     def read(self, tokens: Mapping[str, Tensor]) -> dict[str, Texts]:
         """What the text tower makes of several batches of B texts, each as token ids [B, L].
@@ -234,59 +147,76 @@ class OvSegmentor(TrainableMethod):
         parts = zip(*(part.chunk(len(tokens)) for part in texts), strict=True)
         return {name: Texts(*part) for name, part in zip(tokens, parts, strict=True)}
 
+    def encode_images(self, image: Tensor, partner: Tensor | None) -> dict[str, Tensor]:
+        """What losses ask of images [B, 3, H, W] and of other images [B, 3, H, W], which the momentum encoder sees.
+
+        "groups" [B, K, C] and their binding's "q" [B, K, C]; "partner/q" [B, K, C], "partner/k" [B, P, C] and, in the official
+        form, "partner/groups" [B, K, C].
+        """
+        groups = self.encoder(image)
+        encoded = {"groups": groups.features, "q": groups.binding.q}
+        if self.config.mask_weight and partner is not None:
+            assert self.momentum is not None
+            self.momentum.train(self.training and self.official)  # the official copy drops paths, too
+            with torch.no_grad():
+                if self.official and self.training:
+                    others = self.momentum(partner)
+                    encoded["partner/groups"], binding = others.features, others.binding
+                else:
+                    binding = self.momentum.bind(partner)
+            encoded |= {"partner/q": binding.q, "partner/k": binding.k}
+        return encoded
+
     def losses_from(
-        self, image: Tensor, texts: Mapping[str, Texts], partner: Tensor | None, labels: Tensor | None = None
+        self, images: Mapping[str, Tensor], texts: Mapping[str, Texts], image: Tensor, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
         """The weighted losses: "contrast", "entity" and "mask" (section 3), the last one where there are partners, and "label".
 
-        image: [B, 3, H, W]; texts: "caption", "question" (entities masked), "answer" (the entities), "prompt" (the entity that
-        is shared) and "label" (one of the entities); partner: [B, 3, H, W], other images; labels: of `multi_label_nce`. Batch
-        norms see what they see in the official code, in its order, except that only the official form shows them what no loss
-        reads.
+        images: of `encode_images`; texts: "caption", "question" (entities masked), "answer" (the entities), "prompt" (the
+        entity that is shared) and "label" (one of the entities); image: [B, 3, H, W], of which the size is asked alone;
+        labels: of `multi_label_nce`. Batch norms see what they see in the official code, in its order, except that only the
+        official form shows them what no loss reads.
         """
-        config = self.config
+        config, groups = self.config, images["groups"]
         caption = self.text_head(texts["caption"].sentence)
         self._observe(self.text_head, texts["caption"].features)
-        groups = self.encoder(image)
-        whole = self.image_head(groups.features.mean(dim=1))
+        whole = self.image_head(groups.mean(dim=1))
         losses = {"contrast": info_nce(whole, caption, self.log_scale)}
         with torch.no_grad():  # inference projects groups, so the head's statistics must know them
-            projected = self.image_head(groups.features)
+            projected = self.image_head(groups)
         if config.entity_weight:
             losses["entity"] = config.entity_weight * self.entity_loss(groups, texts["question"], texts["answer"])
         if config.label_weight and labels is not None:
             named = self.text_head(texts["label"].sentence)
             losses["label"] = config.label_weight * multi_label_nce(whole, named, labels, self.log_scale)
-        if config.mask_weight and partner is not None:
-            losses["mask"] = config.mask_weight * self.mask_loss(groups, projected, texts["prompt"], partner)
+        if config.mask_weight and "partner/q" in images:
+            size = (image.shape[-2], image.shape[-1])
+            losses["mask"] = config.mask_weight * self.mask_loss(images, projected, texts["prompt"], size)
         return losses
 
-    def entity_loss(self, groups: Groups, question: Texts, answer: Texts) -> Tensor:
-        """Masked entity completion (section 3.3): the question, filled in by the image's groups, must match the answer."""
+    def entity_loss(self, groups: Tensor, question: Texts, answer: Texts) -> Tensor:
+        """Masked entity completion (section 3.3): the question, filled in by groups [B, K, C], must match the answer."""
         self._observe(self.text_head, question.sentence, question.features)
         wanted = self.text_head(answer.sentence)
         self._observe(self.text_head, answer.features)
-        filled = self.completion(question, groups.features, ignore_padding=self.official)
+        filled = self.completion(question, groups, ignore_padding=self.official)
         return info_nce(self.answer_head(filled), wanted, self.log_scale)
 
-    def mask_loss(self, groups: Groups, projected: Tensor, prompt: Texts, partner: Tensor) -> Tensor:
+    def mask_loss(self, images: Mapping[str, Tensor], projected: Tensor, prompt: Texts, size: tuple[int, int]) -> Tensor:
         """Cross-image mask consistency (section 3.4), of the groups that the shared entity's prompt speaks of.
 
-        projected: [B, K, E], the groups in the joint space.
+        images: of `encode_images`, of images of this size; projected: [B, K, E], the groups in the joint space.
         """
-        assert self.momentum is not None
-        self.momentum.train(self.training and self.official)  # the official copy drops paths, too
         with torch.no_grad():
-            if self.official and self.training:
-                others = self.momentum(partner)
-                self._observe(self.image_head, others.features.mean(dim=1), others.features)
-                binding = others.binding
-            else:
-                binding = self.momentum.bind(partner)
+            if "partner/groups" in images:
+                others = images["partner/groups"]
+                self._observe(self.image_head, others.mean(dim=1), others)
             relevance = torch.einsum("bke,be->bk", projected, self.text_head(prompt.sentence))
             self._observe(self.text_head, prompt.features)
-        size = (partner.shape[-2], partner.shape[-1])
-        return mask_consistency(groups.binding.q, binding, relevance, grid=groups.grid, size=size, official=self.official)
+        patch = self.encoder.patch_size
+        grid = (size[0] // patch, size[1] // patch)
+        binding = Binding(images["partner/q"], images["partner/k"])
+        return mask_consistency(images["q"], binding, relevance, grid=grid, size=size, official=self.official)
 
     def _observe(self, head: ProjectionHead, *features: Tensor) -> None:
         """Show a head's batch norm what the official code projects besides what its losses need."""

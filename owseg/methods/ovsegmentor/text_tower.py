@@ -48,6 +48,15 @@ class Texts(NamedTuple):
         """The sentence features [B, C]."""
         return self.features[torch.arange(len(self.position), device=self.position.device), self.position]
 
+    def sentence_alone(self) -> "Texts":
+        """The same sentences as texts of one token each."""
+        return Texts(self.sentence[:, None], torch.ones_like(self.real[:, :1]), torch.zeros_like(self.position))
+
+    def padded(self, length: int) -> "Texts":
+        """The same texts, `length` tokens long: 0 in `features` beyond their own."""
+        more = length - self.features.shape[1]
+        return Texts(F.pad(self.features, (0, 0, 0, more)), F.pad(self.real, (0, more)), self.position)
+
 
 class TextTower(nn.Module):
     """What every text tower has."""
@@ -82,12 +91,7 @@ class TextTower(nn.Module):
             int(length) for length in torch.stack([bucket[-1] for bucket in lengths.chunk(count)]).tolist()
         ]  # one wait for a GPU
         buckets = [self(tokens[some, :end]) for some, end in zip(in_parts(order.chunk(count)), ends, strict=True)]
-        missing = [ends[-1] - end for end in ends]
-        padded = [
-            (F.pad(bucket.features, (0, 0, 0, more)), F.pad(bucket.real, (0, more)), bucket.position)
-            for bucket, more in zip(buckets, missing, strict=True)
-        ]
-        back = order.argsort()
+        back, padded = order.argsort(), [bucket.padded(ends[-1]) for bucket in buckets]
         return Texts(*(torch.cat(parts)[back] for parts in zip(*padded, strict=True)))
 
     def load(self) -> None:

@@ -35,7 +35,6 @@ from owseg.losses import (
     global_mean,
     gumbel_sigmoid,
     info_nce,
-    local_labels,
     official_pairwise_nce,
     pairwise_nce,
     total_variation,
@@ -43,13 +42,13 @@ from owseg.losses import (
 from owseg.method_config import TrainableConfig
 from owseg.methods.tcl.decoder import GroundingDecoder, Projection, checkpointed
 from owseg.methods.tcl.official import LAYOUT
+from owseg.micro_batches import ContrastiveMethod
 from owseg.noise import uniform_like
 from owseg.optim import OptimConfig, Quirks
 from owseg.pamr import pamr
 from owseg.phases import Phase
 from owseg.published_layout import Layout
 from owseg.text import check_templates, embed_prompts, prompt_templates
-from owseg.trainable import TrainableMethod
 
 GROUNDER = ("decoder.", "projection.", "mask_scale", "mask_shift", "tcl_v_scale", "tcl_f_scale")
 
@@ -143,14 +142,14 @@ class MaskStatistics(NamedTuple):
     """What the losses ask of the masks of N texts on B images."""
 
     mean: Tensor
-    """[]: mean of all masks."""
+    """[B]: mean of an image's masks."""
     variation: Tensor
-    """[]: total variation of all masks."""
+    """[B]: total variation of an image's masks."""
     similarity: Tensor
     """[B, N]: cosine of each text with the image pooled under that text's own mask."""
 
 
-class Tcl(TrainableMethod):
+class Tcl(ContrastiveMethod):
     """Frozen CLIP, the grounder (copied last block, decoder, projection) and the learned mask threshold."""
 
     def __init__(self, config: TclConfig, encoder: Encoder) -> None:
@@ -214,50 +213,76 @@ class Tcl(TrainableMethod):
         products = torch.einsum("behw,be->bhw", features, F.normalize(text, dim=1, eps=1e-6))
         return products * slope[:, 0] + self.mask_shift
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
+    def shared(self, batch: Batch) -> dict[str, Tensor]:
+        """The captions' embeddings: this rank's as "text" [B, E], those of all ranks as "texts" [N, E]."""
+        text = self.clip.encode_text(batch.tokens)
+        return {"text": text, "texts": gather(text), "first": torch.tensor(batch.first)}
+
+    def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What the losses that have a weight ask of each image and its caption."""
+        weights = self.config.loss_weights
+        first = batch.first - int(shared["first"])
+        text = shared["text"][first : first + len(batch.image)]
+        features = self.features(batch.image)
+        slope = self.mask_slope(features)
+        own = self.own_logits(features, slope, text)
+        encoded = {"text": text}
+        if weights["whole_image"]:  # TCL_f, were all masks 1
+            encoded["whole_image"] = features.mean(dim=(2, 3))
+        if weights["tcl_v"]:
+            kept = gumbel_sigmoid(own, uniform_like(own).clamp_(1e-6, 1 - 1e-6))
+            encoded["kept_image"] = self.image_level(batch.image, kept)
+        if weights["tcl_f"] or weights["area"] or weights["tv"]:
+            encoded |= self.encode_masks(features, slope, own, shared["text"], shared["texts"])
+        return encoded
+
+    def encode_masks(self, features: Tensor, slope: Tensor, own: Tensor, text: Tensor, texts: Tensor) -> dict[str, Tensor]:
+        """What the losses of soft masks ask of each image.
+
+        own: logits [B, H, W] of each image's own mask; text: [R, E], this rank's; texts: [N, E], those of all ranks.
+        """
+        weights = self.config.loss_weights
+        encoded = self.mask_statistics(features, slope, texts)._asdict() | {"own_mean": torch.sigmoid(own).mean(dim=(1, 2))}
+        if weights["tcl_f"] and self.config.fidelity == "official":
+            encoded["pooled"] = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, text, slope)))
+        if weights["tv"]:
+            encoded["feature_variation"] = total_variation(features)
+        return encoded
+
+    def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """The losses of a batch, weighted: tcl_v, tcl_f, area, area_negative, tv_features, tv_masks (section 3.2).
 
         Those of weight 0 are left out; `whole_image` is there only where it is asked for.
         """
-        weights = self.config.loss_weights
-        with torch.no_grad():
-            text = self.clip.encode_text(batch.tokens)
-            texts = gather(text)
-        features = self.features(batch.image)
+        del batch
+        weights, text = self.config.loss_weights, encoded["text"]
         losses: dict[str, Tensor] = {}
-        if weights["whole_image"]:  # TCL_f, were all masks 1
-            losses["whole_image"] = weights["whole_image"] * info_nce(features.mean(dim=(2, 3)), text, self.tcl_f_scale)
-        slope = self.mask_slope(features)
-        own = self.own_logits(features, slope, text)
+        if weights["whole_image"]:
+            losses["whole_image"] = weights["whole_image"] * info_nce(encoded["whole_image"], text, self.tcl_f_scale)
         if weights["tcl_v"]:
-            kept = gumbel_sigmoid(own, uniform_like(own).clamp_(1e-6, 1 - 1e-6))
-            losses["tcl_v"] = weights["tcl_v"] * self.image_level(batch.image, kept, text)
-        if weights["tcl_f"] or weights["area"] or weights["tv"]:
-            losses |= self.mask_losses(features, slope, own, texts)
-        return losses
+            losses["tcl_v"] = weights["tcl_v"] * info_nce(encoded["kept_image"], text, self.tcl_v_scale)
+        return losses | self.mask_losses(encoded)
 
-    def mask_losses(self, features: Tensor, slope: Tensor, own: Tensor, texts: Tensor) -> dict[str, Tensor]:
-        """All losses of soft masks. own: logits [B, H, W] of each image's own mask; texts: [N, E], those of all ranks."""
-        config, weights = self.config, self.config.loss_weights
-        masks = self.mask_statistics(features, slope, texts)
+    def mask_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All losses of soft masks, of what `encode_masks` returns and "text" [B, E]."""
+        config, weights, text = self.config, self.config.loss_weights, encoded["text"]
         losses: dict[str, Tensor] = {}
         if weights["tcl_f"] and config.fidelity == "official":
-            mine = texts[local_labels(len(own), own.device)]
-            pooled = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, mine, slope)))
-            losses["tcl_f"] = weights["tcl_f"] * official_pairwise_nce(masks.similarity, pooled, mine, self.tcl_f_scale)
+            similarity = encoded["similarity"]
+            losses["tcl_f"] = weights["tcl_f"] * official_pairwise_nce(similarity, encoded["pooled"], text, self.tcl_f_scale)
         elif weights["tcl_f"]:
-            losses["tcl_f"] = weights["tcl_f"] * pairwise_nce(masks.similarity, self.tcl_f_scale)
+            losses["tcl_f"] = weights["tcl_f"] * pairwise_nce(encoded["similarity"], self.tcl_f_scale)
         if weights["area"]:
-            own_mean, pairs = torch.sigmoid(own).mean(), len(texts)
+            own_mean, pairs = encoded["own_mean"].mean(), encoded["similarity"].shape[1]
             # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
-            other_mean = (masks.mean * pairs - own_mean) / max(pairs - 1, 1)
+            other_mean = (encoded["mean"].mean() * pairs - own_mean) / max(pairs - 1, 1)
             if config.fidelity == "exact":
                 own_mean, other_mean = global_mean(own_mean), global_mean(other_mean)
             losses["area"] = weights["area"] * (own_mean - config.area_prior).abs()
             losses["area_negative"] = weights["area"] * other_mean.abs()
         if weights["tv"]:
-            losses["tv_features"] = weights["tv"] * total_variation(features)
-            losses["tv_masks"] = weights["tv"] * masks.variation
+            losses["tv_features"] = weights["tv"] * encoded["feature_variation"].mean()
+            losses["tv_masks"] = weights["tv"] * encoded["variation"].mean()
         return losses
 
     def mask_statistics(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
@@ -269,8 +294,8 @@ class Tcl(TrainableMethod):
         mean, variation, similarity = zip(*parts, strict=True)
         shares = slope.new_tensor([len(chunk) / len(texts) for chunk in chunks])
         return MaskStatistics(
-            mean=(torch.stack(mean) * shares).sum(),
-            variation=(torch.stack(variation) * shares).sum(),
+            mean=shares @ torch.stack(mean),
+            variation=shares @ torch.stack(variation),
             similarity=torch.cat(similarity, dim=1),
         )
 
@@ -278,12 +303,13 @@ class Tcl(TrainableMethod):
         """Statistics of the masks of texts [n, E], all held at once; 0 where no loss asks for them."""
         weights = self.config.loss_weights
         masks = torch.sigmoid(self.mask_logits(features, texts, slope))
-        variation = total_variation(masks) if weights["tv"] else masks.new_zeros(())
+        mean = masks.mean(dim=(1, 2, 3))
+        variation = total_variation(masks) if weights["tv"] else torch.zeros_like(mean)
         if not weights["tcl_f"]:
-            return MaskStatistics(masks.mean(), variation, masks.new_zeros(masks.shape[:2]))
+            return MaskStatistics(mean, variation, masks.new_zeros(masks.shape[:2]))
         pooled = F.normalize(self.pool_masks(features, masks), dim=-1, eps=1e-6)
         similarity = torch.einsum("bne,ne->bn", pooled, F.normalize(texts, dim=-1, eps=1e-6))
-        return MaskStatistics(masks.mean(), variation, similarity)
+        return MaskStatistics(mean, variation, similarity)
 
     @staticmethod
     def pool_masks(features: Tensor, masks: Tensor) -> Tensor:
@@ -291,17 +317,17 @@ class Tcl(TrainableMethod):
         pooled = torch.einsum("behw,bnhw->bne", features, masks)
         return pooled / (masks.sum(dim=(2, 3))[..., None] + 1e-6)
 
-    def image_level(self, image: Tensor, kept: Tensor, text: Tensor) -> Tensor:
-        """TCL_v: the image with all but its own text's mask set to the mean colour, read by the whole frozen tower.
+    def image_level(self, image: Tensor, kept: Tensor) -> Tensor:
+        """What TCL_v contrasts, [B, E]: the image with all but a mask set to the mean colour, read by the whole frozen tower.
 
-        image: [B, 3, H, W]; kept: hard masks [B, h, w]; text: [B, E].
+        image: [B, 3, H, W]; kept: hard masks [B, h, w], of the images' own texts.
         """
         visual = self.clip.visual
         mask = F.interpolate(kept[:, None], size=image.shape[-2:], mode="nearest")
         tokens = embed_patches(visual, image * mask)
         for block in visual.transformer.resblocks:
             tokens = self.run(run_block, block, tokens)
-        return info_nce(pool(visual, tokens), text, self.tcl_v_scale)
+        return pool(visual, tokens)
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""

@@ -46,10 +46,15 @@ def agreement(
     joint over all shifts (collapsed; its normaliser is a constant for the gradient) or one for each, their losses averaged
     (uncollapsed; differentiated through). pool: one joint for the whole batch, or one for each image.
     """
-    with torch.autocast(p.device.type, enabled=False):
-        p, q = (view.to(at_least_float32(view)) * mask[:, None] for view in (p, q))
-        counts = joint_counts(p, q, shifts)  # [shifts, B, C, C]
-        counts = gather_sum(counts) if pool == "batch" else counts.transpose(0, 1)  # ([B,] shifts, C, C)
+    return agreement_of(joint_counts(p, q, mask, shifts), weight=weight, form=form, pool=pool)
+
+
+def agreement_of(
+    counts: Tensor, *, weight: float = 1.0, form: Form = "uncollapsed", pool: Literal["batch", "image"] = "batch"
+) -> Agreement:
+    """`agreement` of the `joint_counts` [B, shifts, C, C] of its views."""
+    with torch.autocast(counts.device.type, enabled=False):
+        counts = gather_sum(counts) if pool == "batch" else counts  # ([B,] shifts, C, C)
         if form == "collapsed":
             counts = counts.sum(dim=-3, keepdim=True)
         total = counts.sum(dim=(-2, -1), keepdim=True).clamp_min(EPSILON)
@@ -64,11 +69,18 @@ def agreement(
         return Agreement(weighted, plain, used / used.sum().clamp_min(EPSILON))
 
 
-def joint_counts(p: Tensor, q: Tensor, shifts: int) -> Tensor:
-    """Soft co-occurrence counts [(2T + 1)^2, B, C, C] of masked assignments [B, C, h, w], for each shift t in {-T..T}^2.
+def joint_counts(p: Tensor, q: Tensor, mask: Tensor, shifts: int) -> Tensor:
+    """Soft co-occurrence counts [B, (2T + 1)^2, C, C] of assignments [B, C, h, w], for each shift t in {-T..T}^2.
 
-    Entry (i, j) adds p[i, u + t] q[j, u] over the pixels u; beyond the map lies nothing.
+    Entry (i, j) adds p[i, u + t] q[j, u] over the pixels u; beyond the map and the mask [B, h, w] lies nothing.
     """
+    with torch.autocast(p.device.type, enabled=False):
+        p, q = (view.to(at_least_float32(view)) * mask[:, None] for view in (p, q))
+        return _joint_counts(p, q, shifts)
+
+
+def _joint_counts(p: Tensor, q: Tensor, shifts: int) -> Tensor:
+    """Of masked assignments."""
     height, width = q.shape[-2:]
     padded = F.pad(p, (shifts,) * 4)
     moved = [
@@ -76,12 +88,12 @@ def joint_counts(p: Tensor, q: Tensor, shifts: int) -> Tensor:
         for top in range(2 * shifts + 1)
         for left in range(2 * shifts + 1)
     ]
-    return torch.stack([view @ q.flatten(2).transpose(1, 2) for view in moved])
+    return torch.stack([view @ q.flatten(2).transpose(1, 2) for view in moved], dim=1)
 
 
 def gather_sum(counts: Tensor) -> Tensor:
-    """Counts [T, B, C, C] of every image of every rank added up, [T, C, C]. Differentiable, and exact over ranks."""
-    return gather(counts.sum(dim=1)[None]).sum(dim=0)
+    """Counts [B, T, C, C] of every image of every rank added up, [T, C, C]. Differentiable, and exact over ranks."""
+    return gather(counts.sum(dim=0)[None]).sum(dim=0)
 
 
 def warp(maps: Tensor, theta: Tensor, *, align_corners: bool = False) -> Tensor:
@@ -124,7 +136,7 @@ def perplexity(marginal: Tensor) -> Tensor:
 
 
 def clusters_per_image(assignments: Tensor) -> Tensor:
-    """The mean number of clusters that win a pixel somewhere in an image, of soft assignments [B, C, h, w]."""
+    """The number [B] of clusters that win a pixel somewhere in an image, of soft assignments [B, C, h, w]."""
     clusters = assignments.shape[1]
     winners = F.one_hot(assignments.argmax(dim=1).flatten(1), clusters).amax(dim=1)
-    return winners.sum(dim=1).float().mean()
+    return winners.sum(dim=1).float()

@@ -20,9 +20,10 @@ from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
 from owseg.losses import at_least_float32, info_nce, temperature
 from owseg.methods.vilseg.clustering import (
-    agreement,
+    agreement_of,
     clusters_per_image,
     inverse,
+    joint_counts,
     perplexity,
     random_affine,
     warp,
@@ -37,10 +38,10 @@ from owseg.methods.vilseg.self_distillation import (
 from owseg.methods.vilseg.settings import VilSegSettings, check_sizes
 from owseg.methods.vilseg.towers import ImageTower, TextTower, Tokens, dino_tag
 from owseg.methods.vilseg.views import Crops, Views, jitter
+from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
 from owseg.phases import Phase
 from owseg.text import prompt_templates
-from owseg.trainable import TrainableMethod
 
 COLLAPSED = 0.2
 """The alarm: fewer clusters than this share of them are in use, effectively (5 of 25)."""
@@ -56,7 +57,7 @@ class VilSegConfig(VilSegSettings):
         return VilSeg(self)
 
 
-class VilSeg(TrainableMethod):
+class VilSeg(ContrastiveMethod):
     """Both towers, their projections into the joint space, the contrast's head with its teacher, and the clustering head."""
 
     centre: Tensor
@@ -117,8 +118,13 @@ class VilSeg(TrainableMethod):
             follow(self.teacher, self.image, momentum)
             follow(self.teacher_head, self.vision_head, momentum)
 
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The weighted losses of `losses_from`, on crops of the loader and a twin drawn here."""
+    def shared(self, batch: Batch) -> dict[str, Tensor]:
+        """The centre as it is: `combine` moves it."""
+        del batch
+        return {"centre": self.centre.clone()}
+
+    def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`encode_views`, of crops of the loader and a twin drawn here."""
         config, first = self.config, batch.image
         theta = random_affine(
             len(first),
@@ -133,19 +139,34 @@ class VilSeg(TrainableMethod):
             whole = torch.cat([first, *batch.views["global"].unbind(dim=1)])
             local = batch.views["local"].transpose(0, 1).flatten(0, 1)
         whole, local, twin = (jitter(images, config.colour_jitter) for images in (whole, local, warp(first, theta)))
-        return self.losses_from(Views(whole, local, twin, theta), batch.tokens)
+        return self.encode_views(Views(whole, local, twin, theta), batch.tokens, shared["centre"])
 
-    def losses_from(self, views: Views, tokens: Tensor) -> dict[str, Tensor]:
-        """The weighted losses: "contrast" (image-text), "vision" and "cluster", of texts [B, L]. Exact over ranks."""
+    def encode_views(self, views: Views, tokens: Tensor, centre: Tensor) -> dict[str, Tensor]:
+        """What the losses ask of each image's views and of its text [B, L]. centre: [1, K], of the teacher's logits.
+
+        "text" [B, E], "images" [B, V, E] and, where these losses have a weight, what `encode_crops` and `encode_clusters` say.
+        """
         config, batch = self.config, len(tokens)
-        caption = self.text_projection(self.text(tokens))
-        seen = self.image(views.whole)
-        each = [info_nce(image, caption, self.log_scale) for image in torch.split(self.embed(seen), batch)]
+        text, seen = self.text_projection(self.text(tokens)), self.image(views.whole)
+        encoded = {"text": text, "images": torch.stack(torch.split(self.embed(seen), batch), dim=1)}
+        if config.vision_weight:
+            encoded |= self.encode_crops(seen, views, centre)
+        if config.cluster_weight:
+            encoded |= self.encode_clusters(seen.patches[:batch], seen.grid, views)
+        return encoded
+
+    def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """The weighted losses: "contrast" (image-text), "vision" and "cluster". Exact over ranks."""
+        del batch
+        config = self.config
+        each = [info_nce(image, encoded["text"], self.log_scale) for image in encoded["images"].unbind(dim=1)]
         losses = {"contrast": torch.stack(each).mean()}
         if config.vision_weight:
-            losses["vision"] = config.vision_weight * self.vision_loss(seen, views)
+            losses["vision"] = config.vision_weight * encoded["vision"].mean()
+            if self.training:
+                self.centre.copy_(moved_centre(self.centre, encoded["teacher"], config.centre_momentum))
         if config.cluster_weight:
-            losses["cluster"] = config.cluster_weight * self.cluster_loss(seen.patches[:batch], seen.grid, views)
+            losses["cluster"] = config.cluster_weight * self.cluster_loss(encoded["counts"], encoded["clusters"])
         return losses
 
     def embed(self, tokens: Tokens) -> Tensor:
@@ -154,8 +175,11 @@ class VilSeg(TrainableMethod):
         embedded: Tensor = self.image_projection(pooled)
         return embedded
 
-    def vision_loss(self, student: Tokens, views: Views) -> Tensor:
-        """DINO's loss of both global views, of which `student` are the tokens, and the small crops."""
+    def encode_crops(self, student: Tokens, views: Views, centre: Tensor) -> dict[str, Tensor]:
+        """DINO's loss of each image's two global views, of which `student` are the tokens, and its small crops.
+
+        "vision" [B], the loss, and "teacher" [B, K], what the teacher says of the image on average.
+        """
         config = self.config
         assert self.teacher is not None
         assert self.teacher_head is not None
@@ -167,7 +191,7 @@ class VilSeg(TrainableMethod):
         loss = distillation_loss(
             self.vision_head(torch.cat(crops)),
             teacher,
-            self.centre,
+            centre,
             student_temperature=config.student_temperature,
             teacher_temperature=teacher_temperature(
                 int(self.taken),
@@ -176,36 +200,35 @@ class VilSeg(TrainableMethod):
                 warmup_steps=config.warmup_teacher_steps,
             ),
         )
-        if self.training:
-            self.centre.copy_(moved_centre(self.centre, teacher, config.centre_momentum))
-        return loss
+        return {"vision": loss, "teacher": torch.stack(teacher.chunk(2)).mean(dim=0)}
 
     def summary(self, tokens: Tokens) -> Tensor:
         """What of crops the vision-based contrast compares, [B, C]."""
         return tokens.whole if self.config.vision_token == "cls" else tokens.patches.mean(dim=1)
 
-    def cluster_loss(self, patches: Tensor, grid: tuple[int, int], views: Views) -> Tensor:
-        """IIC's loss of the clusters of the first global view [B, h*w, C] and of its twin, warped back onto it."""
+    def encode_clusters(self, patches: Tensor, grid: tuple[int, int], views: Views) -> dict[str, Tensor]:
+        """How the first global view's clusters [B, h*w, C] go together with its twin's, warped back onto it.
+
+        "counts" [B, shifts, C, C], IIC's joint counts, and "clusters" [B], how many of them an image has.
+        """
         config = self.config
         with torch.set_grad_enabled(torch.is_grad_enabled() and config.cluster_gradient):
             twin = self.image(views.twin).patches
         own, other = (self.assign(x if config.cluster_gradient else x.detach(), grid) for x in (patches, twin))
         back = inverse(views.theta).to(own)
         inside = warp(torch.ones_like(own[:, :1]), back)[:, 0]
-        found = agreement(
-            own,
-            warp(other, back),
-            (inside > 0.999).to(own),
-            weight=config.cluster_lambda,
-            shifts=config.cluster_shifts,
-            form=config.cluster_form,
-            pool=config.cluster_pool,
-        )
+        counts = joint_counts(own, warp(other, back), (inside > 0.999).to(own), config.cluster_shifts)
+        return {"counts": counts, "clusters": clusters_per_image(own.detach())}
+
+    def cluster_loss(self, counts: Tensor, clusters: Tensor) -> Tensor:
+        """IIC's loss of what `encode_clusters` says."""
+        config = self.config
+        found = agreement_of(counts, weight=config.cluster_lambda, form=config.cluster_form, pool=config.cluster_pool)
         used = perplexity(found.marginal)
         self.diagnostics = {
             "cluster/mutual_information": -found.loss_unweighted.detach(),
             "cluster/perplexity": used,
-            "cluster/per_image": clusters_per_image(own.detach()),
+            "cluster/per_image": clusters.mean(),
             "cluster/collapsed": (used < COLLAPSED * config.clusters).float(),
         }
         return found.loss

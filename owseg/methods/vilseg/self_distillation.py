@@ -16,7 +16,7 @@ from owseg.losses import at_least_float32, global_mean_rows
 def distillation_loss(
     student: Tensor, teacher: Tensor, centre: Tensor, *, student_temperature: float, teacher_temperature: float
 ) -> Tensor:
-    """DINO's cross-entropy, in nats: the mean over all pairs of a global view (teacher) and another crop (student).
+    """DINO's cross-entropy [B], in nats: the mean over all pairs of a global view (teacher) and another crop (student).
 
     student: logits [crops * B, K], crop-major, the two global views first; teacher: [2 * B, K]; centre: [1, K], subtracted from
     the teacher's logits. No gradient reaches the teacher. In at least float32.
@@ -26,17 +26,17 @@ def distillation_loss(
         targets = F.softmax((teacher - centre) / teacher_temperature, dim=-1).chunk(2)
         crops = F.log_softmax(student / student_temperature, dim=-1).chunk(len(student) // len(targets[0]))
         pairs = [
-            -(target * crop).sum(dim=-1).mean()
+            -(target * crop).sum(dim=-1)
             for view, target in enumerate(targets)
             for number, crop in enumerate(crops)
             if number != view
         ]
-        return torch.stack(pairs).mean()
+        return torch.stack(pairs).mean(dim=0)
 
 
 @torch.no_grad()
 def moved_centre(centre: Tensor, teacher: Tensor, momentum: float) -> Tensor:
-    """The centre [1, K] after a step: it follows the mean of the teacher's logits [2 * B, K] of all ranks."""
+    """The centre [1, K] after a step: it follows the mean of the teacher's logits [n, K] of all ranks."""
     return centre * momentum + global_mean_rows(teacher.to(centre)) * (1 - momentum)
 
 
