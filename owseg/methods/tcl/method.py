@@ -242,7 +242,8 @@ class Tcl(ContrastiveMethod):
         own: logits [B, H, W] of each image's own mask; text: [R, E], this rank's; texts: [N, E], those of all ranks.
         """
         weights = self.config.loss_weights
-        encoded = self.mask_statistics(features, slope, texts)._asdict() | {"own_mean": torch.sigmoid(own).mean(dim=(1, 2))}
+        own_mean = torch.sigmoid(own).mean(dim=(1, 2), dtype=at_least_float32(own))
+        encoded = self.mask_statistics(features, slope, texts)._asdict() | {"own_mean": own_mean}
         if weights["tcl_f"] and self.config.fidelity == "official":
             encoded["pooled"] = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, text, slope)))
         if weights["tv"]:
@@ -294,8 +295,8 @@ class Tcl(ContrastiveMethod):
         mean, variation, similarity = zip(*parts, strict=True)
         shares = slope.new_tensor([len(chunk) / len(texts) for chunk in chunks])
         return MaskStatistics(
-            mean=shares @ torch.stack(mean),
-            variation=shares @ torch.stack(variation),
+            mean=(torch.stack(mean, dim=1) * shares).sum(dim=1),
+            variation=(torch.stack(variation, dim=1) * shares).sum(dim=1),
             similarity=torch.cat(similarity, dim=1),
         )
 
@@ -303,7 +304,7 @@ class Tcl(ContrastiveMethod):
         """Statistics of the masks of texts [n, E], all held at once; 0 where no loss asks for them."""
         weights = self.config.loss_weights
         masks = torch.sigmoid(self.mask_logits(features, texts, slope))
-        mean = masks.mean(dim=(1, 2, 3))
+        mean = masks.mean(dim=(1, 2, 3), dtype=at_least_float32(masks))
         variation = total_variation(masks) if weights["tv"] else torch.zeros_like(mean)
         if not weights["tcl_f"]:
             return MaskStatistics(mean, variation, masks.new_zeros(masks.shape[:2]))
