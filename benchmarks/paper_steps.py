@@ -74,9 +74,9 @@ def paper_config(name: str, folder: Path) -> TrainableConfig:
     return configs[name]()
 
 
-def pairs(method: TrainableMethod, config: TrainableConfig, scheduled: ScheduledPhase) -> Batch:
+def pairs(method: TrainableMethod, config: TrainableConfig, scheduled: ScheduledPhase, count: int = PAIRS) -> Batch:
     """A batch of random pixels with real captions, of the phase's kind."""
-    captions, entities = read_captions(PAIRS)
+    captions, entities = read_captions(count)
     size = (scheduled.phase.augment or config.augment).size
     random.seed(0)
     randoms = [random.Random(place) for place in range(len(captions))]
@@ -85,10 +85,10 @@ def pairs(method: TrainableMethod, config: TrainableConfig, scheduled: Scheduled
     if isinstance(config, VilSegConfig):
         small = config.local_size
         views = {
-            "global": torch.randn(PAIRS, 1, 3, size, size),
-            "local": torch.randn(PAIRS, config.local_crops, 3, small, small),
+            "global": torch.randn(count, 1, 3, size, size),
+            "local": torch.randn(count, config.local_crops, 3, small, small),
         }
-    image, partner = torch.randn(2, PAIRS, 3, size, size)
+    image, partner = torch.randn(2, count, 3, size, size)
     partner = partner if scheduled.phase.partners else None
     return Batch(image, method.tokenize(captions), captions, [], texts, partner, views)
 
@@ -140,17 +140,23 @@ def paper_steps(name: str, config: TrainableConfig, method: TrainableMethod) -> 
     return found
 
 
+def paper_method(config: Any) -> TrainableMethod:
+    """A method of `paper_config` with random weights, its text tower's files written anew."""
+    captions, _ = read_captions(PAIRS)
+    if isinstance(config, OvSegmentorConfig):
+        write_bert(Path(config.text_tower), [*captions, *prompt_templates("imagenet80")])
+    torch.manual_seed(0)
+    method: TrainableMethod = config.build(build_encoder(EncoderConfig(model=MODEL)) if config.uses_clip else None)
+    return method
+
+
 def count_all(names: tuple[str, ...] = METHODS) -> list[PaperStep]:
     """All phases of the methods, at their papers' sizes; a minute on a CPU."""
     found = []
     with tempfile.TemporaryDirectory(prefix="owseg-bert-") as folder:
-        captions, _ = read_captions(PAIRS)
-        write_bert(Path(folder), [*captions, *prompt_templates("imagenet80")])
         for name in names:
-            config: Any = paper_config(name, Path(folder))
-            torch.manual_seed(0)
-            method = config.build(build_encoder(EncoderConfig(model=MODEL)) if config.uses_clip else None)
-            found += paper_steps(name, config, method)
+            config = paper_config(name, Path(folder))
+            found += paper_steps(name, config, paper_method(config))
     return found
 
 
