@@ -50,6 +50,8 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
     """Failures after which Ray Train still starts a new group."""
     storage: Path
     """Folder of Ray Train's checkpoints."""
+    workers: int = 0
+    """Of the last worker group; 0 = there was none."""
     since: float | None = None
     failures: int = 0
     failed: bool = False
@@ -69,6 +71,9 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
             )
         if again:
             self.say(f"waits for {workers} training processes to start on the Ray cluster ({waited:.0f} s)")
+        elif self.workers not in (0, workers):
+            self.say(f"goes on with {workers} training processes, {self.workers} before; {kept(self.storage)}")
+        self.workers = workers
         forget(self.ranks)
         patience = self.seconds - waited if self.shared else 0.0
         try:

@@ -48,8 +48,8 @@ class TaskPool(Generic[R]):
     def share_of(self, train: TrainConfig) -> float:
         """The part of the cluster's GPUs or cores that a training keeps busy: of cores it asks Ray for fewer than it uses."""
         if train.use_gpu:
-            return train.workers / max(self._resources.get("GPU", 0), 1)
-        return train.workers * (train.threads + train.loader_workers) / max(self._resources.get("CPU", 1), 1)
+            return train.most_workers / max(self._resources.get("GPU", 0), 1)
+        return train.most_workers * (train.threads + train.loader_workers) / max(self._resources.get("CPU", 1), 1)
 
     def fits(self, share: float) -> bool:
         """Whether a call with this share may start now; one always may run alone."""

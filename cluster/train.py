@@ -1,5 +1,6 @@
 """Training on Ray Train: every rank runs `owseg.fit`, checkpoints go to the run's folder, and the driver watches."""
 
+import re
 import shutil
 import sys
 import tempfile
@@ -28,6 +29,7 @@ from owseg.engine import Engine, TorchEngine
 from owseg.fields import check_range
 from owseg.fit import WEIGHTS, fit
 from owseg.optim import OptimConfig, ParameterGroup
+from owseg.phases import batch_sizes
 from owseg.step_log import Spent, StepLog, read_log
 from owseg.training import LoopConfig, TrainJob, build, loader, usable_device
 
@@ -49,8 +51,9 @@ PAIRS_PER_WORKER = 16
 class TrainConfig(LoopConfig):
     """How training is spread over processes; how each of them loops is `LoopConfig`'s."""
 
-    workers: int = 1
-    """Training processes; with GPUs one each; 0 = by this machine's cores, at least 16 pairs of a batch for each."""
+    workers: int | str = 1
+    """Training processes, with GPUs one each: a number, or 2..8 for as many of them as there is room for, fewer where nodes are
+    lost and more behind a checkpoint where some come; 0 = by this machine's cores, at least 16 pairs of a batch for each."""
     use_gpu: bool = False
     """Give each training process a GPU."""
     engine: Literal["deepspeed", "torch"] = "deepspeed"
@@ -70,9 +73,10 @@ class TrainConfig(LoopConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("workers", "threads"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} must be at least 0, not {getattr(self, name)}")
+        if self.threads < 0:
+            raise InputError(f"threads must be at least 0, not {self.threads}")
+        least, most = _range(self.workers)
+        object.__setattr__(self, "workers", f"{least}..{most}" if least < most else most)
         if self.use_gpu and not self.workers:
             raise InputError("workers must be given with use_gpu: 0 goes by the machine's cores")
         for name in ("wait_seconds", "recovery_seconds"):
@@ -80,6 +84,20 @@ class TrainConfig(LoopConfig):
         check_range(self, "collective_seconds", least=1)
         if self.zero_stage not in (1, 2, 3):
             raise InputError(f"zero_stage must be 1, 2 or 3, not {self.zero_stage}")
+
+    @property
+    def least_workers(self) -> int:
+        """The fewest training processes that may be; 0 = by this machine's cores."""
+        return _range(self.workers)[0]
+
+    @property
+    def most_workers(self) -> int:
+        """The most training processes that may be; 0 = by this machine's cores."""
+        return _range(self.workers)[1]
+
+    def counts(self, batches: Sequence[int]) -> list[int]:
+        """The numbers of processes within `workers` over which all of a method's batch sizes divide."""
+        return [n for n in range(self.least_workers, self.most_workers + 1) if n and all(size % n == 0 for size in batches)]
 
     @property
     def each(self) -> dict[str, float]:
@@ -90,7 +108,17 @@ class TrainConfig(LoopConfig):
         """The same with `workers` and `threads` in numbers, for a method's batch sizes on a machine with so many cores."""
         fitting = (n for n in range(cores, 1, -1) if all(size % n == 0 and size >= n * PAIRS_PER_WORKER for size in batches))
         workers = self.workers or next(fitting, 1)
-        return replace(self, workers=workers, threads=self.threads or max(1, cores // workers))
+        most = _range(workers)[1]
+        return replace(self, workers=workers, threads=self.threads or max(1, cores // most))
+
+
+def _range(workers: int | str) -> tuple[int, int]:
+    """The fewest and the most processes. Raises InputError for what is neither a number nor a range of them."""
+    found = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", str(workers).strip())
+    least, most = (int(found[1]), int(found[2] or found[1])) if found else (-1, -1)
+    if not found or most < least or (least == 0 and most > 0):
+        raise InputError(f"workers must be a number, or two with .. between them such as 2..8, not {workers!r}")
+    return least, most
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +126,12 @@ class RayTrainJob(TrainJob):
     """A training on Ray Train. Paths are absolute: Ray gives workers another working directory."""
 
     train: TrainConfig = TrainConfig()
+
+    @property
+    def counts(self) -> list[int]:
+        """The numbers of processes that it may run on."""
+        sizes = batch_sizes(self.method.phases, self.method.optim)
+        return self.train.counts(sizes) or [self.train.most_workers]  # ranks refuse a batch that does not divide
 
 
 Observe = Callable[[list[dict[str, Any]]], None]
@@ -108,29 +142,29 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     """Train to the end, resuming from the last checkpoint where there is one, and return the trained weights' path."""
     ensure_session(session)
     import ray.train
-    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.torch import TorchConfig
 
+    from cluster.elastic import Trainer
     from cluster.recovery import Recovery, ray_settings, told
 
-    class Trainer(TorchTrainer):  # type: ignore[misc]  # Ray publishes no types
-        def _register_sigint_handler(self, controller: Any) -> None:
-            """None: Ray's handler aborts silently for up to minutes, and stays after the training, where it ignores Ctrl-C."""
-
     label, storage = selector_of(session.train_label), job.out / CHECKPOINTS
+    counts = job.counts
     storage.mkdir(parents=True, exist_ok=True)
     for name in (MISTAKE, EVENTS):
         (job.out / name).unlink(missing_ok=True)
     shared = is_shared(session)
     patience = job.train.wait_seconds if shared else 0.0
-    ensure_room(job.train.workers, job.train.each, label, patience=patience, say=partial(_say, job))
+    ensure_room(counts[0], job.train.each, label, patience=patience, say=partial(_say, job))
     for line in mend(storage, ray.__version__):
         _say(job, line)
     trainer = Trainer(
         train_worker,
+        counts=counts,
+        storage=storage,
         train_loop_config={"job": job, "shared": shared},
         torch_config=TorchConfig(timeout_s=int(job.train.collective_seconds)),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=job.train.workers,
+            num_workers=(counts[0], counts[-1]) if len(counts) > 1 else counts[0],
             use_gpu=job.train.use_gpu,
             resources_per_worker=job.train.each,
             label_selector=label,

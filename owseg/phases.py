@@ -72,6 +72,11 @@ def scheduled_phases(phases: Sequence[Phase], optim: OptimConfig) -> list[Schedu
     return found
 
 
+def batch_sizes(phases: Sequence[Phase], optim: OptimConfig) -> list[int]:
+    """The global batch of each phase."""
+    return [scheduled.schedule.optim.batch_size for scheduled in scheduled_phases(phases, optim)]
+
+
 def augmentations(phases: Sequence[Phase], augment: AugmentConfig) -> list[tuple[str, AugmentConfig]]:
     """Each phase's augmentation with its place in the method's settings; `augment` is that of phases without their own."""
     return [

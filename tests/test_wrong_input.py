@@ -27,7 +27,7 @@ CASES: dict[str, tuple[str, tuple[str, ...], str]] = {
     ),
     "empty table": ("filter", ("filter.source.path={there}/empty.tsv",), "filter.source.path: {there}/empty.tsv holds no rows"),
     "unknown key": ("full", ("train.worker=3",), "command line: unknown key 'train.worker'; did you mean 'train.workers'?"),
-    "bad value": ("full", ("train.workers=many",), "command line: 'train.workers' must be a whole number, not 'many'"),
+    "bad value": ("full", ("train.workers=many",), "command line: train.workers must be a number, or two with .. between them"),
     "a path that is too long": ("evaluate", ("evaluate.synonyms=" + "x" * 300,), "xxxx"),
     "a root that is too long": ("evaluate", ("evaluate.root=" + "x" * 300,), "xxxx"),
     "NUL in a path": ("full", ('weights={{tcl: "a\\0b"}}',), "command line: 'weights.tcl' holds the character NUL"),

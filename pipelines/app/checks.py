@@ -17,7 +17,7 @@ from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.method_config import TrainableConfig
-from owseg.phases import augmentations, scheduled_phases
+from owseg.phases import augmentations, batch_sizes, scheduled_phases
 from owseg.published import load_start, load_trained
 from owseg.segmenter import build_trained
 from pipelines.app.evaluated import MINIATURE
@@ -62,16 +62,33 @@ def check_crops(config: Config, method: TrainableConfig) -> None:
             )
 
 
+def check_workers(config: Config, method: TrainableConfig) -> None:
+    """Raise InputError where a method's batches do not divide over its training processes, or these must not be a range."""
+    train, name = spread_training(config, method), f"method_settings.{method.name}"
+    if train.least_workers == train.most_workers:
+        for _, _, _, schedule in scheduled_phases(method.phases, method.optim):
+            size = schedule.optim.batch_size
+            check_batch_size(size, samples=size, workers=train.most_workers, key=f"{name}.{schedule.key}.batch_size")
+    elif method.depends_on_ranks:
+        raise InputError(
+            f"train.workers: losses of {name}.fidelity=official depend on it; give one number, not {train.workers}"
+        )
+    elif not train.counts(batch_sizes(method.phases, method.optim)):
+        sizes = " and ".join(map(str, sorted(set(batch_sizes(method.phases, method.optim)))))
+        raise InputError(f"train.workers: {name}'s batches of {sizes} divide over no number of {train.workers}")
+
+
 def check_room(config: Config, method: TrainableConfig) -> None:
     """Raise InputError where a training is to run on this machine, which has too few GPUs or cores for its processes."""
     if is_shared(config.session):
         return
     train = spread_training(config, method)
+    least = min(train.counts(batch_sizes(method.phases, method.optim)), default=train.least_workers)
     there = {"CPU": float(config.session.num_cpus or len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
     fitting = room([{"Alive": True, "Resources": there}], train.each, None)
-    if fitting < train.workers:
+    if fitting < least:
         cure = "submit it to a cluster that has them (session.address)"
-        raise InputError(no_room(train.workers, train.each, fitting, "this machine", cure))
+        raise InputError(no_room(least, train.each, fitting, "this machine", cure))
 
 
 def check_methods(config: Config) -> None:
@@ -86,9 +103,7 @@ def check_methods(config: Config) -> None:
             continue
         check_crops(config, model)
         check_room(config, model)
-        for _, _, _, schedule in scheduled_phases(model.phases, model.optim):
-            size, key = schedule.optim.batch_size, f"method_settings.{model.name}.{schedule.key}.batch_size"
-            check_batch_size(size, samples=size, workers=spread_training(config, model).workers, key=key)
+        check_workers(config, model)
         method = build_trained(located(model, Path()), make_encoder)
         try:
             phase_groups(method, model.phases, model.optim)

@@ -10,7 +10,7 @@ from owseg.checkpoint import located
 from owseg.encoders import PRETRAIN, EncoderConfig
 from owseg.fit import WEIGHTS
 from owseg.method_config import MethodConfig, TrainableConfig
-from owseg.phases import scheduled_phases
+from owseg.phases import batch_sizes
 from pipelines.app.cli import CONFIGS
 from pipelines.app.settings import Config
 
@@ -51,9 +51,7 @@ def methods_to_train(config: Config) -> list[TrainableConfig]:
 def spread_training(config: Config, method: TrainableConfig) -> TrainConfig:
     """How a method's training is spread on this machine, in numbers."""
     cores = config.session.num_cpus or len(os.sched_getaffinity(0))
-    return config.train.spread(
-        [scheduled.schedule.optim.batch_size for scheduled in scheduled_phases(method.phases, method.optim)], cores
-    )
+    return config.train.spread(batch_sizes(method.phases, method.optim), cores)
 
 
 def given_weights(config: Config) -> dict[str, Path]:

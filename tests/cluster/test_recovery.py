@@ -215,3 +215,17 @@ def test_rays_settings_are_the_trainings_and_the_users_come_back(monkeypatch: py
         assert os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] == "10.0"
     assert os.environ[name] == "7"
     assert "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S" not in os.environ
+
+
+def test_another_number_of_workers_is_told(nodes: list[dict[str, Any]], tmp_path: Path) -> None:
+    one = watcher(tmp_path)
+    (tmp_path / "kept").mkdir()
+    checkpoint(tmp_path / "kept", 12)
+    for workers in (3, 2, 2, 4):
+        one.before_worker_group_start(SimpleNamespace(num_workers=workers, resources_per_worker=EACH))
+        one.after_worker_group_training_start(None)
+    assert [line.partition(";")[0] for line in (tmp_path / "events.txt").read_text().splitlines()] == [
+        "goes on with 2 training processes, 3 before",
+        "goes on with 4 training processes, 2 before",
+    ]
+    assert "the last checkpoint is step 12" in (tmp_path / "events.txt").read_text()
