@@ -1,4 +1,4 @@
-"""How many processes an elastic training runs on: numbers that divide its batches, as there is room, more behind checkpoints."""
+"""On how many processes an elastic training runs: numbers that divide its batches, as there is room, more after checkpoints."""
 
 from pathlib import Path
 from types import SimpleNamespace
