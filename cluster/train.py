@@ -244,9 +244,18 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
         at(f"writes the checkpoint of step {step}")
-        with tempfile.TemporaryDirectory(prefix=parts_of(job.out)) as folder:
+        folder = tempfile.mkdtemp(prefix=parts_of(job.out))
+        try:
             save(Path(folder))
-            ray.train.report({"step": step}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
+        # Steps go on while it is copied to the run's folder; what fails there ends the step after it.
+        ray.train.report(
+            {"step": step},
+            checkpoint=ray.train.Checkpoint.from_directory(folder),
+            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
+        )
 
     with ExitStack() as stack:
         at = stack.enter_context(heartbeats(job.out / RANKS, rank, world_size, job.train.collective_seconds))

@@ -22,7 +22,7 @@ from helpers.paths import REPO
 from owseg.step_log import read_log
 
 FAILED = re.compile(r"train clip: rank .* failed: ")
-STEPS, EVERY, WORKERS = 36, 6, 3
+STEPS, EVERY, WORKERS = 36, 6, 4
 TRAINING = (
     "methods=[maskclip]",
     f"method_settings.clip.phases.0.steps={STEPS}",
@@ -129,7 +129,7 @@ def test_a_worker_a_node_and_the_driver_are_lost(
         wait_for(lambda: not cluster.workers(), lambda: True, "the workers to follow their driver")
         before = last_step(run)
         assert before < STEPS - EVERY, "the driver was killed too late to test anything"
-        with driver(cluster, run, setting) as process:
+        with driver(cluster, run, setting, f"train.workers={WORKERS // 2}") as process:
             Watched(run, process).until_step(before + 1)
             print(f"the driver killed at step {before}: the next step after {time.monotonic() - began:.0f} s")
             assert process.wait(timeout=300) == 0, said.read_text()[-3000:]
@@ -148,6 +148,35 @@ def ends_as(run: Path, undisturbed: list[dict[str, Any]]) -> None:
     for line, plain in zip(steps, undisturbed, strict=True):
         assert line["loss/total"] == pytest.approx(plain["loss/total"], rel=1e-4), line["step"]
     assert logged_steps(run) == list(range(1, STEPS + 1))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # on a busy machine each start of workers takes a minute
+def test_the_head_is_lost_and_the_job_submitted_again(
+    downloaded: Path, undisturbed: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    """The driver ends in one line; on another cluster the same command goes on."""
+    run = copy_of(downloaded, tmp_path / "run")
+    said = run.with_suffix(".log")
+    with nodes() as cluster:
+        cluster.add(2)
+        with driver(cluster, run) as process:
+            Watched(run, process).until_step(EVERY + 4)
+            cluster.kill(cluster.processes[0].pid)
+            began = time.monotonic()
+            assert process.wait(timeout=300) == 2, said.read_text()[-3000:]
+            print(f"the head killed: the driver ended after {time.monotonic() - began:.0f} s")
+    told = said.read_text()
+    assert "Traceback" not in told
+    assert sum(line.startswith("error: ") for line in told.splitlines()) == 1
+    began, before = time.monotonic(), last_step(run)
+    with nodes() as cluster:
+        cluster.add(2)
+        with driver(cluster, run) as process:
+            Watched(run, process).until_step(before + 1)
+            print(f"a new cluster: the next step {time.monotonic() - began:.0f} s after it was begun")
+            assert process.wait(timeout=300) == 0, said.read_text()[-3000:]
+    ends_as(run, undisturbed)
 
 
 @pytest.mark.slow
