@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, sha256, write_model
+from owseg.compiled import compile_blocks
 from owseg.data import Batch, CaptionBatches, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import TorchEngine
@@ -55,6 +56,8 @@ class LoopConfig:
 
     bf16: bool = False
     """Compute in bfloat16 where torch's autocast finds it safe."""
+    compile: bool = False
+    """Compile transformer blocks with torch.compile: minutes at the start, faster steps on a GPU. Needs a C++ compiler."""
     micro_batch: int = 0
     """Pairs that a training process encodes at once; 0 = all of its batch. Fewer need less memory, and a second forward."""
     loader_workers: int = 0
@@ -253,6 +256,8 @@ def build(job: TrainJob) -> TrainableMethod:
                 f"train.micro_batch: {job.method.name} has no `encode` and `combine` that it could go through; leave it 0"
             )
         method.micro_batch = job.train.micro_batch
+    if job.train.compile:
+        compile_blocks(method)
     return method
 
 
