@@ -244,18 +244,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
         at(f"writes the checkpoint of step {step}")
-        folder = tempfile.mkdtemp(prefix=parts_of(job.out))
-        try:
-            save(Path(folder))
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            raise
-        # Steps go on while it is copied to the run's folder; what fails there ends the step after it.
-        ray.train.report(
-            {"step": step},
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
-        )
+        _report(job, step, save)
 
     with ExitStack() as stack:
         at = stack.enter_context(heartbeats(job.out / RANKS, rank, world_size, job.train.collective_seconds))
@@ -278,6 +267,23 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
             on_checkpoint=on_checkpoint,
             checkpoint_now=Notice(every=job.train.log_every) if shared else None,
         )
+
+
+def _report(job: RayTrainJob, step: int, save: Callable[[Path], None]) -> None:
+    """Write this rank's part of a checkpoint, and have Ray Train copy it to the run's folder while steps go on.
+
+    What fails in copying ends the step that is under way then.
+    """
+    import ray.train
+
+    folder = tempfile.mkdtemp(prefix=parts_of(job.out))
+    try:
+        save(Path(folder))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    written, copied_beside = ray.train.Checkpoint.from_directory(folder), ray.train.CheckpointUploadMode.ASYNC
+    ray.train.report({"step": step}, checkpoint=written, checkpoint_upload_mode=copied_beside)
 
 
 class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
