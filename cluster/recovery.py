@@ -46,12 +46,16 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
     """After which ranks that wait in vain end."""
     shared: bool
     """Whether the cluster may get nodes; this machine's own Ray does not."""
+    least: int
+    """The fewest training processes that may be. Where there is room for them, Ray Train asks its policy anew."""
     restarts: int
     """Failures after which Ray Train still starts a new group."""
     storage: Path
     """Folder of Ray Train's checkpoints."""
+    asked: int = 0
+    """Workers of the group that starts."""
     workers: int = 0
-    """Of the last worker group; 0 = there was none."""
+    """Of the last group that has started; 0 = there was none."""
     since: float | None = None
     failures: int = 0
     failed: bool = False
@@ -71,21 +75,23 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
             )
         if again:
             self.say(f"waits for {workers} training processes to start on the Ray cluster ({waited:.0f} s)")
-        elif self.workers not in (0, workers):
-            self.say(f"goes on with {workers} training processes, {self.workers} before; {kept(self.storage)}")
-        self.workers = workers
+        self.asked = workers
         forget(self.ranks)
         patience = self.seconds - waited if self.shared else 0.0
         try:
             each = worker_group_context.resources_per_worker
-            ensure_room(workers, each, self.label, patience=patience, say=self.say, setting="train.recovery_seconds")
+            ensure_room(self.least, each, self.label, patience=patience, say=self.say, setting="train.recovery_seconds")
         except InputError as error:
             raise InputError(f"{error}; {kept(self.storage)}") from None
         self.told.clear()
         self.failed = False
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Tell where the number of processes is another."""
         self.since = None
+        if self.workers not in (0, self.asked):
+            self.say(f"goes on with {self.asked} training processes, {self.workers} before; {kept(self.storage)}")
+        self.workers = self.asked
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
         """Tell what failed, and what of it is no use to be tried again. Raises InputError for that."""

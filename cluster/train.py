@@ -184,6 +184,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
                     seconds=job.train.recovery_seconds,
                     collective_seconds=job.train.collective_seconds,
                     shared=shared,
+                    least=counts[0],
                     restarts=job.train.max_failures,
                 )
             ],

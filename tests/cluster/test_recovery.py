@@ -54,7 +54,8 @@ def checkpoint(storage: Path, step: int) -> Path:
 
 
 def watcher(folder: Path, **given: Any) -> Recovery:
-    settings: dict[str, Any] = {"label": None, "seconds": 60.0, "collective_seconds": 30.0, "shared": True, "restarts": 2}
+    settings: dict[str, Any] = {"label": None, "seconds": 60.0, "collective_seconds": 30.0, "shared": True}
+    settings |= {"least": 3, "restarts": 2}
     (folder / "ranks").mkdir(exist_ok=True)
     return Recovery(events=folder / "events.txt", ranks=folder / "ranks", storage=folder / "kept", **settings | given)
 
@@ -218,8 +219,7 @@ def test_rays_settings_are_the_trainings_and_the_users_come_back(monkeypatch: py
 
 
 def test_another_number_of_workers_is_told(nodes: list[dict[str, Any]], tmp_path: Path) -> None:
-    one = watcher(tmp_path)
-    (tmp_path / "kept").mkdir()
+    one = watcher(tmp_path, least=2)
     checkpoint(tmp_path / "kept", 12)
     for workers in (3, 2, 2, 4):
         one.before_worker_group_start(SimpleNamespace(num_workers=workers, resources_per_worker=EACH))
