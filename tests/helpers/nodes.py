@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from socket import socket
@@ -41,9 +41,9 @@ class Nodes:
         head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
         self._start([*head, f"--temp-dir={self.folder}", f"--ray-client-server-port={client}"])
 
-    def add(self, cpus: int) -> int:
-        """Start a node and wait until the cluster has it; returns its session."""
-        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"])
+    def add(self, cpus: int, **ray: str) -> int:
+        """Start a node, with Ray's own settings, and wait until the cluster has it; returns its session."""
+        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"], ray)
         place = self._place(node.pid)
         wait_for(lambda: place in self.alive(), lambda: node.poll() is None, f"a node to join: {self.folder}")
         return node.pid
@@ -82,7 +82,7 @@ class Nodes:
         """A node's address: each has its own, or the driver takes another than the head for its own."""
         return f"127.0.0.{1 + next(number for number, process in enumerate(self.processes) if process.pid == node)}"
 
-    def _start(self, options: list[str]) -> subprocess.Popen[bytes]:
+    def _start(self, options: list[str], ray: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
         number = len(self.processes)
         agent, metrics = free_ports(2)
         ports = [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
@@ -92,7 +92,7 @@ class Nodes:
             process = subprocess.Popen(
                 [*command, *ports, *options],
                 cwd=self.folder,
-                env=self.environment,
+                env={**self.environment, **{f"RAY_{name}": value for name, value in ray.items()}},
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,

@@ -225,6 +225,32 @@ def test_a_node_that_is_taken_back_leaves_a_checkpoint_in_time(downloaded: Path,
     assert [line["step"] for line in steps_of(run)] == list(range(1, 601))
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # on a busy machine each start of workers takes a minute
+def test_a_machine_that_runs_out_of_memory_is_told(downloaded: Path, tmp_path: Path) -> None:
+    """Ray ends workers where the machine has no memory left: here it takes all but a little for used."""
+    run = copy_of(downloaded, tmp_path / "run")
+    said = run.with_suffix(".log")
+    with nodes() as cluster:
+        full = memory_in_use() + 0.02  # two workers take three times as much
+        cluster.add(2, memory_usage_threshold=f"{full:.3f}", memory_monitor_refresh_ms="250")
+        with driver(cluster, run, "train.workers=2", "train.max_failures=1", "tracking.enabled=false") as process:
+            assert process.wait(timeout=600) == 2, said.read_text()[-3000:]
+    told = said.read_text()
+    assert "Traceback" not in told
+    assert len(FAILED.findall(told)) == 2
+    assert re.search(r"error: .*its machine ran out of memory; .*train\.workers.*run the same command again", told), told[
+        -2000:
+    ]
+
+
+def memory_in_use() -> float:
+    """The share of this machine's memory, 0..1."""
+    lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    there, free = (int(lines[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
+    return 1 - free / there
+
+
 def logged_steps(run: Path) -> list[int]:
     """The steps whose loss MLflow has, in order, over all of its runs."""
     client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
