@@ -87,9 +87,9 @@ def run_each(calls: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess
     return [subprocess.CompletedProcess(list(call), *result) for call, result in zip(calls, results, strict=True)]
 
 
-def run_well(verb: str, run_dir: Path, *settings: str) -> str:
+def run_well(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE) -> str:
     """Run a verb that must succeed; what it printed to stdout."""
-    result = run(verb, run_dir, *settings)
+    result = run(verb, run_dir, *settings, config=config)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return result.stdout
 
