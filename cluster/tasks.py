@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, Generic, Self, TypeVar
 
 from cluster.session import SessionConfig, ensure_session
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 
 R = TypeVar("R")
 SLACK = 1e-9

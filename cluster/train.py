@@ -1,6 +1,5 @@
 """Training on Ray Train: every rank runs `owseg.fit`, checkpoints go to the run's folder, and the driver watches."""
 
-import re
 import shutil
 import sys
 import tempfile
@@ -8,11 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -23,15 +21,15 @@ from cluster.engine import DeepSpeedEngine
 from cluster.heartbeats import forget, heartbeats, placed
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
+from cluster.train_config import RayTrainJob
+from cluster.tuning import AVERAGE, BEST, best_of, read_scores, scorer
 from filtering.files import replacing
 from owseg import InputError as MistakeOfTraining
 from owseg.engine import Engine, TorchEngine
-from owseg.fields import check_range
 from owseg.fit import WEIGHTS, fit
 from owseg.optim import OptimConfig, ParameterGroup
-from owseg.phases import batch_sizes
 from owseg.step_log import Spent, StepLog, read_log
-from owseg.training import LoopConfig, TrainJob, build, loader, usable_device
+from owseg.training import build, loader, usable_device
 
 CHECKPOINTS = "checkpoints"
 """Folder below a training's own in which Ray Train keeps its checkpoints."""
@@ -43,96 +41,6 @@ EVENTS = "events.txt"
 """Lines on workers that were lost and are waited for."""
 POLL_SECONDS = 0.5
 SECONDS_OF_SILENCE = 10.0
-PAIRS_PER_WORKER = 16
-"""Of a step, below which more processes cost more than they bring."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig(LoopConfig):
-    """How training is spread over processes; how each of them loops is `LoopConfig`'s."""
-
-    workers: int | str = 1
-    """Training processes, with GPUs one each: a number, or 2..8 for as many of them as there is room for, fewer where nodes are
-    lost and more behind a checkpoint where some come; 0 = by this machine's cores, at least 16 pairs of a batch for each."""
-    use_gpu: bool = False
-    """Give each training process a GPU."""
-    engine: Literal["deepspeed", "torch"] = "deepspeed"
-    """What carries out steps: deepspeed (ZeRO) or torch (plain AdamW, the reference)."""
-    zero_stage: int = 1
-    """DeepSpeed ZeRO stage, 1 to 3: what is sharded over the workers (1 optimiser state, 2 gradients too, 3 weights too)."""
-    threads: int = 1
-    """CPU threads of each training process; 0 = this machine's cores shared out among the processes."""
-    max_failures: int = 2
-    """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
-    wait_seconds: float = 50.0
-    """Seconds that a Ray cluster (session.address) may lack room for the workers while no node is on its way to it."""
-    recovery_seconds: float = 900.0
-    """Seconds that it may take, once workers or nodes are lost, to have room for the workers again, before the run stops."""
-    collective_seconds: float = 1800.0
-    """Seconds that ranks wait for one that does not come, before they are restarted from the last checkpoint."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.threads < 0:
-            raise InputError(f"threads must be at least 0, not {self.threads}")
-        least, most = _range(self.workers)
-        object.__setattr__(self, "workers", f"{least}..{most}" if least < most else most)
-        if self.use_gpu and not self.workers:
-            raise InputError("workers must be given with use_gpu: 0 goes by the machine's cores")
-        for name in ("wait_seconds", "recovery_seconds"):
-            check_range(self, name, least=0)
-        check_range(self, "collective_seconds", least=1)
-        if self.zero_stage not in (1, 2, 3):
-            raise InputError(f"zero_stage must be 1, 2 or 3, not {self.zero_stage}")
-
-    @property
-    def least_workers(self) -> int:
-        """The fewest training processes that may be; 0 = by this machine's cores."""
-        return _range(self.workers)[0]
-
-    @property
-    def most_workers(self) -> int:
-        """The most training processes that may be; 0 = by this machine's cores."""
-        return _range(self.workers)[1]
-
-    def counts(self, batches: Sequence[int]) -> list[int]:
-        """The numbers of processes within `workers` over which all of a method's batch sizes divide."""
-        return [n for n in range(self.least_workers, self.most_workers + 1) if n and all(size % n == 0 for size in batches)]
-
-    @property
-    def each(self) -> dict[str, float]:
-        """What Ray reserves for each training process."""
-        return {"CPU": self.threads + self.loader_workers, "GPU": 1.0} if self.use_gpu else {"CPU": 0.5}
-
-    def spread(self, batches: Sequence[int], cores: int) -> "TrainConfig":
-        """The same with `workers` and `threads` in numbers, for a method's batch sizes on a machine with so many cores."""
-        fitting = (n for n in range(cores, 1, -1) if all(size % n == 0 and size >= n * PAIRS_PER_WORKER for size in batches))
-        workers = self.workers or next(fitting, 1)
-        most = _range(workers)[1]
-        return replace(self, workers=workers, threads=self.threads or max(1, cores // most))
-
-
-def _range(workers: int | str) -> tuple[int, int]:
-    """The fewest and the most processes. Raises InputError for what is neither a number nor a range of them."""
-    found = re.fullmatch(r"(\d{1,9})(?:\.\.(\d{1,9}))?", str(workers).strip())
-    least, most = (int(found[1]), int(found[2] or found[1])) if found else (-1, -1)
-    if not found or most < least or (least == 0 and most > 0):
-        raise InputError(f"workers must be a number, or two with .. between them such as 2..8, not {workers!r}")
-    return least, most
-
-
-@dataclass(frozen=True, kw_only=True)
-class RayTrainJob(TrainJob):
-    """A training on Ray Train. Paths are absolute: Ray gives workers another working directory."""
-
-    train: TrainConfig = TrainConfig()
-
-    @property
-    def counts(self) -> list[int]:
-        """The numbers of processes that it may run on."""
-        sizes = batch_sizes(self.method.phases, self.method.optim)
-        return self.train.counts(sizes) or [self.train.most_workers]  # ranks refuse a batch that does not divide
-
 
 Observe = Callable[[list[dict[str, Any]]], None]
 """Receives newly logged steps, oldest first: {"step", "lr", "samples_per_second", costs, "loss/<name>"...}."""
@@ -162,6 +70,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
         counts=counts,
         storage=storage,
         train_loop_config={"job": job, "shared": shared},
+        validation_config=_validation(job, label),
         torch_config=TorchConfig(timeout_s=int(job.train.collective_seconds)),
         scaling_config=ray.train.ScalingConfig(
             num_workers=(counts[0], counts[-1]) if len(counts) > 1 else counts[0],
@@ -195,8 +104,30 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     sweep(storage)
     forget(job.out / RANKS)
     with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
-        shutil.copyfile(Path(folder) / WEIGHTS, temporary)
+        shutil.copyfile(_best_weights(job) or Path(folder) / WEIGHTS, temporary)
     return job.weights
+
+
+def _best_weights(job: RayTrainJob) -> Path | None:
+    """Where the weights lie that scored best; None where no checkpoint was scored."""
+    best = best_of(read_scores(job.out)) if job.tuning else None
+    if best is not None:
+        _say(job, f"the weights of step {best['step']} are kept, with {best[AVERAGE]:.1f} mIoU on the tuning split the best")
+        return job.out / BEST
+    if job.tuning:
+        _say(job, "no checkpoint could be scored on the tuning split (evaluate.tuning): the last one is kept")
+    return None
+
+
+def _validation(job: RayTrainJob, label: dict[str, str] | None) -> Any:
+    """How Ray Train has checkpoints scored."""
+    from ray.train import ValidationConfig
+
+    if job.tuning is None:
+        return None
+    resources = {"num_cpus": 0.5, "num_gpus": int(job.tuning.use_gpu), "label_selector": label}
+    score = scorer(job.method, job.encoder, job.normalisation, job.tuning, job.out)
+    return ValidationConfig(score, ray_remote_kwargs=resources)
 
 
 def _say(job: RayTrainJob, line: str) -> None:
@@ -284,7 +215,9 @@ def _report(job: RayTrainJob, step: int, save: Callable[[Path], None]) -> None:
         shutil.rmtree(folder, ignore_errors=True)
         raise
     written, copied_beside = ray.train.Checkpoint.from_directory(folder), ray.train.CheckpointUploadMode.ASYNC
-    ray.train.report({"step": step}, checkpoint=written, checkpoint_upload_mode=copied_beside)
+    ray.train.report(
+        {"step": step}, checkpoint=written, checkpoint_upload_mode=copied_beside, validation=job.tuning is not None
+    )
 
 
 class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
@@ -295,7 +228,7 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         self.stop = threading.Event()
         self.seen = self.bad = self.skipped = 0
         self.quiet_since = self.began = time.monotonic()
-        self.events = 0
+        self.events = self.scored = 0
 
     def __enter__(self) -> None:
         lines = read_log(self.job.log)
@@ -317,6 +250,7 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
 
     def _look(self) -> None:
         self._tell_events()
+        self._tell_scores()
         new = [line for line in read_log(self.job.log) if line["step"] > self.seen]
         now = time.monotonic()
         if new:
@@ -336,6 +270,14 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
             for line in lines[self.events :]:
                 self.progress.say(line)
             self.events = len(lines)
+
+    def _tell_scores(self) -> None:
+        scores = read_scores(self.job.out) if self.job.tuning else []
+        for line in scores[self.scored :]:
+            self.observe([line])
+            best = ", the best so far" if line == best_of(scores) else ""
+            self.progress.say(f"step {line['step']}: {line[AVERAGE]:.1f} mIoU on the tuning split{best}")
+        self.scored = len(scores)
 
     def _tell_left_out(self, line: dict[str, Any]) -> None:
         bad, skipped = int(line.get("bad_samples", 0)), int(line.get("skipped_steps", 0))

@@ -9,7 +9,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from cluster.tracking import Run
-from cluster.train import RayTrainJob, train
+from cluster.train import train
+from cluster.train_config import RayTrainJob
+from cluster.tuning import content_of
 from filtering.files import digest_of, digest_of_file
 from owseg.checkpoint import Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
@@ -32,6 +34,7 @@ from pipelines.app.resolve import (
     starting_weights,
 )
 from pipelines.app.settings import Config
+from pipelines.app.world import tuning_config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
 
@@ -129,9 +132,11 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         start=starting_weights(context.config).get(method.name),
         seed=context.config.seed,
         train=spread_training(context.config, method),
+        tuning=tuning_config(context) if context.config.train.keep_best and method.name != "clip" else None,
     )
     settings = deciding_settings(context.config, method)
-    fingerprint = digest_of([settings, shards["digest"], _begun_from(job)])
+    chosen_by = [content_of(job.tuning)] if job.tuning else []
+    fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *chosen_by])
 
     def work() -> Result:
         set_other_aside(folder, fingerprint)

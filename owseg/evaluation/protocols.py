@@ -84,6 +84,8 @@ class EvaluateConfig:
 
     root: str = ""
     """Folder that holds VOCdevkit, coco_stuff164k, cityscapes and ade; empty = the miniature world's benchmarks."""
+    tuning: str = ""
+    """Folder of a tuning split, laid out as `root`, for train.keep_best; empty = the miniature world's."""
     classes: str = ""
     """Folder of <dataset>.txt files with class names (commas part synonyms) that replace the preset's; empty = the preset's."""
     datasets: tuple[str | OwnDataset, ...] = tuple(BENCHMARKS)

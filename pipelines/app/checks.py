@@ -78,6 +78,25 @@ def check_workers(config: Config, method: TrainableConfig) -> None:
         raise InputError(f"train.workers: {name}'s batches of {sizes} divide over no number of {train.workers}")
 
 
+def check_tuning(config: Config) -> None:
+    """Raise InputError where the best checkpoint shall be kept, and nothing is there to tell it by."""
+    evaluate = config.evaluate
+    if not config.train.keep_best:
+        return
+    if not evaluate.tuning and evaluate.root:
+        raise InputError(
+            "train.keep_best: there are no labelled images to tell the best by; set evaluate.tuning to a folder laid out as "
+            "evaluate.root, none of whose images are scored there"
+        )
+    named = [name for name in evaluate.names if name not in evaluate.own]
+    if not named:
+        raise InputError("train.keep_best: all of evaluate.datasets are own ones, which have no tuning split; name another")
+    if evaluate.tuning and Path(evaluate.tuning).expanduser().resolve() == evaluate.folder.resolve():
+        raise InputError("evaluate.tuning: it is evaluate.root, on which scores are reported; give other images")
+    for name in named if evaluate.tuning else []:
+        list_items(protocol_of(evaluate, name).benchmark, Path(evaluate.tuning).expanduser())
+
+
 def check_room(config: Config, method: TrainableConfig) -> None:
     """Raise InputError where a training is to run on this machine, which has too few GPUs or cores for its processes."""
     if is_shared(config.session):
@@ -97,6 +116,7 @@ def check_methods(config: Config) -> None:
     Its batches must divide over the workers, its phases name what it has, and the weights that it begins with be there and
     fit. Those named by a tag are downloaded here, once, before the workers ask for them.
     """
+    check_tuning(config)
     make_encoder = cache(lambda: build_encoder(resolve_encoder_paths(config)))
     for model in methods_to_train(config):
         if (Path(config.run_dir) / "train" / model.name / WEIGHTS).is_file():

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from owseg.checkpoint import located
 from owseg.encoders import PRETRAIN, EncoderConfig
 from owseg.fit import WEIGHTS

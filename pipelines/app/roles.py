@@ -42,6 +42,7 @@ _ROLES: dict[str, frozenset[Role]] = {
     "methods": EVALUATE,
     "weights": EVALUATE,
     "evaluate": EVALUATE,
+    "evaluate.tuning": TRAIN,
     **{f"evaluate.{key}": HOW for key in ("unreadable", "use_gpu", "window_batch")},
 }
 """Of sections and of keys in them: the longest that fits counts. Methods say it of their settings on the fields themselves."""
@@ -86,7 +87,7 @@ def comparable(key: str, value: object) -> object:
     """A value as two runs compare it: a local file is the same by its name wherever it lies; fingerprints hold its content."""
     _, _, rest = key.partition(f"{_METHODS}.")
     name, _, setting = rest.partition(".")
-    named = key.startswith("init.") or key in ("encoder.pretrained", "encoder.model")
+    named = key.startswith("init.") or key in ("encoder.pretrained", "encoder.model", "evaluate.tuning")
     if named or (name in METHODS and setting in path_settings(METHODS[name])):
         return file_name(value) if isinstance(value, str) else value
     return value

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, fields
 
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from filtering.captions.corpus import FilterConfig
 from filtering.images.download import DownloadConfig
 from miniature.world import WorldConfig

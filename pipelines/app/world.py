@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from cluster.tuning import of_tuning
 from filtering.captions.corpus import FilterConfig
 from filtering.images.download import DownloadConfig
 from miniature.server import serve
@@ -43,6 +44,14 @@ def evaluate_config(context: Context) -> EvaluateConfig:
         return replace(config, classes=_absolute(config.classes))
     benchmarks = world_dir(context) / "benchmarks"
     return replace(config, root=str(benchmarks), classes=str(benchmarks / "classes"))
+
+
+def tuning_config(context: Context) -> EvaluateConfig:
+    """How the benchmarks' presets are scored on the run's tuning split: the miniature world's where the run names none."""
+    config = evaluate_config(context)
+    root = config.tuning or str(world_dir(context) / "tuning")
+    config = of_tuning(config, _absolute(root))
+    return replace(config, datasets=tuple(one for one in config.datasets if isinstance(one, str)))
 
 
 def _absolute(path: str) -> str:

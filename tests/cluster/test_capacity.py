@@ -10,7 +10,7 @@ import pytest
 from cluster import InputError, capacity
 from cluster.capacity import LONGEST_SECONDS, Growth, ensure_room, room
 from cluster.session import SessionConfig
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from helpers import tiny
 from helpers.paths import REPO
 from owseg import InputError as MistakeOfTraining

@@ -11,7 +11,7 @@ from ray.train.v2._internal.execution.scaling_policy import NoopDecision, Resize
 from cluster import InputError
 from cluster.checkpoints import LIST
 from cluster.elastic import ElasticPolicy
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from filtering.files import write_json
 
 

@@ -11,7 +11,8 @@ import pytest
 
 from cluster.checkpoints import last
 from cluster.session import SessionConfig
-from cluster.train import CHECKPOINTS, RayTrainJob, TrainConfig, train
+from cluster.train import CHECKPOINTS, train
+from cluster.train_config import RayTrainJob, TrainConfig
 from helpers import tiny
 from owseg.snapshots import damage, step_of
 from owseg.step_log import read_log

@@ -18,7 +18,8 @@ from cluster.capacity import Growth, nodes_to_come
 from cluster.data import run_on_ray, workers_for
 from cluster.evaluate import Contender, _await_gpu, evaluate, evaluators
 from cluster.session import SessionConfig, close_session
-from cluster.train import RayTrainJob, TrainConfig, train
+from cluster.train import train
+from cluster.train_config import RayTrainJob, TrainConfig
 from helpers import tiny
 from helpers.autoscaled import autoscaled
 from helpers.ray_work import MakeUpper

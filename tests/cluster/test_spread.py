@@ -3,7 +3,7 @@
 import pytest
 
 from cluster import InputError
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 
 AUTO = TrainConfig(workers=0, threads=0)
 

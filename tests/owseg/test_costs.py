@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from helpers import tiny
 from helpers.paths import PYTHONPATH
 from owseg import costs

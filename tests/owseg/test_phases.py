@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from helpers import tiny
 from helpers.tensors import assert_same
 from owseg import InputError

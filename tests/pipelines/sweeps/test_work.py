@@ -11,7 +11,7 @@ import pytest
 
 from cluster.session import SessionConfig
 from cluster.tracking import TrackingConfig
-from cluster.train import TrainConfig
+from cluster.train_config import TrainConfig
 from helpers.sweeps import ABLATION, cells_of, works_of
 from pipelines import sweep
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE

@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from cluster.session import SessionConfig
-from cluster.train import RayTrainJob, TrainConfig, train
+from cluster.train import train
+from cluster.train_config import RayTrainJob, TrainConfig
 from helpers import tiny
 from helpers.paths import REPO
 from helpers.tensors import assert_same

@@ -1,0 +1,98 @@
+"""Which checkpoint of a training is the best: each is scored on labelled tuning images beside training, in a Ray task.
+
+The images must be none of those that scores are reported on. Ray Train runs one such task at a time, keeps a checkpoint until
+its own has ended, and goes on with those that a killed driver left.
+"""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from filtering.files import replacing
+from owseg.encoders import EncoderConfig
+from owseg.evaluation.datasets import list_items
+from owseg.evaluation.metrics import mean_iou
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of
+from owseg.evaluation.scoring import score_items
+from owseg.fit import WEIGHTS
+from owseg.method_config import TrainableConfig
+from owseg.normalisation import Normalisation
+from owseg.segmenter import load_segmenter
+from owseg.snapshots import step_of
+
+if TYPE_CHECKING:
+    from ray.train import Checkpoint
+
+SCORES = "tuning.jsonl"
+"""One JSON line per checkpoint that was scored: {"step", "tuning/mIoU", "tuning/mIoU_<dataset>"...}, in percent."""
+BEST = "best.safetensors"
+"""The weights with the best average so far."""
+AVERAGE = "tuning/mIoU"
+
+
+def of_tuning(config: EvaluateConfig, root: str) -> EvaluateConfig:
+    """How an evaluation's benchmarks are scored on a tuning split, laid out alike: the mIoU alone."""
+    return replace(config, root=root, thresholds=(), oracle=False, bootstrap=0, pictures=False)
+
+
+def content_of(config: EvaluateConfig) -> dict[str, list[list[object]]]:
+    """What identifies the images of a tuning split wherever it lies: names and sizes by dataset."""
+    items = {name: list_items(protocol_of(config, name).benchmark, config.folder) for name in config.names}
+    files = {name: [path for item in some for path in (item.image, item.label)] for name, some in items.items()}
+    return {name: [[path.name, path.stat().st_size] for path in some] for name, some in files.items()}
+
+
+def read_scores(out: Path) -> list[dict[str, Any]]:
+    """A training's lines of `SCORES`, by step; of a step that was done again the last one."""
+    try:
+        lines = (out / SCORES).read_text(encoding="utf-8").split("\n")[:-1]
+    except FileNotFoundError:
+        return []
+    found = {line["step"]: line for line in map(json.loads, lines)}
+    return [found[step] for step in sorted(found)]
+
+
+def best_of(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """The line with the best average, the first of equals; None where there is none."""
+    return max(scores, key=lambda line: line[AVERAGE], default=None)
+
+
+def scorer(
+    method: TrainableConfig, encoder: EncoderConfig, normalisation: Normalisation, config: EvaluateConfig, out: Path
+) -> "Callable[[Checkpoint], dict[str, float]]":
+    """What Ray Train calls with a checkpoint, in a task of its own: scores it, and keeps its weights where it is the best."""
+
+    def score(checkpoint: "Checkpoint") -> dict[str, float]:
+        torch.set_num_threads(1)
+        with checkpoint.as_directory() as folder:
+            step, weights = step_of(Path(folder)), Path(folder) / WEIGHTS
+            line = {"step": step, **score_weights(method, encoder, normalisation, config, weights)}
+            best = best_of([one for one in read_scores(out) if one["step"] != step])
+            if best is None or line[AVERAGE] > best[AVERAGE]:
+                with replacing(out / BEST) as temporary:
+                    shutil.copyfile(weights, temporary)
+        with (out / SCORES).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return {name: value for name, value in line.items() if name != "step"}
+
+    return score
+
+
+def score_weights(
+    method: TrainableConfig, encoder: EncoderConfig, normalisation: Normalisation, config: EvaluateConfig, weights: Path
+) -> dict[str, float]:
+    """The mIoU in percent of trained weights on each dataset, and their average. Raises InputError as `score_items`."""
+    root, device = config.folder.resolve(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    found = {}
+    for dataset in config.names:
+        segmenter = load_segmenter(method.for_dataset(dataset), encoder, weights).to(device)
+        protocol = protocol_of(config, dataset)
+        items = list_items(protocol.benchmark, root)[: config.limit or None]
+        score = score_items(segmenter, protocol, items, config, normalisation)
+        found[f"{AVERAGE}_{dataset}"] = mean_iou(score.counts, protocol.benchmark.scored)
+    return {AVERAGE: sum(found.values()) / len(found), **found}
