@@ -12,12 +12,12 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from socket import socket
 from typing import NamedTuple
 
 import pytest
 
 from helpers.chain import DEADLINE, SMOKE, environment, summary
+from helpers.nodes import free_ports
 from helpers.paths import REPO
 from owseg.evaluation.datasets import BENCHMARKS
 
@@ -51,16 +51,6 @@ class Head(NamedTuple):
         """Class names of all actors that this cluster ever ran."""
         listed = self.call("ray", "list", "actors", "--address", self.address, "--format", "json", "--limit", "1000")
         return [actor["class_name"] for actor in json.loads(listed[listed.index("[") :])]
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 @pytest.fixture(scope="module")
