@@ -26,7 +26,8 @@ T = TypeVar("T")
 
 _ODD = (0x9E3779B97F4A7C15, 0xD1B54A32D192ED03, 0x8CB92BA72F3D8DD7, 0xABC98388FB8FAC03, 0xF1357AEA2E62A9C5)
 """Of one dimension each: products of coordinates with them hardly ever add up to the same."""
-_DRAW, _COPY = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_DRAW, _COPY, _SEED, _PLACE = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB, 0x2545F4914F6CDD1D, 0xDA942042E4DD58B5
+"""Of what else has a say: without them a step's row 5 would have what another step's row 9 has."""
 _BITS = 23
 """Of each number: with half a bit more, as many as a float32 keeps, so that neither 0 nor 1 is drawn."""
 
@@ -48,7 +49,7 @@ _rows: ContextVar[_Rows | None] = ContextVar("rows", default=None)
 @contextmanager
 def of_step(seed: int, step: int) -> Iterator[None]:
     """Inside, `of_places` draws for this step of this seed."""
-    with _set(_step, int(_mix(_mix(torch.tensor(seed)) + step))):
+    with _set(_step, int(_mix(_mix(torch.tensor(_signed(seed + _SEED))) + step))):
         yield
 
 
@@ -57,7 +58,7 @@ def of_places(first: int, rows: int, device: torch.device) -> Iterator[None]:
     """Inside, draws are for the rows first, first + 1, ... of the global batch; torch's generator's where no step was named."""
     step = _step.get()
     places = torch.arange(first, first + rows, device=device)
-    with _set(_rows, None if step is None else _Rows(_mix(_mix(places) + step))):
+    with _set(_rows, None if step is None else _Rows(_mix(_mix(places + _signed(_PLACE)) + step))):
         yield
 
 
@@ -85,11 +86,16 @@ def placed() -> bool:
 
 
 def uniform(shape: Sequence[int], device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Numbers in (0, 1), of at least float32. The first dimension is the rows, or copies of them, one behind the other."""
-    rows = _rows.get()
+    """Numbers in (0, 1), of at least float32. The first dimension is the rows, or copies of them, one behind the other.
+
+    Six dimensions at most.
+    """
+    rows, dtype = _rows.get(), torch.promote_types(dtype, torch.float32)  # a shorter one would round to 0 and 1
     if rows is None:
         return torch.rand(tuple(shape), device=device, dtype=dtype)
     counters = _mix(_keys(rows, shape[0]) + _signed(_DRAW * (next(rows.draws) + 1)))
+    if len(shape) > len(_ODD) + 1:
+        raise ValueError(f"noise of {len(shape)} dimensions; {len(_ODD) + 1} are the most")
     for size, odd in zip(shape[1:], _ODD, strict=False):
         counters = counters[..., None] + torch.arange(size, device=device) * _signed(odd)
     return (_shifted(_mix(counters), 64 - _BITS) + 0.5).to(dtype) * 2.0**-_BITS

@@ -146,3 +146,27 @@ def test_dropout_does_not_depend_on_how_far_texts_are_padded() -> None:
         long = uniform((3, 2, 9, 9), CPU)
     with rows(0, 3):
         assert torch.equal(uniform((3, 2, 5, 5), CPU), long[:, :, :5, :5])
+
+
+@pytest.mark.parametrize("seed", [0, 1, -1, 2**63, 2**64 - 1])
+def test_no_row_of_a_step_has_the_numbers_of_a_row_of_another_step(seed: int) -> None:
+    drawn = []
+    for step in range(12):
+        with of_step(seed, step), of_places(0, 12, CPU):
+            drawn.append(uniform((12, 4), CPU))
+    rows = torch.cat(drawn)
+    assert len(rows.unique(dim=0)) == len(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_types_are_drawn_as_float32(dtype: torch.dtype) -> None:
+    with of_step(0, 0), of_places(0, 4000, CPU):
+        drawn, noise = uniform((4000, 50), CPU, dtype), gumbel((4000, 50), CPU, dtype)
+    assert drawn.dtype == noise.dtype == torch.float32
+    assert drawn.max() < 1
+    assert noise.isfinite().all()
+
+
+def test_more_dimensions_than_there_are_numbers_for_are_refused() -> None:
+    with of_step(0, 0), of_places(0, 2, CPU), pytest.raises(ValueError, match="noise of 7 dimensions; 6 are the most"):
+        uniform((2, 1, 1, 1, 1, 1, 2), CPU)
