@@ -21,7 +21,7 @@ def mend(storage: Path, ray_version: str) -> list[str]:
     A checkpoint that is not on the list counts only where none on it is whole. Returns a line on each damaged one, and on what
     becomes of the training.
     """
-    listed, wrong = _listed(storage), list[str]()
+    listed, wrong = _listed(storage, whole=True), list[str]()
     if listed is None:
         wrong.append(f"{storage / LIST}: damaged")
     left = list(listed or [])
@@ -30,8 +30,10 @@ def mend(storage: Path, ray_version: str) -> list[str]:
     kept = [name for name in left if (storage / name).is_dir()]
     if not kept:
         kept = [name for name in _folders(storage) if name not in (listed or ()) and not damage(storage / name)][-1:]
-    if kept != listed and (storage / LIST).exists():
-        (storage / LIST).unlink()
+    if kept != listed and (storage / LIST).is_dir():
+        shutil.rmtree(storage / LIST)
+    elif kept != listed:
+        (storage / LIST).unlink(missing_ok=True)
     if kept and kept != listed:
         write_json(storage / LIST, _list_of(kept, ray_version))
     _remove_all_but(storage, kept)
@@ -79,11 +81,16 @@ def _remove_all_but(storage: Path, kept: list[str]) -> None:
             shutil.rmtree(storage / name, ignore_errors=True)
 
 
-def _listed(storage: Path) -> list[str] | None:
-    """The names on Ray's list, none where there is no list; None where it cannot be read."""
+def _listed(storage: Path, *, whole: bool = False) -> list[str] | None:
+    """The names on Ray's list, none where there is no list; None where it cannot be read.
+
+    whole: or where it lacks anything, as Ray takes it whole or not at all.
+    """
     try:
         found = json.loads((storage / LIST).read_text(encoding="utf-8"))
         names = [str(result["checkpoint_dir_name"]) for result in found["checkpoint_results"]]
+        if whole and (missing := _list_of([""], "").keys() - found.keys()):
+            raise KeyError(*missing)
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError):

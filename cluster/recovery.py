@@ -107,7 +107,8 @@ class Recovery(WorkerGroupCallback):  # type: ignore[misc]  # Ray publishes no t
         if hopeless:
             raise InputError(f"{reason}; {kept(self.storage)}")
         well = [rank for rank, status in worker_group_status.worker_statuses.items() if status.error is None]
-        if names := stuck(self.ranks, well, self.collective_seconds):
+        names = stuck(self.ranks, well, self.collective_seconds)
+        if names and names.partition(" (")[0] not in reason:  # which may name it by itself
             reason = f"{reason.partition(';')[0]}, and {names} did not move for {self.collective_seconds:g} s"
         self.failed, self.failures = True, self.failures + 1
         new = f"new workers start ({self.failures} of {self.restarts} times, train.max_failures)"

@@ -22,7 +22,7 @@ from cluster.heartbeats import forget, heartbeats, placed
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from cluster.train_config import RayTrainJob
-from cluster.tuning import AVERAGE, BEST, best_of, read_scores, scorer
+from cluster.tuning import AVERAGE, best_weights, read_scores, scorer
 from filtering.files import replacing
 from owseg import InputError as MistakeOfTraining
 from owseg.engine import Engine, TorchEngine
@@ -110,13 +110,15 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
 
 def _best_weights(job: RayTrainJob) -> Path | None:
     """Where the weights lie that scored best; None where no checkpoint was scored."""
-    best = best_of(read_scores(job.out)) if job.tuning else None
-    if best is not None:
-        _say(job, f"the weights of step {best['step']} are kept, with {best[AVERAGE]:.1f} mIoU on the tuning split the best")
-        return job.out / BEST
-    if job.tuning:
-        _say(job, "no checkpoint could be scored on the tuning split (evaluate.tuning): the last one is kept")
-    return None
+    if job.tuning is None:
+        return None
+    best = best_weights(job.out)
+    score = read_scores(job.out).get(best[0]) if best else None
+    if best is None or score is None:
+        _say(job, "no checkpoint that was scored on the tuning split (evaluate.tuning) is there: the last one is kept")
+        return None
+    _say(job, f"the weights of step {best[0]} are kept, with {score[AVERAGE]:.1f} mIoU the best on the tuning split")
+    return best[1]
 
 
 def _validation(job: RayTrainJob, label: dict[str, str] | None) -> Any:
@@ -228,12 +230,13 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         self.stop = threading.Event()
         self.seen = self.bad = self.skipped = 0
         self.quiet_since = self.began = time.monotonic()
-        self.events = self.scored = 0
+        self.events = 0
+        self.scored: dict[int, float] = {}
 
     def __enter__(self) -> None:
         lines = read_log(self.job.log)
-        start = lines[-1]["step"] if lines else 0
-        self.progress = Progress(f"train {self.job.method.name}", total=self.job.steps, unit="steps", start=start)
+        self.start = lines[-1]["step"] if lines else 0
+        self.progress = Progress(f"train {self.job.method.name}", total=self.job.steps, unit="steps", start=self.start)
         self.progress.__enter__()
         self.thread = threading.Thread(target=self._follow, daemon=True)
         self.thread.start()
@@ -254,15 +257,17 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         new = [line for line in read_log(self.job.log) if line["step"] > self.seen]
         now = time.monotonic()
         if new:
-            last, self.quiet_since = new[-1], inf
+            last = new[-1]
             self.seen = last["step"]
+            self.quiet_since = inf if self.seen > self.start else self.quiet_since  # those of before say nothing of now
             self.observe(new)
             loss = f"loss {last['loss/total']:.3f}, " if "loss/total" in last else ""
             self.progress.update(self.seen, f"{loss}{last['samples_per_second']:.0f} pairs/s")
             self._tell_left_out(last)
-        elif now - self.quiet_since >= SECONDS_OF_SILENCE:
+        if now - self.quiet_since >= SECONDS_OF_SILENCE:
             self.quiet_since = now
-            self.progress.say(f"no step logged yet after {now - self.began:.0f} s: {self.job.train.workers} workers start")
+            workers = "1 worker starts" if self.job.train.workers == 1 else f"{self.job.train.workers} workers start"
+            self.progress.say(f"no step logged yet after {now - self.began:.0f} s: {workers}")
 
     def _tell_events(self) -> None:
         with suppress(OSError):
@@ -272,12 +277,13 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
             self.events = len(lines)
 
     def _tell_scores(self) -> None:
-        scores = read_scores(self.job.out) if self.job.tuning else []
-        for line in scores[self.scored :]:
-            self.observe([line])
-            best = ", the best so far" if line == best_of(scores) else ""
-            self.progress.say(f"step {line['step']}: {line[AVERAGE]:.1f} mIoU on the tuning split{best}")
-        self.scored = len(scores)
+        if self.job.tuning is None:
+            return
+        for step, score in read_scores(self.job.out).items():
+            if self.scored.get(step) != score[AVERAGE]:
+                self.scored[step] = score[AVERAGE]
+                self.observe([score])
+                self.progress.say(f"step {step}: {score[AVERAGE]:.1f} mIoU on the tuning split")
 
     def _tell_left_out(self, line: dict[str, Any]) -> None:
         bad, skipped = int(line.get("bad_samples", 0)), int(line.get("skipped_steps", 0))

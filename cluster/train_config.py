@@ -67,7 +67,8 @@ class TrainConfig(LoopConfig):
 
     def counts(self, batches: Sequence[int]) -> list[int]:
         """The numbers of processes within `workers` over which all of a method's batch sizes divide."""
-        return [n for n in range(self.least_workers, self.most_workers + 1) if n and all(size % n == 0 for size in batches)]
+        most = min(self.most_workers, *batches)
+        return [n for n in range(self.least_workers, most + 1) if n and all(size % n == 0 for size in batches)]
 
     @property
     def each(self) -> dict[str, float]:

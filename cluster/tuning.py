@@ -7,12 +7,14 @@ its own has ended, and goes on with those that a killed driver left.
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from cluster import InputError
 from filtering.files import replacing
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import list_items
@@ -29,9 +31,9 @@ if TYPE_CHECKING:
     from ray.train import Checkpoint
 
 SCORES = "tuning.jsonl"
-"""One JSON line per checkpoint that was scored: {"step", "tuning/mIoU", "tuning/mIoU_<dataset>"...}, in percent."""
-BEST = "best.safetensors"
-"""The weights with the best average so far."""
+"""A JSON line for each step that was scored: {"step", "tuning/mIoU", "tuning/mIoU_<dataset>"...}, in percent."""
+BEST = "best.{}.safetensors"
+"""The weights with the best average so far, with their step."""
 AVERAGE = "tuning/mIoU"
 
 
@@ -47,19 +49,24 @@ def content_of(config: EvaluateConfig) -> dict[str, list[list[object]]]:
     return {name: [[path.name, path.stat().st_size] for path in some] for name, some in files.items()}
 
 
-def read_scores(out: Path) -> list[dict[str, Any]]:
-    """A training's lines of `SCORES`, by step; of a step that was done again the last one."""
+def read_scores(out: Path) -> dict[int, dict[str, Any]]:
+    """A training's lines of `SCORES` by step. What is none, in a file that was damaged, counts as not scored."""
     try:
-        lines = (out / SCORES).read_text(encoding="utf-8").split("\n")[:-1]
+        lines = (out / SCORES).read_text(encoding="utf-8", errors="replace").splitlines()
     except FileNotFoundError:
-        return []
-    found = {line["step"]: line for line in map(json.loads, lines)}
-    return [found[step] for step in sorted(found)]
+        return {}
+    found = {}
+    for line in lines:
+        with suppress(ValueError, TypeError, KeyError):
+            score = json.loads(line)
+            found[int(score["step"])] = score | {AVERAGE: float(score[AVERAGE])}
+    return dict(sorted(found.items()))
 
 
-def best_of(scores: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """The line with the best average, the first of equals; None where there is none."""
-    return max(scores, key=lambda line: line[AVERAGE], default=None)
+def best_weights(out: Path) -> tuple[int, Path] | None:
+    """The step whose weights are kept as the best, and where they lie; None where none are."""
+    kept = {int(file.name.split(".")[1]): file for file in out.glob(BEST.format("*")) if file.name.split(".")[1].isdigit()}
+    return max(kept.items(), default=None)
 
 
 def scorer(
@@ -71,22 +78,36 @@ def scorer(
         torch.set_num_threads(1)
         with checkpoint.as_directory() as folder:
             step, weights = step_of(Path(folder)), Path(folder) / WEIGHTS
-            line = {"step": step, **score_weights(method, encoder, normalisation, config, weights)}
-            best = best_of([one for one in read_scores(out) if one["step"] != step])
-            if best is None or line[AVERAGE] > best[AVERAGE]:
-                with replacing(out / BEST) as temporary:
-                    shutil.copyfile(weights, temporary)
-        with (out / SCORES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
-        return {name: value for name, value in line.items() if name != "step"}
+            found = score_weights(method, encoder, normalisation, config, weights)
+            scores, kept = read_scores(out), best_weights(out)
+            best = scores.get(kept[0]) if kept and kept[0] != step else None
+            if best is None or found[AVERAGE] > best[AVERAGE]:
+                _keep(out, step, weights)
+        scores[step] = {"step": step, **found}
+        with replacing(out / SCORES) as temporary:
+            temporary.write_text("".join(json.dumps(scores[one]) + "\n" for one in sorted(scores)), encoding="utf-8")
+        return found
 
     return score
+
+
+def _keep(out: Path, step: int, weights: Path) -> None:
+    """Make a step's weights the kept ones."""
+    own = out / BEST.format(step)
+    with replacing(own) as temporary:
+        shutil.copyfile(weights, temporary)
+    for file in out.glob(BEST.format("*")):
+        if file != own:
+            file.unlink()
 
 
 def score_weights(
     method: TrainableConfig, encoder: EncoderConfig, normalisation: Normalisation, config: EvaluateConfig, weights: Path
 ) -> dict[str, float]:
-    """The mIoU in percent of trained weights on each dataset, and their average. Raises InputError as `score_items`."""
+    """The mIoU in percent of trained weights on each dataset, and their average.
+
+    Raises InputError as `score_items`, and where a dataset has nothing that is scored.
+    """
     root, device = config.folder.resolve(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
     found = {}
     for dataset in config.names:
@@ -94,5 +115,7 @@ def score_weights(
         protocol = protocol_of(config, dataset)
         items = list_items(protocol.benchmark, root)[: config.limit or None]
         score = score_items(segmenter, protocol, items, config, normalisation)
+        if not score.counts[protocol.benchmark.scored].any():
+            raise InputError(f"evaluate.tuning: no pixel of {dataset}'s label maps has a class that is scored")
         found[f"{AVERAGE}_{dataset}"] = mean_iou(score.counts, protocol.benchmark.scored)
     return {AVERAGE: sum(found.values()) / len(found), **found}

@@ -1,5 +1,6 @@
 """Contrastive and mask losses, exact over all ranks: with D ranks they equal one process on the joined batch."""
 
+import warnings
 from typing import Any
 
 import torch
@@ -8,6 +9,9 @@ import torch.distributed.nn.functional as dist_nn
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+# What torch would have in its place is not differentiable with gloo.
+warnings.filterwarnings("ignore", "torch.distributed.nn.functional.all_gather is deprecated", FutureWarning)
 
 
 def gather(x: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from owseg import InputError
 from owseg.data import Batch
 from owseg.noise import of_places
 from owseg.trainable import TrainableMethod
@@ -62,3 +63,10 @@ class ContrastiveMethod(TrainableMethod):
     def _encode_part(self, part: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
         with of_places(part.first, len(part.image), part.image.device):
             return self.encode(part, shared)
+
+
+def ensure_contrastive(method: TrainableMethod, name: str) -> ContrastiveMethod:
+    """The method, which shall go through in micro-batches. Raises InputError where it cannot."""
+    if not isinstance(method, ContrastiveMethod):
+        raise InputError(f"train.micro_batch: {name} has no `encode` and `combine` that it could go through; leave it 0")
+    return method

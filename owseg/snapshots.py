@@ -37,9 +37,11 @@ def step_of(folder: Path) -> int:
 def damage(folder: Path) -> str:
     """What is wrong with a checkpoint, in words; empty where it is as it was written."""
     try:
-        if not _list(folder, 0).is_file():
+        if not any(folder.glob("files.*.json")) and not any(folder.glob("optimizer.*")):
             return _damage_of_old(folder)
         ranks = int(json.loads(_list(folder, 0).read_text(encoding="utf-8"))["ranks"])
+        if (lists := len(list(folder.glob("files.*.json")))) > ranks:
+            return f"{lists} ranks have listed their files, and there were {ranks}"
         for rank in range(ranks):
             files = json.loads(_list(folder, rank).read_text(encoding="utf-8"))["files"]
             for name, (size, digest) in files.items():

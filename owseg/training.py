@@ -27,7 +27,7 @@ from owseg.fit import WEIGHTS, fit
 from owseg.left_out import MAX_SHARE, BadSamples
 from owseg.listing import is_leftover
 from owseg.method_config import TrainableConfig
-from owseg.micro_batches import ContrastiveMethod
+from owseg.micro_batches import ensure_contrastive
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import ScheduledPhase, scheduled_phases
@@ -251,11 +251,7 @@ def build(job: TrainJob) -> TrainableMethod:
     if job.start is not None:
         load_start(method, job.method.phases, job.start)
     if job.train.micro_batch:
-        if not isinstance(method, ContrastiveMethod):
-            raise InputError(
-                f"train.micro_batch: {job.method.name} has no `encode` and `combine` that it could go through; leave it 0"
-            )
-        method.micro_batch = job.train.micro_batch
+        ensure_contrastive(method, job.method.name).micro_batch = job.train.micro_batch
     if job.train.compile:
         compile_blocks(method)
     return method

@@ -1,6 +1,7 @@
 """Image shards in, trained methods out: Ray Train workers with DeepSpeed, resuming from the last checkpoint."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -48,9 +49,8 @@ def run_train(context: Context, shards: Result) -> Result:
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
     begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
-    fingerprint = digest_of(
-        [[deciding_settings(context.config, job) for job in jobs], shards["digest"], *([begun] if begun else [])]
-    )
+    settings = [deciding_settings(context.config, job) for job in jobs]
+    fingerprint = digest_of([settings, shards["digest"], *([begun] if begun else []), *_chosen_by(context, jobs)])
 
     def work() -> Result:
         trained = {job.name: _train_method(context, job, shards) for job in jobs}
@@ -132,11 +132,10 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         start=starting_weights(context.config).get(method.name),
         seed=context.config.seed,
         train=spread_training(context.config, method),
-        tuning=tuning_config(context) if context.config.train.keep_best and method.name != "clip" else None,
+        tuning=tuning_config(context) if _keeps_best(context, method) else None,
     )
     settings = deciding_settings(context.config, method)
-    chosen_by = [content_of(job.tuning)] if job.tuning else []
-    fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *chosen_by])
+    fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [method])])
 
     def work() -> Result:
         set_other_aside(folder, fingerprint)
@@ -155,6 +154,16 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     )
 
 
+def _keeps_best(context: Context, method: TrainableConfig) -> bool:
+    """Whether a method's best checkpoint is kept: CLIP's pretraining, which segments nothing, keeps its last."""
+    return context.config.train.keep_best and method.name != "clip"
+
+
+def _chosen_by(context: Context, methods: Sequence[TrainableConfig]) -> list[object]:
+    """The images by which any method's weights are chosen; nothing where the last are kept."""
+    return [content_of(tuning_config(context))] if any(_keeps_best(context, method) for method in methods) else []
+
+
 def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
     """What a training leaves for later stages."""
     return [out / method.name / name for name in (WEIGHTS, *([ENCODER] if method.name == "clip" else []))]
@@ -169,7 +178,7 @@ def set_other_aside(folder: Path, fingerprint: str) -> None:
             aside = next(place for place in places if not place.exists())
             aside.parent.mkdir(exist_ok=True)
             folder.rename(aside)
-            print(f"train-{folder.name}: begins anew on other data or weights; what was trained before is kept in {aside}")
+            print(f"train-{folder.name}: begins anew with other settings, data or weights; what was trained is kept in {aside}")
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(fingerprint, encoding="utf-8")
 

@@ -17,6 +17,7 @@ from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import check_synonyms, protocol_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.method_config import TrainableConfig
+from owseg.micro_batches import ensure_contrastive
 from owseg.phases import augmentations, batch_sizes, scheduled_phases
 from owseg.published import load_start, load_trained
 from owseg.segmenter import build_trained
@@ -125,6 +126,8 @@ def check_methods(config: Config) -> None:
         check_room(config, model)
         check_workers(config, model)
         method = build_trained(located(model, Path()), make_encoder)
+        if config.train.micro_batch:
+            ensure_contrastive(method, model.name)
         try:
             phase_groups(method, model.phases, model.optim)
         except InputError as error:

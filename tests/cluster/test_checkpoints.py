@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.checkpoints import LIST, mend, parts_of, sweep, sweep_parts
+from cluster.checkpoints import LIST, _list_of, mend, parts_of, sweep, sweep_parts
 from owseg.snapshots import write_part
 
 NAMES = [f"checkpoint_2026-11-29_03-0{minute}-00.123456" for minute in range(6)]
@@ -28,8 +28,8 @@ def checkpoint(storage: Path, number: int) -> Path:
 
 def listing(*numbers: int) -> dict[str, object]:
     results = [{"version": 0, "checkpoint_dir_name": NAMES[number], "metrics": {"step": 10 * number}} for number in numbers]
-    indices = list(range(len(results)))
-    return {"ray_version": VERSION, "checkpoint_results": results, "checkpoint_report_indices": indices}
+    names = [NAMES[number] for number in numbers]
+    return _list_of(names or [""], VERSION) | {"checkpoint_results": results}
 
 
 def storage_with(folder: Path, there: list[int], listed: list[int]) -> Path:
@@ -98,6 +98,22 @@ def test_a_damaged_one_falls_back_to_the_one_before(tmp_path: Path, what: str) -
         assert said[-1].endswith(outcome)
         assert len(said) >= 2
     assert mend(storage, VERSION) == [], "once is enough"
+
+
+@pytest.mark.parametrize("key", _list_of([""], VERSION))
+def test_a_list_that_ray_would_not_read_is_written_anew(key: str, tmp_path: Path) -> None:
+    storage = storage_with(tmp_path, [1, 2], [1, 2])
+    (storage / LIST).write_text(json.dumps({name: value for name, value in listing(1, 2).items() if name != key}))
+    assert mend(storage, VERSION) == [f"{storage / LIST}: damaged", "training resumes from step 20"]
+    assert json.loads((storage / LIST).read_text()).keys() == listing(1).keys()
+
+
+def test_a_folder_in_place_of_the_list_goes(tmp_path: Path) -> None:
+    storage = storage_with(tmp_path, [1, 2], [1, 2])
+    (storage / LIST).unlink()
+    (storage / LIST).mkdir()
+    assert mend(storage, VERSION)[-1] == "training resumes from step 20"
+    assert (storage / LIST).is_file()
 
 
 def test_ray_reads_the_list(tmp_path: Path) -> None:

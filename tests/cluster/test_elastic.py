@@ -72,4 +72,5 @@ def test_only_numbers_that_divide_all_batches_count() -> None:
     assert TrainConfig(workers="2..8").counts([12, 24]) == [2, 3, 4, 6]
     assert TrainConfig(workers="5..7").counts([12, 16]) == []
     assert TrainConfig(workers=3).counts([8]) == []
+    assert TrainConfig(workers="2..999999999").counts([12]) == [2, 3, 4, 6, 12]
     assert TrainConfig(workers="2..4", threads=0).spread([12], cores=8).threads == 2

@@ -13,7 +13,8 @@ from helpers.ranks import start_ranks, wait_for_ranks
 STEPS = 20
 ENGINES = ("torch", "1", "2", "3")
 FLOAT32, BF16 = 1e-4, 0.05
-"""Largest relative difference of a total loss that is rounding: bfloat16 has 3 digits, and steps amplify what they lose."""
+"""Largest relative difference that is rounding, of any step's total loss; in bfloat16, which has 3 digits and flips hard
+assignments, of the mean over the steps."""
 
 
 def run(folder: Path, ranks: int, port: int, steps: int, *cells: str) -> None:
@@ -21,11 +22,13 @@ def run(folder: Path, ranks: int, port: int, steps: int, *cells: str) -> None:
 
 
 def difference(folder: Path, name: str, reference: str) -> float:
-    """The largest relative difference of total losses over all steps."""
+    """The relative difference of total losses: the largest of all steps; in bfloat16 that of their means."""
     found, expected = (json.loads((folder / f"{one}.json").read_text()) for one in (name, reference))
     assert found.keys() == expected.keys()
     totals = [(sum(found[step].values()), sum(losses.values())) for step, losses in expected.items()]
     assert len({total for _, total in totals}) == len(totals), "a loss that stays proves nothing"
+    if "bf16" in name:
+        return abs(sum(one for one, _ in totals) / sum(other for _, other in totals) - 1)
     return max(abs(one - other) / abs(other) for one, other in totals)
 
 

@@ -4,11 +4,15 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from torch import nn
 
+from cluster import InputError as ClusterInputError
 from cluster import tuning
-from cluster.tuning import AVERAGE, BEST, SCORES, best_of, of_tuning, read_scores, scorer
+from cluster.tuning import AVERAGE, SCORES, best_weights, of_tuning, read_scores, scorer
 from helpers import tiny
 from helpers.chain import SMOKE, run_well, summary
 from helpers.paths import REPO
@@ -28,7 +32,7 @@ class Checkpoint:
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder = folder / str(step)
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
         (self.folder / POSITION).write_text(json.dumps({"step": step}))
         (self.folder / WEIGHTS).write_text(f"weights of step {step}")
 
@@ -37,31 +41,49 @@ class Checkpoint:
         yield str(self.folder)
 
 
-def test_the_best_weights_are_kept_the_first_of_equals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores = {10: 12.0, 20: 31.5, 30: 31.5, 40: 7.0}
-
-    def score_of(*given: object) -> dict[str, float]:
-        step = int(Path(str(given[-1])).parent.name)
-        return {AVERAGE: scores[step], f"{AVERAGE}_voc20": scores[step]}
-
-    monkeypatch.setattr(tuning, "score_weights", score_of)
+@pytest.mark.parametrize(
+    ("scored", "kept"),
+    [
+        ([(10, 12.0), (20, 31.5), (30, 31.5), (40, 7.0)], [10, 20, 20, 20]),  # the first of equals
+        ([(10, 10.0), (20, 30.0), (20, 5.0), (30, 6.0)], [10, 20, 20, 30]),  # done again, with other numbers
+    ],
+)
+def test_the_weights_with_the_best_score_are_kept(
+    scored: list[tuple[int, float]], kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter(scored)
+    monkeypatch.setattr(tuning, "score_weights", lambda *given: {AVERAGE: next(scores)[1]})
     score = scorer(tiny.tcl_config(), tiny.encoder_config(tmp_path), Normalisation(), EvaluateConfig(), tmp_path)
-    kept = []
-    for step in (10, 20, 30, 40):
-        assert score(Checkpoint(tmp_path, step)) == {AVERAGE: scores[step], f"{AVERAGE}_voc20": scores[step]}  # type: ignore[arg-type]
-        kept.append((tmp_path / BEST).read_text())
-    assert kept == [f"weights of step {step}" for step in (10, 20, 20, 20)]
-    best = best_of(read_scores(tmp_path))
-    assert best is not None
-    assert best["step"] == 20
+    for (step, value), best in zip(scored, kept, strict=True):
+        assert score(Checkpoint(tmp_path, step)) == {AVERAGE: value}  # type: ignore[arg-type]
+        assert best_weights(tmp_path) == (best, tmp_path / f"best.{best}.safetensors")
+        assert (tmp_path / f"best.{best}.safetensors").read_text() == f"weights of step {best}"
+    assert {step: line[AVERAGE] for step, line in read_scores(tmp_path).items()} == dict(scored)
+    assert [*tmp_path.glob("best.*")] == [tmp_path / f"best.{kept[-1]}.safetensors"]
 
 
-def test_a_step_that_is_done_again_counts_once(tmp_path: Path) -> None:
-    assert read_scores(tmp_path) == []
-    assert best_of([]) is None
-    lines = [{"step": 20, AVERAGE: 30.0}, {"step": 10, AVERAGE: 20.0}, {"step": 20, AVERAGE: 31.0}]
-    (tmp_path / SCORES).write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 3')  # being written
-    assert read_scores(tmp_path) == [lines[1], lines[2]]
+def test_lines_that_were_damaged_count_as_not_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert read_scores(tmp_path) == {}
+    assert best_weights(tmp_path) is None
+    whole = json.dumps({"step": 20, AVERAGE: 31.0})
+    broken = ["", "null", "[1, 2]", '{"step": 4}', '{"step": "x", "tuning/mIoU": 1}', "\0\0", whole[:12], '{"step": 3, "tuning']
+    (tmp_path / SCORES).write_text("\n".join([*broken[:4], whole, *broken[4:]]))
+    assert read_scores(tmp_path) == {20: {"step": 20, AVERAGE: 31.0}}
+    monkeypatch.setattr(tuning, "score_weights", lambda *given: {AVERAGE: 40.0})
+    score = scorer(tiny.tcl_config(), tiny.encoder_config(tmp_path), Normalisation(), EvaluateConfig(), tmp_path)
+    score(Checkpoint(tmp_path, 30))  # type: ignore[arg-type]
+    assert (tmp_path / SCORES).read_text() == whole + "\n" + json.dumps({"step": 30, AVERAGE: 40.0}) + "\n"
+
+
+def test_a_split_in_which_nothing_is_scored_is_no_score(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The mean of nothing is no number, and would be better or worse than none."""
+    empty = SimpleNamespace(counts=np.zeros((21, 21), dtype=np.int64))
+    monkeypatch.setattr(tuning, "load_segmenter", lambda *given: nn.Identity())
+    monkeypatch.setattr(tuning, "list_items", lambda *given: [])
+    monkeypatch.setattr(tuning, "score_items", lambda *given: empty)
+    config = EvaluateConfig(root=str(tmp_path), datasets=("voc21",))
+    with pytest.raises(ClusterInputError, match=r"evaluate\.tuning: no pixel of voc21's label maps has a class that is scored"):
+        tuning.score_weights(tiny.tcl_config(), tiny.encoder_config(tmp_path), Normalisation(), config, tmp_path)
 
 
 def test_only_what_the_average_needs_is_scored() -> None:
@@ -90,9 +112,15 @@ def test_each_checkpoint_is_scored_beside_training_and_the_best_kept(tmp_path: P
     run_well("train", run, *settings)
     folder = run / "train" / "tcl"
     scores = read_scores(folder)
-    assert [line["step"] for line in scores] == [4, 8, 12]
-    assert all(line[AVERAGE] == (line[f"{AVERAGE}_cityscapes"] + line[f"{AVERAGE}_voc20"]) / 2 for line in scores)
-    assert (folder / WEIGHTS).read_bytes() == (folder / BEST).read_bytes()
+    assert [*scores] == [4, 8, 12]
+    assert all(line[AVERAGE] == (line[f"{AVERAGE}_cityscapes"] + line[f"{AVERAGE}_voc20"]) / 2 for line in scores.values())
+    kept = best_weights(folder)
+    assert kept is not None
+    assert scores[kept[0]][AVERAGE] == max(line[AVERAGE] for line in scores.values())
+    assert (folder / WEIGHTS).read_bytes() == kept[1].read_bytes()
     assert [line["step"] for line in read_log(folder / "metrics.jsonl")][-1] == 12
     assert "train" in summary(run)["stages"]
-    assert "train-tcl: skipped, complete already" in run_well("train", run, *settings)
+    assert "train: skipped, complete already" in run_well("train", run, *settings)
+    last = run_well("train", run, *settings, "train.keep_best=false", "--restart")
+    assert "train-tcl: begins anew with other settings, data or weights; what was trained is kept in " in last
+    assert (run / "train" / "before" / "tcl.1" / SCORES).is_file()

@@ -52,7 +52,13 @@ def test_ranks_write_into_one_folder(checkpoint: Path) -> None:
         (lambda folder: (folder / "files.1.json").unlink(), "files.1.json is missing"),
         (lambda folder: cut(folder / "files.1.json", 20), "its list of files cannot be read"),
         (lambda folder: (folder / "files.0.json").write_text("[]"), "its list of files cannot be read"),
-        (lambda folder: (folder / "files.0.json").unlink(), "position.json is missing"),  # as older versions wrote none
+        (lambda folder: (folder / "files.0.json").unlink(), "files.0.json is missing"),
+        (lambda folder: (folder / "files.0.json").write_text('{"ranks": 1, "files": {}}'), "2 ranks have listed their files"),
+        (lambda folder: [file.unlink() for file in folder.glob("files.*")], "position.json is missing"),  # an older version's
+        (
+            lambda folder: [folder.joinpath("optimizer.0.safetensors").touch(), *map(Path.unlink, folder.glob("files.*"))],
+            "files.0.json is missing",
+        ),
     ],
 )
 def test_damage_is_told(checkpoint: Path, spoil: Callable[[Path], object], reason: str) -> None:

@@ -278,7 +278,6 @@ def test_a_machine_that_runs_out_of_memory_is_told(downloaded: Path, tmp_path: P
             assert process.wait(timeout=600) == 2, said.read_text()[-3000:]
     told = said.read_text()
     assert "Traceback" not in told
-    assert len(FAILED.findall(told)) == 2
     assert re.search(r"error: .*its machine ran out of memory; .*train\.workers.*run the same command again", told), told[
         -2000:
     ]
