@@ -7,12 +7,18 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from textwrap import indent
+from typing import Any
 
 import pytest
+import torch
 
+from helpers import tiny
 from helpers.chain import Chain
 from helpers.paths import REPO
 from helpers.recipes import command, recipe, run
+from owseg.data import Batch
+from owseg.trainable import losses_of
 
 UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
 
@@ -23,7 +29,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("copy")
     for name in ("owseg", *UNTOUCHED):
         shutil.copytree(REPO / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
-    method, imported, field = recipe("A method")
+    method, imported, field, _ = recipe("A method")
     (folder / "owseg" / "methods" / "colours.py").write_text(method)
     registry = folder / "owseg" / "methods" / "__init__.py"
     text = registry.read_text()
@@ -62,3 +68,27 @@ def test_it_passes_the_checks(copy: Path) -> None:
     shutil.copy(REPO / "pyproject.toml", copy / "pyproject.toml")
     subprocess.run([sys.executable, "-m", "mypy", "-p", "owseg"], cwd=copy, check=True, env=os.environ)
     subprocess.run([sys.executable, "-m", "ruff", "check", "owseg/methods"], cwd=copy, check=True)
+
+
+def test_it_may_be_cut_in_two_for_micro_batches(tmp_path: Path) -> None:
+    """The recipe's `encode` and `combine` in place of its `losses`: the same loss, whole and three samples at a time."""
+    method, _, _, parts = recipe("A method")
+    losses = re.search(r"    def losses\(.*?(?=\n    def )", method, flags=re.DOTALL)
+    assert losses is not None
+    cut = method.replace(losses[0], indent(parts, "    ")).replace(
+        "class Colours(TrainableMethod)", "class Colours(ContrastiveMethod)"
+    )
+    cut = f"from owseg.micro_batches import ContrastiveMethod\n{cut}"
+    encoder = tiny.encoder(tmp_path)
+    captions = [f"a {name} wall" for name in ("red", "blue", "green", "yellow")]
+    batch = Batch(torch.rand(4, 3, 32, 32), encoder.tokenize(captions), captions, captions)
+    found = []
+    for text, micro_batch in ((method, 0), (cut, 0), (cut, 3)):
+        names: dict[str, Any] = {"__name__": "colours"}
+        exec(compile(text, "colours.py", "exec"), names)
+        torch.manual_seed(0)
+        built = names["ColoursConfig"]().build(encoder)
+        built.micro_batch = micro_batch
+        found.append(losses_of(built, batch)["contrast"].item())
+    assert found[1] == found[0]
+    assert found[2] == pytest.approx(found[0], rel=1e-6)
