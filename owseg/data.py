@@ -154,7 +154,8 @@ def _number(*parts: int) -> int:
 def check_batch_size(batch_size: int, *, samples: int, workers: int, key: str = "optim.batch_size") -> None:
     """Raise InputError that names `key` where a global batch cannot be shared out, or the corpus cannot fill one."""
     if batch_size % workers:
-        raise InputError(f"{key}: {batch_size} does not divide over {workers} workers")
+        fitting = max(n for n in range(1, min(workers, batch_size) + 1) if batch_size % n == 0)
+        raise InputError(f"{key}: {batch_size} does not divide over {workers} workers; it does over {fitting}")
     if batch_size > samples:
         raise InputError(f"{key}: {batch_size} is more than the corpus' {samples} samples; lower it")
 
