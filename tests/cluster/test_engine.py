@@ -40,10 +40,9 @@ def test_deepspeed_takes_the_plain_engines_steps(tmp_path: Path, free_port: Call
     assert sorted(path.name for path in (tmp_path / "stage3" / "spoilt").iterdir()) == ["2", "4"], "none after a skipped step"
     wait_for_ranks(start_ranks(cross, tmp_path, 2, free_port(), *CROSSINGS))
     wait_for_ranks(start_ranks(cross, tmp_path, 1, free_port(), "1:2:3", "3:0:1", "0:3:2"))
-    wait_for_ranks(start_ranks(cross, tmp_path, 4, free_port(), "2:3:3", "1:1:2", "0:0:3"))
     crossed = sorted(tmp_path.glob("on*/*/4"))
-    assert len(crossed) == len(CROSSINGS) + 6
-    for folder in crossed:  # on other ranks sums are rounded otherwise
+    assert len(crossed) == len(CROSSINGS) + 3
+    for folder in crossed:  # on other ranks sums are rounded otherwise; test_equal_on_ranks goes on to four
         assert_same(load_file(folder / WEIGHTS), plain, rtol=1e-3, atol=5e-5)
     for stage in range(4):
         assert damage(tmp_path / f"stage{stage}" / "whole" / "4") == ""
