@@ -34,7 +34,9 @@ def environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "MLFLOW_"))}
 
 
-def run(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE) -> subprocess.CompletedProcess[str]:
+def run(
+    verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE, deadline: float = DEADLINE
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         command(verb, run_dir, *settings, config=config),
         cwd=REPO,
@@ -42,7 +44,7 @@ def run(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE) ->
         capture_output=True,
         text=True,
         check=False,
-        timeout=DEADLINE,
+        timeout=deadline,
     )
 
 
@@ -87,9 +89,9 @@ def run_each(calls: Sequence[Sequence[str]]) -> list[subprocess.CompletedProcess
     return [subprocess.CompletedProcess(list(call), *result) for call, result in zip(calls, results, strict=True)]
 
 
-def run_well(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE) -> str:
+def run_well(verb: str, run_dir: Path, *settings: str, config: str | Path = SMOKE, deadline: float = DEADLINE) -> str:
     """Run a verb that must succeed; what it printed to stdout."""
-    result = run(verb, run_dir, *settings, config=config)
+    result = run(verb, run_dir, *settings, config=config, deadline=deadline)
     assert result.returncode == 0, result.stdout[-2000:] + result.stderr[-6000:]
     return result.stdout
 

@@ -23,6 +23,7 @@ from owseg.step_log import read_log
 
 FAILED = re.compile(r"train clip: rank .* failed: ")
 STEPS, EVERY, WORKERS = 36, 6, 4
+HOUR = 3600.0
 
 
 class Training(NamedTuple):
@@ -60,14 +61,14 @@ def undisturbed(downloaded: Path, tmp_path_factory: pytest.TempPathFactory) -> l
 
 
 def download(training: Training, folder: Path) -> Path:
-    run_well("download", folder, *training.all_settings, config=training.config)
+    run_well("download", folder, *training.all_settings, config=training.config, deadline=HOUR)
     return folder
 
 
 def train_undisturbed(training: Training, folder: Path) -> list[dict[str, Any]]:
     """The steps of a training in one process, on this machine's own Ray."""
     alone = ("train.workers=1", "train.engine=torch", "tracking.enabled=false")
-    run_well("train", folder, *training.all_settings, *alone, config=training.config)
+    run_well("train", folder, *training.all_settings, *alone, config=training.config, deadline=HOUR)
     return steps_of(folder)
 
 
