@@ -36,7 +36,7 @@ from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.resolve import located_model
-from pipelines.app.roles import says_how
+from pipelines.app.roles import roles_of
 from pipelines.app.settings import Config
 from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
@@ -179,7 +179,7 @@ def fingerprint_of_scores(run: Config, config: EvaluateConfig, contenders: list[
     files = {name: fingerprint_of(items[: config.limit or None]) for name, items in listed.items()}
     rows = [[contender.name, contender.fingerprint()] for contender in contenders]
     texts = {name: asdict(protocol) for name, protocol in protocols.items()}  # lists of names may change under one path
-    settings = {key: value for key, value in to_dict(run.evaluate).items() if not says_how(f"evaluate.{key}")}
+    settings = {key: value for key, value in to_dict(run.evaluate).items() if "evaluate" in roles_of(f"evaluate.{key}")}
     return digest_of([FORMAT, rows, settings, texts, files])
 
 

@@ -109,6 +109,8 @@ def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]
         "seed": config.seed,
         "bf16": config.train.bf16,
     }
+    if _keeps_best(config, method):
+        settings["keep_best"] = True
     if method.depends_on_ranks:
         settings["workers"] = spread_training(config, method).workers
     if method.uses_clip:
@@ -132,7 +134,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         start=starting_weights(context.config).get(method.name),
         seed=context.config.seed,
         train=spread_training(context.config, method),
-        tuning=tuning_config(context) if _keeps_best(context, method) else None,
+        tuning=tuning_config(context) if _keeps_best(context.config, method) else None,
     )
     settings = deciding_settings(context.config, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [method])])
@@ -154,14 +156,14 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     )
 
 
-def _keeps_best(context: Context, method: TrainableConfig) -> bool:
+def _keeps_best(config: Config, method: TrainableConfig) -> bool:
     """Whether a method's best checkpoint is kept: CLIP's pretraining, which segments nothing, keeps its last."""
-    return context.config.train.keep_best and method.name != "clip"
+    return config.train.keep_best and method.name != "clip"
 
 
 def _chosen_by(context: Context, methods: Sequence[TrainableConfig]) -> list[object]:
     """The images by which any method's weights are chosen; nothing where the last are kept."""
-    return [content_of(tuning_config(context))] if any(_keeps_best(context, method) for method in methods) else []
+    return [content_of(tuning_config(context))] if any(_keeps_best(context.config, method) for method in methods) else []
 
 
 def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:

@@ -73,7 +73,7 @@ ENDINGS = {
     ".vilseg.text.vocabulary": ["{key}=49000"],
 }
 """The same for the ends of keys, with what must change with them."""
-NO_SAY_ALONE = ("filter.source.path", "weights", "init")
+NO_SAY_ALONE = ("filter.source.path", "weights", "init", "evaluate.tuning")
 """What lies in these files decides, wherever they lie."""
 
 
