@@ -18,11 +18,11 @@ from unittest.mock import patch
 import torch
 from ovsegmentor_step import read_captions, write_bert
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from owseg.data import Batch
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.fit import phase_groups
+from owseg.flops import counted_flops
 from owseg.method_config import TrainableConfig
 from owseg.methods.ovsegmentor import OvSegmentorConfig
 from owseg.methods.tcl import TclConfig
@@ -96,9 +96,9 @@ def pairs(method: TrainableMethod, config: TrainableConfig, scheduled: Scheduled
 def counted(method: TrainableMethod, batch: Batch) -> int:
     """Operations of losses and backward."""
     method.zero_grad(set_to_none=True)
-    with FlopCounterMode(display=False) as counter:
+    with counted_flops() as count:
         total_of(losses_of(method, batch)).backward()  # type: ignore[no-untyped-call]
-    return int(counter.get_total_flops())
+    return count.model
 
 
 def counted_with_texts(method: TrainableMethod, batch: Batch) -> int:

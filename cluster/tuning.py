@@ -109,9 +109,11 @@ def score_weights(
     Raises InputError as `score_items`, and where a dataset has nothing that is scored.
     """
     root, device = config.folder.resolve(), torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    found = {}
+    found: dict[str, float] = {}
+    loaded: TrainableConfig | None = None
     for dataset in config.names:
-        segmenter = load_segmenter(method.for_dataset(dataset), encoder, weights).to(device)
+        if loaded != (wanted := method.for_dataset(dataset)):
+            segmenter, loaded = load_segmenter(wanted, encoder, weights).to(device), wanted
         protocol = protocol_of(config, dataset)
         items = list_items(protocol.benchmark, root)[: config.limit or None]
         score = score_items(segmenter, protocol, items, config, normalisation)

@@ -46,6 +46,7 @@ class FlopCount:
         self.recomputed = 0
         """Those of `executed` that backward spent on running checkpoints again."""
         self._mode = FlopCounterMode(display=False)
+        self._again = False
 
     @property
     def model(self) -> int:
@@ -54,12 +55,15 @@ class FlopCount:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside, a checkpoint is run again; torch may leave it early by an exception."""
-        before = self._mode.get_total_flops()
+        """Inside, a checkpoint is run again; torch may leave it early by an exception. One within another counts once."""
+        outermost, before = not self._again, self._mode.get_total_flops()
+        self._again = True
         try:
             yield
         finally:
-            self.recomputed += self._mode.get_total_flops() - before
+            if outermost:
+                self.recomputed += self._mode.get_total_flops() - before
+                self._again = False
 
 
 _counting: ContextVar[FlopCount | None] = ContextVar("counting", default=None)

@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from owseg import InputError
 from owseg.data import Batch
+from owseg.flops import checkpoint_contexts
 from owseg.noise import of_places
 from owseg.trainable import TrainableMethod
 
@@ -57,7 +58,7 @@ class ContrastiveMethod(TrainableMethod):
         """`encode` that keeps nothing but its result, and is run again in backward, with the same noise."""
         # Backward runs outside of the step, on a GPU in another thread: the context says what step's noise is drawn.
         again = partial(copy_context().run, self._encode_part, part, shared)
-        encoded: dict[str, Tensor] = checkpoint(again, use_reentrant=False)
+        encoded: dict[str, Tensor] = checkpoint(again, use_reentrant=False, context_fn=checkpoint_contexts)
         return encoded
 
     def _encode_part(self, part: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -57,7 +57,7 @@ class LoopConfig:
     bf16: bool = False
     """Compute in bfloat16 where torch's autocast finds it safe."""
     compile: bool = False
-    """Compile transformer blocks with torch.compile: minutes at the start, faster steps on a GPU. Needs a C++ compiler."""
+    """Compile transformer blocks with torch.compile, which takes time at the start and a C++ compiler; meant for GPUs."""
     micro_batch: int = 0
     """Pairs that a training process encodes at once; 0 = all of its batch. Fewer need less memory, and a second forward."""
     loader_workers: int = 0

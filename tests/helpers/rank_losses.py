@@ -41,6 +41,18 @@ METHODS: dict[str, Callable[[int], TrainableConfig]] = {
 LOOPS = {"float32": LoopConfig(), "bf16": LoopConfig(bf16=True), "parts": LoopConfig(micro_batch=3)}
 
 
+def job_of(config: TrainableConfig, home: Path, shards: Path, loop: LoopConfig) -> TrainJob:
+    """A training of `config` on the tars of `shards`, with all augmentation on; its files go to `home`."""
+    return TrainJob(
+        method=replace(config, augment=AUGMENT),  # type: ignore[call-arg]
+        encoder=tiny.encoder_config(home),
+        normalisation=tiny.HALF,
+        shards=tuple(sorted(shards.glob("*.tar"))),
+        out=home,
+        train=loop,
+    )
+
+
 def record(folder: Path, steps: str, *cells: str) -> None:
     """Train each cell, "NAME METHOD ENGINE HOW FIRST LAST": from the checkpoint of step FIRST, 0 = none, to that of LAST.
 
@@ -67,14 +79,7 @@ def _train(
     rank, ranks = dist.get_rank(), dist.get_world_size()
     home = folder / f"rank{rank}"
     home.mkdir(exist_ok=True)
-    job = TrainJob(
-        method=replace(config, augment=AUGMENT),  # type: ignore[call-arg]
-        encoder=tiny.encoder_config(home),
-        normalisation=tiny.HALF,
-        shards=tuple(sorted(folder.glob("*.tar"))),
-        out=home,
-        train=how,
-    )
+    job = job_of(config, home, folder, how)
     method = build(job)
     cpu = torch.device("cpu")
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -11,7 +10,7 @@ import torch
 from torch import Tensor
 
 from helpers import tiny
-from helpers.rank_losses import AUGMENT
+from helpers.rank_losses import job_of
 from owseg.data import Batch
 from owseg.left_out import BadSamples
 from owseg.method_config import TrainableConfig
@@ -51,24 +50,17 @@ class _Kept:
             yield
 
 
-def job_of(config: TrainableConfig, folder: Path, loop: LoopConfig) -> TrainJob:
+def job_in(folder: Path, config: TrainableConfig, loop: LoopConfig) -> TrainJob:
+    """A training on shards of its own."""
     shards = folder / "shards"
     if not shards.is_dir():
-        shards.mkdir()
         tiny.write_shards(shards)
-    return TrainJob(
-        method=replace(config, augment=AUGMENT),  # type: ignore[call-arg]
-        encoder=tiny.encoder_config(folder),
-        normalisation=tiny.HALF,
-        shards=tuple(sorted(shards.glob("*.tar"))),
-        out=folder,
-        train=loop,
-    )
+    return job_of(config, folder, shards, loop)
 
 
 def last_step(config: TrainableConfig, folder: Path, loop: LoopConfig) -> Step:
     """The losses and gradients of a step of the last phase."""
-    job = job_of(config, folder, loop)
+    job = job_in(folder, config, loop)
     method = build(job).double()
     phase = job.scheduled_phases[-1]
     method.begin_phase(phase.phase)

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from helpers import tiny
 from helpers.rank_losses import METHODS
-from helpers.step import assert_same_step, job_of, last_step
+from helpers.step import assert_same_step, job_in, last_step
 from owseg import InputError
 from owseg.data import Batch
-from owseg.micro_batches import ContrastiveMethod
+from owseg.flops import counted_flops
 from owseg.trainable import TrainableMethod
 from owseg.training import LoopConfig, build
 
@@ -32,6 +32,20 @@ def test_micro_batches_take_the_step_of_the_whole_batch(case: str, tmp_path: Pat
     assert parts.kept < whole.kept / 2
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_what_is_encoded_again_does_not_count_for_mfu(checkpointed: bool, tmp_path: Path) -> None:
+    """Nor twice, where a block that is run again lies in a micro-batch that is."""
+    config = replace(tiny.tcl_config(2, 2), checkpoint_blocks=checkpointed, text_chunk=4 if checkpointed else 0)
+    counts = []
+    for size in (0, 2):
+        with counted_flops() as count:
+            last_step(config, tmp_path, LoopConfig(micro_batch=size))
+        counts.append(count)
+    whole, parts = counts
+    assert parts.executed > whole.executed
+    assert parts.model == pytest.approx(whole.model, rel=0.02)  # what early stops leave out
+
+
 def test_a_method_that_cannot_be_cut_in_two_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(TrainableMethod):
         def losses(self, batch: Batch) -> dict[str, Tensor]:
@@ -40,11 +54,10 @@ def test_a_method_that_cannot_be_cut_in_two_says_so(tmp_path: Path, monkeypatch:
     config = tiny.clip_config()
     monkeypatch.setattr(type(config), "build", lambda self, encoder: Plain())
     with pytest.raises(InputError, match=r"train\.micro_batch: clip has no `encode` and `combine`"):
-        build(job_of(config, tmp_path, LoopConfig(micro_batch=4)))
-    assert isinstance(build(job_of(config, tmp_path, LoopConfig())), Plain)
+        build(job_in(tmp_path, config, LoopConfig(micro_batch=4)))
+    assert isinstance(build(job_in(tmp_path, config, LoopConfig())), Plain)
 
 
 def test_sizes_that_cannot_be_are_refused() -> None:
     with pytest.raises(InputError, match="micro_batch must be at least 0, not -1"):
         LoopConfig(micro_batch=-1)
-    assert issubclass(ContrastiveMethod, TrainableMethod)
