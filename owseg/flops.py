@@ -46,7 +46,6 @@ class FlopCount:
         self.recomputed = 0
         """Those of `executed` that backward spent on running checkpoints again."""
         self._mode = FlopCounterMode(display=False)
-        self._again = False
 
     @property
     def model(self) -> int:
@@ -55,15 +54,12 @@ class FlopCount:
 
     @contextmanager
     def again(self) -> Iterator[None]:
-        """Inside, a checkpoint is run again; torch may leave it early by an exception. One within another counts once."""
-        outermost, before = not self._again, self._mode.get_total_flops()
-        self._again = True
+        """Inside, a checkpoint is run again; torch may leave it early by an exception."""
+        before = self._mode.get_total_flops()
         try:
             yield
         finally:
-            if outermost:
-                self.recomputed += self._mode.get_total_flops() - before
-                self._again = False
+            self.recomputed += self._mode.get_total_flops() - before
 
 
 _counting: ContextVar[FlopCount | None] = ContextVar("counting", default=None)
