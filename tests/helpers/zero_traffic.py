@@ -26,7 +26,7 @@ def exchange(stage: int, folder: Path) -> dict[str, int]:
     method = config.build(tiny.encoder(folder)).train()
     groups = phase_groups(method, config.phases, config.optim)[0]
     method.requires_grad_(False)
-    trained = [parameter.requires_grad_() for group in groups for parameter in group.parameters]
+    trained = [parameter.requires_grad_() for group in groups for parameter in group.parameters.values()]
     captions = [f"a red wall number {number}" for number in range(4)]
     batch = Batch(torch.randn(4, 3, 32, 32), method.tokenize(captions), captions, [])
     with counted_traffic() as traffic:
