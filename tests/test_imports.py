@@ -14,7 +14,7 @@ import miniature
 import owseg
 from helpers.paths import REPO
 
-PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines")
+PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines", "storage")
 INFRASTRUCTURE = ("ray", "mlflow", "deepspeed")
 
 

@@ -1,0 +1,324 @@
+"""A local copy of a folder in an object store, so that code works on files: pulled to be read, pushed when written.
+
+    object store  ──pull, fetch──▶  this machine's copy (code reads and writes files)  ──push, publish──▶  object store
+
+Every machine has a copy of its own, at the same path. The store alone is the truth: what is here and was never pushed, as after
+a kill, is dropped when the folder is opened. What was pushed or pulled has a record here, which tells changed files
+from others. Markers, which say that files are complete, are pushed after the files, and deleted before them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import NamedTuple
+
+from storage.client import Entry, StorageConfig, Store
+
+AT_ONCE = 16
+"""Objects that are under way at the same time."""
+RECORDS = ".store"
+"""The folder in a copy that holds the records."""
+WORK = "_work"
+"""Folders of this name are scratch: never pushed."""
+MARKER = ".done.json"
+
+
+class Record(NamedTuple):
+    """What is known of a file that is in the store: the object's tag, and its size, and when the file here was changed last."""
+
+    tag: str
+    bytes: int
+    changed: int
+    """In nanoseconds; 0: it is not here."""
+
+    def matches(self, stat: os.stat_result) -> bool:
+        """Whether the file here is still what the store has."""
+        return self.changed == stat.st_mtime_ns and self.bytes == stat.st_size
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """This machine's copy, at `root`, of what lies below a store's URL. May be sent to other machines."""
+
+    store: Store
+    root: Path
+
+    # ---- the whole, or a folder of it
+
+    def open(self, *, without: Collection[str] = ()) -> None:
+        """Make the copy what the store has, but for names that match one of `without`; what was never pushed goes."""
+        there = {entry.name: entry for entry in self.store.list()}
+        for path in self._files(self.root):
+            name = self._name(path)
+            record = self._record(name)
+            if record is None or name not in there or not record.matches(path.stat()):
+                path.unlink()
+        for name, _ in list(self._records()):
+            if name not in there:
+                self._forget(name)
+        self._get(entry for entry in there.values() if not _matches(entry.name, without))
+
+    def pull(self, folder: Path, *, without: Collection[str] = (), most: int | None = None, changed: bool = False) -> None:
+        """Get what the store has of a folder, or of one of at most `most` bytes; what was removed there is removed here.
+
+        changed: only what is new or another since it was last here; what was changed here and not pushed stays.
+        """
+        prefix = "" if folder == self.root else self._name(folder)
+        there = {entry.name: entry for entry in self.store.list(prefix) if not entry.name.startswith(".")}
+        for name, record in list(self._records(prefix)):
+            if name not in there and record.changed:
+                path = self.root / name
+                if path.exists() and record.matches(path.stat()):
+                    path.unlink()
+                self._forget(name)
+        entries = [entry for entry in there.values() if not _matches(entry.name, without)]
+        entries = [entry for entry in entries if most is None or entry.bytes <= most]
+        self._get(entry for entry in entries if not changed or self._is_news(entry))
+
+    def push(self, folder: Path | None = None, *, without: Collection[str] = ()) -> None:
+        """Bring the store to what is here: what was written, changed or removed since. Markers come last."""
+        folder = folder or self.root
+        prefix = "" if folder == self.root else self._name(folder)
+        here = {self._name(path): path for path in self._files(folder)}
+        here = {name: path for name, path in here.items() if not _matches(name, without)}
+        gone = [name for name, record in self._records(prefix) if record.changed and not (self.root / name).exists()]
+        changed = [name for name, path in here.items() if self._is_changed(name, path)]
+        self._delete([name for name in gone if _rank(name)])
+        self._put([name for name in changed if not _rank(name)])
+        self._delete([name for name in gone if not _rank(name)])
+        for rank in sorted({_rank(name) for name in changed} - {0}):
+            self._put([name for name in changed if _rank(name) == rank])
+
+    # ---- single files
+
+    def fetch(self, path: Path) -> Path:
+        """Make one file what the store has. Raises FileNotFoundError where it has none."""
+        name = self._name(path)
+        there = self.store.head(name)
+        if there is None:
+            raise FileNotFoundError(2, os.strerror(2), str(path))
+        self._get([there])
+        return path
+
+    def publish(self, files: Iterable[Path], marker: Path, *, keep: bool = False) -> None:
+        """Put files into the store, then the marker that says so; without `keep` the files are removed here.
+
+        A marker of what was there before goes first.
+        """
+        self.store.delete(self._name(marker))
+        names = [self._name(file) for file in files]
+        self._put(names)
+        self._put([self._name(marker)])
+        for name in [] if keep else names:
+            self.drop(self.root / name)
+
+    def drop(self, path: Path) -> None:
+        """Make room here: the file is only in the store from now on."""
+        record = self._record(self._name(path))
+        if record is not None:
+            self._write(self._name(path), record._replace(changed=0))
+            path.unlink(missing_ok=True)
+
+    def remove(self, folder: Path) -> None:
+        """Remove a folder here and in the store, whatever of it is here."""
+        prefix = self._name(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        names = [entry.name for entry in self.store.list(prefix)]
+        self._delete(names)
+
+    def size(self, path: Path) -> int | None:
+        """The bytes of a file that is here or in the store; None where it is in neither."""
+        name = self._name(path)
+        if record := self._record(name):
+            return record.bytes
+        there = self.store.head(name)
+        if there is None:
+            return None
+        self._write(name, Record(there.tag, there.bytes, 0))
+        return there.bytes
+
+    def names(self, folder: Path) -> list[str]:
+        """The files directly in a folder, here or in the store, as far as known from the last look at it."""
+        prefix = f"{self._name(folder)}/" if folder != self.root else ""
+        known = (name for name, _ in self._records(prefix.rstrip("/")))
+        here = (self._name(path) for path in self._files(folder))
+        found = {name.removeprefix(prefix) for name in (*known, *here)}
+        return sorted(name for name in found if "/" not in name)
+
+    def url(self, path: Path) -> str:
+        """Where a file of the copy lies in the store."""
+        return self.store.url if path == self.root else f"{self.store.url}/{self._name(path)}"
+
+    # ---- parts
+
+    def _get(self, entries: Iterable[Entry]) -> None:
+        _each(self._get_one, entries)
+
+    def _get_one(self, entry: Entry) -> None:
+        path, record = self.root / entry.name, self._record(entry.name)
+        if record and record.tag == entry.tag and path.exists() and record.matches(path.stat()):
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}-{id(entry):x}.tmp")
+        try:
+            got = self.store.download(entry.name, temporary)
+            if got is None:  # removed since it was listed
+                return
+            changed = temporary.stat().st_mtime_ns
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._write(entry.name, Record(got.tag, got.bytes, changed))
+
+    def _put(self, names: Iterable[str]) -> None:
+        _each(self._put_one, names)
+
+    def _put_one(self, name: str) -> None:
+        path = self.root / name
+        try:
+            stat = path.stat()
+            version = self.store.put(name, path if stat.st_size else b"")
+        except FileNotFoundError:  # replaced or removed meanwhile: the next push sees to it
+            return
+        self._write(name, Record(version.tag, stat.st_size, stat.st_mtime_ns))
+
+    def _delete(self, names: list[str]) -> None:
+        if names:
+            self.store.delete(*names)
+        for name in names:
+            self._forget(name)
+
+    def _is_news(self, entry: Entry) -> bool:
+        record, path = self._record(entry.name), self.root / entry.name
+        if record is None:
+            return not path.exists()
+        return record.tag != entry.tag and not (path.exists() and not record.matches(path.stat()))
+
+    def _is_changed(self, name: str, path: Path) -> bool:
+        record = self._record(name)
+        try:
+            return record is None or not record.matches(path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _files(self, folder: Path) -> Iterator[Path]:
+        """The files below a folder that belong into the store: no hidden ones, no scratch."""
+        for at, folders, names in os.walk(folder):
+            folders[:] = [name for name in folders if not name.startswith(".") and name != WORK]
+            yield from (Path(at, name) for name in names if not name.startswith("."))
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def _records(self, prefix: str = "") -> Iterator[tuple[str, Record]]:
+        top = self.root / RECORDS
+        for at, _, names in os.walk(top / prefix):
+            for name in names:
+                relative = (Path(at) / name).relative_to(top).as_posix()
+                if not name.startswith(".") and (record := self._record(relative)):
+                    yield relative, record
+
+    def _record(self, name: str) -> Record | None:
+        try:
+            return Record(*json.loads((self.root / RECORDS / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _write(self, name: str, record: Record) -> None:
+        file = self.root / RECORDS / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary = file.with_name(f".{file.name}.{os.getpid()}-{os.urandom(4).hex()}")
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        os.replace(temporary, file)
+
+    def _forget(self, name: str) -> None:
+        (self.root / RECORDS / name).unlink(missing_ok=True)
+
+
+def _each(work: Callable[..., None], items: Iterable[object]) -> None:
+    items = list(items)
+    if len(items) <= 1:
+        for item in items:
+            work(item)
+        return
+    with ThreadPoolExecutor(min(AT_ONCE, len(items))) as threads:
+        for _ in threads.map(work, items):
+            pass
+
+
+def _rank(name: str) -> int:
+    """When a file is pushed: what says that others are complete comes after them, and what says it of a run last."""
+    if name == "summary.json":
+        return 3
+    if not name.endswith(MARKER):
+        return 0
+    return 1 if "/" in name else 2
+
+
+def _matches(name: str, patterns: Collection[str]) -> bool:
+    return any(PurePosixPath(f"/{name}").match(pattern) for pattern in patterns)
+
+
+# ---- the copies that this process works on
+
+_attached: dict[Path, Workspace] = {}
+
+
+def workspace_of(url: str, config: StorageConfig) -> Workspace:
+    """The copy on this machine of what lies at a URL of an object store; its path is the same on all machines."""
+    scratch = Path(config.scratch).expanduser() if config.scratch else Path(tempfile.gettempdir()) / "owseg-scratch"
+    url = url.rstrip("/")
+    digest = hashlib.sha256(f"{config.endpoint} {url}".encode()).hexdigest()[:16]
+    return Workspace(Store(url, config), scratch.absolute() / f"{url.rpartition('/')[2]}-{digest}")
+
+
+def attach(workspace: Workspace) -> None:
+    """From now on `at` and what stands on it know the copy, in this process."""
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    _attached[workspace.root] = workspace
+
+
+def detach(workspace: Workspace) -> None:
+    """Take that back."""
+    _attached.pop(workspace.root, None)
+
+
+def at(path: Path) -> Workspace | None:
+    """The copy that a path lies in; None for a path that is a plain one."""
+    if not _attached:
+        return None
+    return next((_attached[folder] for folder in (path, *path.parents) if folder in _attached), None)
+
+
+def fetched(path: Path) -> Path:
+    """The same path, where in a copy there is now what the store has."""
+    workspace = at(path)
+    return workspace.fetch(path) if workspace else path
+
+
+def size_of(path: Path) -> int | None:
+    """The bytes of a file, here or in the store; None where there is none."""
+    if path.is_file():
+        return path.stat().st_size
+    workspace = at(path)
+    return workspace.size(path) if workspace else None
+
+
+def shown(path: Path) -> str:
+    """A path for people: the URL of what lies in an object store."""
+    workspace = at(path)
+    return workspace.url(path) if workspace else str(path)
+
+
+def names_in(folder: Path) -> list[str]:
+    """The names of the files directly in a folder, here or in the store, sorted."""
+    workspace = at(folder)
+    if workspace:
+        return workspace.names(folder)
+    return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
