@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filtering.files import write_json
 from owseg.snapshots import damage, step_of
+from storage.copies import folders_in, remove_folder
 
 LIST = "checkpoint_manager_snapshot.json"
 """Ray's own list of the checkpoints that count, oldest first."""
@@ -72,13 +73,13 @@ def _damage(folder: Path) -> str:
 
 def _folders(storage: Path) -> list[str]:
     """The checkpoints' folders, oldest first: their names are times."""
-    return sorted(path.name for path in storage.glob("checkpoint_*") if _FOLDER.fullmatch(path.name) and path.is_dir())
+    return [name for name in folders_in(storage) if _FOLDER.fullmatch(name)]
 
 
 def _remove_all_but(storage: Path, kept: list[str]) -> None:
     for name in _folders(storage):
         if name not in kept:
-            shutil.rmtree(storage / name, ignore_errors=True)
+            remove_folder(storage / name)
 
 
 def _listed(storage: Path, *, whole: bool = False) -> list[str] | None:

@@ -19,7 +19,21 @@ from cluster.progress import Progress
 from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
 from cluster.waiting import Waiting
 from filtering import InputError
-from filtering.shards import Describe, MakeWork, Marker, Runner, ShardWork, finished, make_work_for, rows_of, run_shard
+from filtering.shards import (
+    Describe,
+    MakeWork,
+    Marker,
+    Runner,
+    ShardWork,
+    finished,
+    make_work_for,
+    marker_path,
+    rows_of,
+    run_shard,
+)
+from storage import InputError as StorageMistake
+from storage.copies import Travelling, at, fetched, present, travelling
+from storage.live import following, publishing
 
 CPUS_PER_WORKER = 0.5
 """What a worker reserves. Less than a whole CPU, so that a two-CPU machine still has a slot for Ray Data's own tasks."""
@@ -27,6 +41,10 @@ CPUS_PER_WORKER = 0.5
 START_SECONDS = 300
 """How long to wait for a first free CPU, or a node on its way. After that a shard may take whatever time it needs."""
 LOOK_SECONDS = 5.0
+
+
+HEAVY = ("*.tar", "_build/read/*", "_build/sign/*")
+"""What no copy of a run's folder holds whole: images, and the rows between two passes."""
 
 
 class ShardError(RuntimeError):
@@ -53,25 +71,32 @@ def run_on_ray(config: SessionConfig) -> Runner:
         out = out.resolve()  # workers have another working directory
         found = {source.resolve(): finished(source, out, fingerprint) for source in sources}
         todo = [source for source, marker in found.items() if marker is None]
+        if copy := at(out):
+            copy.push()  # workers on other machines read what this process wrote
         if todo:
             rows = {source.stem: rows_of(source) for source in found}
             before = [marker for marker in found.values() if marker]
             done = sum(rows_in(marker, rows[marker.shard]) for marker in before)
             with (
                 Progress(label or "shards", total=sum(rows.values()), unit=unit, start=done) as progress,
-                Following(progress, out, rows, before, describe) as following,
+                Following(progress, out, rows, before, describe) as watched,
+                following(out / "_work"),
                 # Closed at once when a shard fails: workers must not keep running while somebody tries again.
                 closing(_results(config, make_work, todo, out, fingerprint, at_once)) as results,
             ):
                 for row in results:
                     _raise_failure(row)
                     source = Path(row["source"])
+                    present(marker_path(out, source.stem))
                     if marker := finished(source, out, fingerprint):
                         found[source] = marker
-                        following.add(marker)
+                        watched.add(marker)
         lost = [str(source) for source, marker in found.items() if marker is None]
         if lost:
             raise ShardError(f"{len(lost)} shards were reported complete but left no marker in {out}, first {lost[0]}")
+        if copy and todo:
+            copy.clear(out / "_work")
+            copy.pull(out, without=HEAVY)
         return [marker for marker in found.values() if marker is not None]
 
     return run
@@ -83,7 +108,8 @@ class RunShards:
     Ray calls it from as many threads as shards may be in work at once.
     """
 
-    def __init__(self, make_work: MakeWork, workers: int, out: Path, fingerprint: str) -> None:
+    def __init__(self, make_work: MakeWork, workers: int, out: Path, fingerprint: str, copies: Travelling) -> None:
+        copies.attach()
         self.make_work, self.workers, self.out, self.fingerprint = make_work, workers, out, fingerprint
         self.work: ShardWork | None = None
         self.making = Lock()
@@ -96,8 +122,11 @@ class RunShards:
         try:
             with self.making:
                 self.work = self.work or make_work_for(self.workers, self.make_work)
-            run_shard(self.work, Path(source), self.out, self.fingerprint)
-        except InputError as error:
+            with publishing(self.out / "_work", "*/.live.json", ".warnings-*"):
+                marker = run_shard(self.work, fetched(Path(source)), self.out, self.fingerprint)
+            if copy := at(self.out):
+                copy.publish([self.out / file for file in marker.files], marker_path(self.out, marker.shard))
+        except (InputError, StorageMistake) as error:
             return _result(source, mistake=str(error))
         except Exception as error:
             if problem := machine_problem(error, [self.out]):
@@ -137,7 +166,13 @@ def _results(
             warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
             results = shards.map_batches(
                 RunShards,
-                fn_constructor_kwargs={"make_work": make_work, "workers": workers, "out": out, "fingerprint": fingerprint},
+                fn_constructor_kwargs={
+                    "make_work": make_work,
+                    "workers": workers,
+                    "out": out,
+                    "fingerprint": fingerprint,
+                    "copies": travelling(),
+                },
                 compute=ray.data.ActorPoolStrategy(
                     min_size=1,
                     initial_size=workers,

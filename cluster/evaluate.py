@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.capacity import await_room, on_nodes, room
+from cluster.inputs import bring_here
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from filtering.files import digest_of, digest_of_file
@@ -28,6 +29,7 @@ from owseg.fields import path_settings, training_only_settings
 from owseg.method_config import MethodConfig
 from owseg.normalisation import Normalisation
 from owseg.segmenter import Segmenter, load_segmenter, shortened_names
+from storage.copies import Travelling, at, present, pulled, travelling
 
 ITEMS_PER_PART = 20
 FORMAT = 3
@@ -209,12 +211,16 @@ def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConf
     actor = ray.remote(Evaluator).options(
         num_cpus=CPUS_PER_WORKER, num_gpus=int(gpu), label_selector=selector_of(session.train_label)
     )
-    pool = ActorPool([actor.remote(config, gpu) for _ in range(min(len(todo), workers))])
+    if copy := at(todo[0].file):
+        copy.push()  # workers on other machines read what this process wrote
+    pool = ActorPool([actor.remote(config, gpu, travelling()) for _ in range(min(len(todo), workers))])
     for part in todo:
         pool.submit(lambda worker, part: worker.score.remote(part), part)
     while pool.has_next():
         try:
-            yield pool.get_next_unordered(timeout=SECONDS_BETWEEN_LOOKS)
+            part = pool.get_next_unordered(timeout=SECONDS_BETWEEN_LOOKS)
+            present(part.file)
+            yield part
         except TimeoutError:
             look()
 
@@ -249,7 +255,9 @@ def _await_gpu(label: dict[str, str] | None) -> None:
 class Evaluator:
     """The Ray actor: keeps the contender it last scored, so that weights load and class names embed once."""
 
-    def __init__(self, config: EvaluateConfig, use_gpu: bool) -> None:
+    def __init__(self, config: EvaluateConfig, use_gpu: bool, copies: Travelling) -> None:
+        copies.attach()
+        pulled(config.folder)
         torch.set_num_threads(1)
         self.config = config
         self.device = torch.device("cuda" if use_gpu else "cpu")
@@ -268,6 +276,7 @@ class Evaluator:
         part.live.parent.mkdir(parents=True, exist_ok=True)
         if self.segmenter is None or self.contender != contender:
             tell(0, ": loading the method")
+            bring_here(contender.method, contender.encoder, contender.weights)
             self.segmenter = load_segmenter(contender.method, contender.encoder, contender.weights).to(self.device)
             self.contender, self.classes = contender, {}
         if part.dataset not in self.classes:
@@ -285,6 +294,8 @@ class Evaluator:
         )
         score = replace(score, peak_memory_mb=peak_memory_mb(self.device), shortened=self.shortened[part.dataset])
         write_score(part.file, score)
+        if copy := at(part.file):
+            copy.push_files([part.file])
         part.live.unlink(missing_ok=True)
         return part
 

@@ -19,6 +19,7 @@ from cluster.capacity import ensure_room
 from cluster.checkpoints import mend, parts_of, sweep, sweep_parts
 from cluster.engine import DeepSpeedEngine
 from cluster.heartbeats import forget, heartbeats, placed
+from cluster.inputs import bring_here
 from cluster.progress import Progress
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from cluster.train_config import RayTrainJob
@@ -30,9 +31,15 @@ from owseg.fit import WEIGHTS, fit
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.step_log import Spent, StepLog, read_log
 from owseg.training import build, loader, usable_device
+from storage import InputError as StorageMistake
+from storage.copies import at, discard, present, pulled, travelling
+from storage.filesystem import StoreFileSystem
+from storage.live import following, publishing
 
 CHECKPOINTS = "checkpoints"
 """Folder below a training's own in which Ray Train keeps its checkpoints."""
+WEIGHTY = (f"{CHECKPOINTS}/*/*",)
+"""Ray Train itself brings checkpoints to where they are needed."""
 MISTAKE = "mistake.txt"
 """The user's mistake that ended a worker group: one that Ray starts in its place ends with it at once, without the work."""
 RANKS = "ranks"
@@ -59,17 +66,19 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     counts = job.counts
     storage.mkdir(parents=True, exist_ok=True)
     for name in (MISTAKE, EVENTS):
-        (job.out / name).unlink(missing_ok=True)
+        discard(job.out / name)
     shared = is_shared(session)
     patience = job.train.wait_seconds if shared else 0.0
     ensure_room(counts[0], job.train.each, label, patience=patience, say=partial(_say, job))
-    for line in mend(storage, ray.__version__):
+    for line in mend(pulled(storage), ray.__version__):
         _say(job, line)
+    if copy := at(job.out):
+        copy.push()
     trainer = Trainer(
         train_worker,
         counts=counts,
         storage=storage,
-        train_loop_config={"job": job, "shared": shared},
+        train_loop_config={"job": job, "shared": shared, "copies": travelling()},
         validation_config=_validation(job, label),
         torch_config=TorchConfig(timeout_s=int(job.train.collective_seconds)),
         scaling_config=ray.train.ScalingConfig(
@@ -80,7 +89,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
         ),
         run_config=ray.train.RunConfig(
             name=CHECKPOINTS,
-            storage_path=str(job.out),
+            **_storage(job.out),
             # Starts that fail are limited by time: `Recovery` ends them.
             failure_config=ray.train.FailureConfig(max_failures=job.train.max_failures, controller_failure_limit=-1),
             checkpoint_config=ray.train.CheckpointConfig(num_to_keep=2),
@@ -99,13 +108,26 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
             ],
         ),
     )
-    with told(storage), ray_settings(job.train.collective_seconds), _watch(job, observe):
+    with told(storage), ray_settings(job.train.collective_seconds), _watch(job, observe), following(job.out, without=WEIGHTY):
         result = trainer.fit()
+    if copy:
+        copy.pull(job.out, without=WEIGHTY, changed=True)
     sweep(storage)
     forget(job.out / RANKS)
     with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
         shutil.copyfile(_best_weights(job) or Path(folder) / WEIGHTS, temporary)
     return job.weights
+
+
+def _storage(folder: Path) -> dict[str, Any]:
+    """How Ray Train is told where its checkpoints go."""
+    copy = at(folder)
+    if copy is None:
+        return {"storage_path": str(folder)}
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+
+    name = folder.relative_to(copy.root).as_posix()
+    return {"storage_path": name, "storage_filesystem": PyFileSystem(FSSpecHandler(StoreFileSystem(copy.store)))}
 
 
 def _best_weights(job: RayTrainJob) -> Path | None:
@@ -139,14 +161,19 @@ def _say(job: RayTrainJob, line: str) -> None:
 def train_worker(config: dict[str, Any]) -> None:
     """What every rank runs, inside Ray Train's worker group."""
     job: RayTrainJob = config["job"]
+    config["copies"].attach()
+    if copy := at(job.out):
+        copy.pull(job.out, without=WEIGHTY, changed=True)
+        bring_here(job.method, job.encoder, job.start)
     mistake = job.out / MISTAKE
     if mistake.exists():
         raise InputError(mistake.read_text(encoding="utf-8"))
-    try:
-        _train(job, shared=config["shared"])
-    except MistakeOfTraining as error:
-        mistake.write_text(str(error), encoding="utf-8")
-        raise
+    with publishing(job.out, "*", f"{RANKS}/*"):
+        try:
+            _train(job, shared=config["shared"])
+        except (MistakeOfTraining, StorageMistake) as error:
+            mistake.write_text(str(error), encoding="utf-8")
+            raise
 
 
 def _train(job: RayTrainJob, *, shared: bool) -> None:
@@ -158,7 +185,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(job.train.threads)
     device = usable_device("cuda" if job.train.use_gpu else "cpu")
-    spent = Spent(device)
+    spent, copy = Spent(device), at(job.out)
     sweep_parts(job.out)
 
     method = build(job)
@@ -177,13 +204,18 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
         )
 
     def on_checkpoint(step: int, save: Callable[[Path], None]) -> None:
-        at(f"writes the checkpoint of step {step}")
+        where(f"writes the checkpoint of step {step}")
+        if copy and rank == 0:  # what resumes from the checkpoint finds all steps before it
+            copy.push_files((job.log, job.bad_samples))
         _report(job, step, save)
 
     with ExitStack() as stack:
-        at = stack.enter_context(heartbeats(job.out / RANKS, rank, world_size, job.train.collective_seconds))
+        where = stack.enter_context(heartbeats(job.out / RANKS, rank, world_size, job.train.collective_seconds))
         checkpoint = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
+        if copy and rank == 0:  # the store's, whatever a killed rank left here
+            present(job.log)
+            present(job.bad_samples)
         log = StepLog(job, resume, spent, write=rank == 0)
         batches = loader(job, method, rank, world_size, log.bad)
         fit(
@@ -191,7 +223,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
             job.method.phases,
             job.method.optim,
             make_engine,
-            placed(batches, at),
+            placed(batches, where),
             seed=job.seed,
             resume=resume,
             log_every=job.train.log_every,

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from cluster import InputError
+from cluster.inputs import bring_here
 from filtering.files import replacing
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import list_items
@@ -26,6 +27,7 @@ from owseg.method_config import TrainableConfig
 from owseg.normalisation import Normalisation
 from owseg.segmenter import load_segmenter
 from owseg.snapshots import step_of
+from storage.copies import at, discard, pulled, travelling
 
 if TYPE_CHECKING:
     from ray.train import Checkpoint
@@ -74,7 +76,14 @@ def scorer(
 ) -> "Callable[[Checkpoint], dict[str, float]]":
     """What Ray Train calls with a checkpoint, in a task of its own: scores it, and keeps its weights where it is the best."""
 
+    copies = travelling()
+
     def score(checkpoint: "Checkpoint") -> dict[str, float]:
+        copies.attach()
+        if copy := at(out):
+            copy.pull(out, without=("checkpoints/*/*",), changed=True)
+        pulled(config.folder)
+        bring_here(method, encoder)
         torch.set_num_threads(1)
         with checkpoint.as_directory() as folder:
             step, weights = step_of(Path(folder)), Path(folder) / WEIGHTS
@@ -86,6 +95,8 @@ def scorer(
         scores[step] = {"step": step, **found}
         with replacing(out / SCORES) as temporary:
             temporary.write_text("".join(json.dumps(scores[one]) + "\n" for one in sorted(scores)), encoding="utf-8")
+        if copy:
+            copy.push(out)
         return found
 
     return score
@@ -98,7 +109,7 @@ def _keep(out: Path, step: int, weights: Path) -> None:
         shutil.copyfile(weights, temporary)
     for file in out.glob(BEST.format("*")):
         if file != own:
-            file.unlink()
+            discard(file)
 
 
 def score_weights(

@@ -11,6 +11,8 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from storage.copies import fetched, size_of
+
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
@@ -72,11 +74,11 @@ def losses(folder: Path, files: Mapping[str, Recorded], *, verify: bool = False)
     """
     found: dict[str, Loss] = {}
     for name, recorded in files.items():
-        path = folder / name
-        if not path.is_file():
+        size = size_of(folder / name)
+        if size is None:
             found[name] = "missing"
-        elif recorded.bytes is not None and path.stat().st_size != recorded.bytes:
+        elif recorded.bytes is not None and size != recorded.bytes:
             found[name] = "of another size"
-        elif verify and digest_of_file(path) != recorded.sha256:
+        elif verify and digest_of_file(fetched(folder / name)) != recorded.sha256:
             found[name] = "changed"
     return found

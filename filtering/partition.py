@@ -6,6 +6,7 @@ No worker ever holds more than one block or one shard, and nothing depends on wh
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
@@ -19,6 +20,7 @@ import pyarrow.parquet as pq
 from filtering.kept_columns import common_types, with_types
 from filtering.schema import LINKS
 from filtering.shards import Marker, write_pointer
+from storage.copies import discard, names_in, opened
 
 
 def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shards: int) -> list[Path]:
@@ -28,7 +30,7 @@ def point_at_shards(folder: Path, blocks: Path, markers: Sequence[Marker], shard
     """
     digests = {file: digest for marker in markers for file, digest in sorted(marker.files.items())}
     remove_strangers(blocks, [blocks / file for file in digests])
-    told = {file: pq.read_metadata(blocks / file) for file in digests}
+    told = {file: pq.read_metadata(opened(blocks / file)) for file in digests}
     counts = {file: [one.row_group(group).num_rows for group in range(one.num_row_groups)] for file, one in told.items()}
     types = common_types(one.schema.to_arrow_schema() for one in told.values())
     named = json.dumps({name: str(type_) for name, type_ in sorted(types.items())})
@@ -85,7 +87,7 @@ def gather(blocks: Path, pointers: pa.Table) -> pa.Table:
     for row in pointers.to_pylist():
         path = blocks / row["block"]
         types = {name: pa.type_for_alias(type_) for name, type_ in json.loads(row["types"]).items()}
-        with pq.ParquetFile(path, metadata=_metadata(path, row["digest"])) as file:
+        with pq.ParquetFile(opened(path), metadata=_metadata(path, row["digest"])) as file:
             tables.append(with_types(file.read_row_group(row["shard"]), types))
     table = pa.concat_tables(tables)
     columns = [
@@ -97,12 +99,12 @@ def gather(blocks: Path, pointers: pa.Table) -> pa.Table:
 @lru_cache(maxsize=4096)
 def _metadata(path: Path, digest: str) -> pq.FileMetaData:
     """A block's footer tells of hundreds of row groups: parsed once, not for each shard. `digest` tells old from new."""
-    return pq.read_metadata(path)
+    return pq.read_metadata(opened(path))
 
 
 def remove_strangers(folder: Path, ours: Sequence[Path]) -> None:
     """Delete the numbered files in `folder` that are not `ours`: what an earlier config left behind."""
     wanted = set(ours)
-    for path in folder.glob("[0-9]*.*"):
-        if path not in wanted:
-            path.unlink()
+    for name in names_in(folder):
+        if re.match(r"\d.*\.", name) and folder / name not in wanted:
+            discard(folder / name)

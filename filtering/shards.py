@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filtering.files import Recorded, digest_of, digest_of_file, losses, write_json, write_table
+from storage.copies import discard
 
 
 class Rule(Protocol):
@@ -168,7 +169,7 @@ def make_work_for(workers: int, make_work: MakeWork) -> ShardWork:
 def reopen(out: Path, shards: Iterable[str]) -> None:
     """Take back that shards are complete: the next run does their work again, beside the files that they have."""
     for shard in shards:
-        _marker_path(out, shard).unlink(missing_ok=True)
+        discard(marker_path(out, shard))
 
 
 def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Marker:
@@ -179,7 +180,7 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
     for path in _outputs(scratch):  # left by an interrupted run, perhaps of another config
         path.unlink()
     counts = work(pq.read_table(source), scratch)
-    _marker_path(out, name).unlink(missing_ok=True)  # of another config: from here on its files are no longer what it says
+    marker_path(out, name).unlink(missing_ok=True)  # of another config: from here on its files are no longer what it says
     files, sizes = {}, {}
     for path in _outputs(scratch):
         relative = path.relative_to(scratch)
@@ -193,7 +194,7 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
         files=files,
         sizes=sizes,
     )
-    write_json(_marker_path(out, name), asdict(marker))
+    write_json(marker_path(out, name), asdict(marker))
     shutil.rmtree(scratch)
     return marker
 
@@ -215,7 +216,7 @@ def finished(source: Path, out: Path, fingerprint: str) -> Marker | None:
 def read_marker(out: Path, shard: str) -> Marker | None:
     """What a shard left when it was finished; None if there is no such record, or a damaged one."""
     try:
-        return Marker(**json.loads(_marker_path(out, shard).read_text(encoding="utf-8")))
+        return Marker(**json.loads(marker_path(out, shard).read_text(encoding="utf-8")))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -231,7 +232,7 @@ def output_of_shards(out: Path, shards: int | None = None) -> dict[str, Recorded
         if marker := read_marker(out, name):
             found |= {file: recorded for file, recorded in marker.recorded.items() if not file.startswith("_")}
         else:
-            found[_marker_path(Path(), name).as_posix()] = Recorded(None, "")
+            found[marker_path(Path(), name).as_posix()] = Recorded(None, "")
     return found
 
 
@@ -249,7 +250,8 @@ def sum_counts(markers: Iterable[Marker]) -> dict[str, int]:
     return dict(sorted(total.items()))
 
 
-def _marker_path(out: Path, shard: str) -> Path:
+def marker_path(out: Path, shard: str) -> Path:
+    """Where the record of a finished shard lies."""
     return out / "_done" / f"{shard}.done.json"
 
 

@@ -16,6 +16,7 @@ from owseg import InputError
 from owseg.left_out import MAX_SHARE, BadSample, most, refuse_more
 from owseg.partners import EntityLists
 from owseg.tars import DamagedTarError, members
+from storage.copies import fetched, present
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 """Of several images of a sample, the first of these counts."""
@@ -99,7 +100,7 @@ class ShardReader:
         self.bad: list[BadSample] = []
         """Samples that are left out of all that follows."""
         for number, shard in enumerate(self.shards):
-            self._index(number, shard)
+            self._index(number, fetched(shard))
         self.names = list(self.entities.numbers)
         if self.bad:
             refuse_more(self.bad, self.total, max_bad_share)
@@ -271,6 +272,8 @@ def _refuse(shard: Path, what: str, found: int) -> None:
 def _recorded(shard: Path) -> Iterator[int]:
     """What is recorded beside a tar of the number of its samples."""
     for file, key in ((shard.with_name(SIZES), shard.name), (shard.with_name(f"{shard.stem}_stats.json"), "successes")):
+        if not present(file):
+            continue
         try:
             found = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError):

@@ -38,6 +38,7 @@ from owseg.snapshots import newest_whole
 from owseg.steady import MAX_SKIPPED
 from owseg.step_log import Spent, StepLog
 from owseg.trainable import TrainableMethod
+from storage.copies import names_in, size_of
 
 log = logging.getLogger(__name__)
 
@@ -177,7 +178,7 @@ def usable_device(name: str | torch.device) -> torch.device:
 
 def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
     """All that decides the weights, as it is kept beside a checkpoint: a dotted key for each setting."""
-    data = [[shard.name, shard.stat().st_size] for shard in job.shards]
+    data = [[shard.name, size_of(shard)] for shard in job.shards]
     given = {"seed": job.seed, "bf16": job.train.bf16, "shards": data}
     given |= {"ranks": ranks} if job.method.depends_on_ranks else {}
     given |= {"start": sha256(job.start) if job.start else None}  # by content: a file may move
@@ -298,4 +299,5 @@ def loader(
 
 def shards_of(folder: Path) -> Iterator[Path]:
     """The tars of a download folder, in order."""
-    yield from sorted(tar for tar in folder.resolve().glob("*.tar") if not is_leftover(tar.name))
+    folder = folder.resolve()
+    yield from (folder / name for name in names_in(folder) if name.endswith(".tar") and not is_leftover(name))

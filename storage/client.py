@@ -213,7 +213,8 @@ class Store:
         if (self.config.endpoint or os.environ.get("AWS_ENDPOINT_URL", "")).startswith("http://"):
             options["allow_http"] = "true"
         try:
-            return from_url(
+            opened: Any = from_url  # its overloads list the settings of each store
+            return opened(
                 self.url, config=given or None, client_options=options, retry_config=RETRIES, **_credentials(self.url)
             )
         except (BaseError, ValueError, TypeError) as error:

@@ -7,19 +7,19 @@ a kill, is dropped when the folder is opened. What was pushed or pulled has a re
 from others. Markers, which say that files are complete, are pushed after the files, and deleted before them.
 """
 
-import hashlib
+import io
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from storage.client import Entry, StorageConfig, Store
+from storage.client import Entry, Store
 
+SMALL_BYTES = 4096
 AT_ONCE = 16
 """Objects that are under way at the same time."""
 RECORDS = ".store"
@@ -42,6 +42,11 @@ class Record(NamedTuple):
         return self.changed == stat.st_mtime_ns and self.bytes == stat.st_size
 
 
+FREE: tuple[tuple[str, ...], Callable[[], None]] = ((), lambda: None)
+HELD = dict[Path, tuple[tuple[str, ...], Callable[[], None]]]()
+"""Of copies whose folder this process alone may write: names that are not pushed, and what raises where that has ended."""
+
+
 @dataclass(frozen=True)
 class Workspace:
     """This machine's copy, at `root`, of what lies below a store's URL. May be sent to other machines."""
@@ -52,8 +57,8 @@ class Workspace:
     # ---- the whole, or a folder of it
 
     def open(self, *, without: Collection[str] = ()) -> None:
-        """Make the copy what the store has, but for names that match one of `without`; what was never pushed goes."""
-        there = {entry.name: entry for entry in self.store.list()}
+        """Make the copy what the store has, but for large files that match one of `without`; what was never pushed goes."""
+        there = {entry.name: entry for entry in self.store.list() if f"/{WORK}/" not in f"/{entry.name}"}
         for path in self._files(self.root):
             name = self._name(path)
             record = self._record(name)
@@ -62,7 +67,11 @@ class Workspace:
         for name, _ in list(self._records()):
             if name not in there:
                 self._forget(name)
-        self._get(entry for entry in there.values() if not _matches(entry.name, without))
+        seen = [entry for entry in there.values() if not entry.name.startswith(".")]
+        self._get(entry for entry in seen if entry.bytes <= SMALL_BYTES or not _matches(entry.name, without))
+        for entry in seen:
+            if not self._record(entry.name):
+                self._write(entry.name, Record(entry.tag, entry.bytes, 0))
 
     def pull(self, folder: Path, *, without: Collection[str] = (), most: int | None = None, changed: bool = False) -> None:
         """Get what the store has of a folder, or of one of at most `most` bytes; what was removed there is removed here.
@@ -70,7 +79,8 @@ class Workspace:
         changed: only what is new or another since it was last here; what was changed here and not pushed stays.
         """
         prefix = "" if folder == self.root else self._name(folder)
-        there = {entry.name: entry for entry in self.store.list(prefix) if not entry.name.startswith(".")}
+        inside = [entry for entry in self.store.list(prefix) if not entry.name.startswith(".")]
+        there = {entry.name: entry for entry in inside if WORK in folder.parts or f"/{WORK}/" not in f"/{entry.name}"}
         for name, record in list(self._records(prefix)):
             if name not in there and record.changed:
                 path = self.root / name
@@ -81,9 +91,10 @@ class Workspace:
         entries = [entry for entry in entries if most is None or entry.bytes <= most]
         self._get(entry for entry in entries if not changed or self._is_news(entry))
 
-    def push(self, folder: Path | None = None, *, without: Collection[str] = ()) -> None:
+    def push(self, folder: Path | None = None) -> None:
         """Bring the store to what is here: what was written, changed or removed since. Markers come last."""
-        folder = folder or self.root
+        folder, (without, ensure) = folder or self.root, HELD.get(self.root, FREE)
+        ensure()
         prefix = "" if folder == self.root else self._name(folder)
         here = {self._name(path): path for path in self._files(folder)}
         here = {name: path for name, path in here.items() if not _matches(name, without)}
@@ -95,6 +106,11 @@ class Workspace:
         for rank in sorted({_rank(name) for name in changed} - {0}):
             self._put([name for name in changed if _rank(name) == rank])
 
+    def push_files(self, files: Iterable[Path]) -> None:
+        """Bring files to the store that were written since, hidden ones too."""
+        names = [self._name(path) for path in files if path.is_file() and not path.name.endswith(".tmp")]
+        self._put([name for name in names if self._is_changed(name, self.root / name)])
+
     # ---- single files
 
     def fetch(self, path: Path) -> Path:
@@ -105,6 +121,13 @@ class Workspace:
             raise FileNotFoundError(2, os.strerror(2), str(path))
         self._get([there])
         return path
+
+    def pull_at(self, path: Path) -> None:
+        """Bring here what lies at a path: a file, or a folder."""
+        if self.store.head(self._name(path)):
+            self.fetch(path)
+        else:
+            self.pull(path)
 
     def publish(self, files: Iterable[Path], marker: Path, *, keep: bool = False) -> None:
         """Put files into the store, then the marker that says so; without `keep` the files are removed here.
@@ -118,6 +141,13 @@ class Workspace:
         for name in [] if keep else names:
             self.drop(self.root / name)
 
+    def make_room(self) -> None:
+        """Drop all but small files that are in the store as they are here."""
+        for path in self._files(self.root):
+            record = self._record(self._name(path))
+            if record and record.bytes > SMALL_BYTES and record.matches(path.stat()):
+                self.drop(path)
+
     def drop(self, path: Path) -> None:
         """Make room here: the file is only in the store from now on."""
         record = self._record(self._name(path))
@@ -125,11 +155,21 @@ class Workspace:
             self._write(self._name(path), record._replace(changed=0))
             path.unlink(missing_ok=True)
 
+    def discard(self, path: Path) -> None:
+        """Remove a file here, and at the next push in the store, whether or not it was here."""
+        path.unlink(missing_ok=True)
+        record = self._record(self._name(path))
+        if record is not None and not record.changed:
+            self._write(self._name(path), record._replace(changed=1))
+
     def remove(self, folder: Path) -> None:
         """Remove a folder here and in the store, whatever of it is here."""
-        prefix = self._name(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        names = [entry.name for entry in self.store.list(prefix)]
+        self.clear(folder)
+
+    def clear(self, folder: Path) -> None:
+        """Remove from the store what it has of a folder; what is here stays."""
+        names = [entry.name for entry in self.store.list(self._name(folder))]
         self._delete(names)
 
     def size(self, path: Path) -> int | None:
@@ -151,6 +191,13 @@ class Workspace:
         found = {name.removeprefix(prefix) for name in (*known, *here)}
         return sorted(name for name in found if "/" not in name)
 
+    def folders(self, folder: Path) -> list[str]:
+        """The folders directly in a folder, here or in the store."""
+        prefix = f"{self._name(folder)}/"
+        found = {entry.name.removeprefix(prefix) for entry in self.store.list(self._name(folder))}
+        here = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+        return sorted(here | {name.partition("/")[0] for name in found if "/" in name})
+
     def url(self, path: Path) -> str:
         """Where a file of the copy lies in the store."""
         return self.store.url if path == self.root else f"{self.store.url}/{self._name(path)}"
@@ -170,6 +217,8 @@ class Workspace:
             got = self.store.download(entry.name, temporary)
             if got is None:  # removed since it was listed
                 return
+            written = int(got.written.timestamp() * 10**9)
+            os.utime(temporary, ns=(written, written))  # a file has the same time on all machines
             changed = temporary.stat().st_mtime_ns
             os.replace(temporary, path)
         finally:
@@ -265,60 +314,27 @@ def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(PurePosixPath(f"/{name}").match(pattern) for pattern in patterns)
 
 
-# ---- the copies that this process works on
+class Ranges(io.RawIOBase):
+    """A file in a store, read in ranges."""
 
-_attached: dict[Path, Workspace] = {}
+    def __init__(self, store: Store, name: str, size: int) -> None:
+        self._store, self._object, self._size, self._place = store, name, size, 0
 
+    def readable(self) -> bool:
+        return True
 
-def workspace_of(url: str, config: StorageConfig) -> Workspace:
-    """The copy on this machine of what lies at a URL of an object store; its path is the same on all machines."""
-    scratch = Path(config.scratch).expanduser() if config.scratch else Path(tempfile.gettempdir()) / "owseg-scratch"
-    url = url.rstrip("/")
-    digest = hashlib.sha256(f"{config.endpoint} {url}".encode()).hexdigest()[:16]
-    return Workspace(Store(url, config), scratch.absolute() / f"{url.rpartition('/')[2]}-{digest}")
+    def seekable(self) -> bool:
+        return True
 
+    def tell(self) -> int:
+        return self._place
 
-def attach(workspace: Workspace) -> None:
-    """From now on `at` and what stands on it know the copy, in this process."""
-    workspace.root.mkdir(parents=True, exist_ok=True)
-    _attached[workspace.root] = workspace
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
+        return self._place
 
-
-def detach(workspace: Workspace) -> None:
-    """Take that back."""
-    _attached.pop(workspace.root, None)
-
-
-def at(path: Path) -> Workspace | None:
-    """The copy that a path lies in; None for a path that is a plain one."""
-    if not _attached:
-        return None
-    return next((_attached[folder] for folder in (path, *path.parents) if folder in _attached), None)
-
-
-def fetched(path: Path) -> Path:
-    """The same path, where in a copy there is now what the store has."""
-    workspace = at(path)
-    return workspace.fetch(path) if workspace else path
-
-
-def size_of(path: Path) -> int | None:
-    """The bytes of a file, here or in the store; None where there is none."""
-    if path.is_file():
-        return path.stat().st_size
-    workspace = at(path)
-    return workspace.size(path) if workspace else None
-
-
-def shown(path: Path) -> str:
-    """A path for people: the URL of what lies in an object store."""
-    workspace = at(path)
-    return workspace.url(path) if workspace else str(path)
-
-
-def names_in(folder: Path) -> list[str]:
-    """The names of the files directly in a folder, here or in the store, sorted."""
-    workspace = at(folder)
-    if workspace:
-        return workspace.names(folder)
-    return sorted(path.name for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._place)
+        content = self._store.get_range(self._object, self._place, left if size < 0 else min(size, left))
+        self._place += len(content)
+        return content

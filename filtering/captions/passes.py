@@ -25,6 +25,7 @@ from filtering.files import digest_of, write_json, write_table
 from filtering.partition import gather, write_block
 from filtering.schema import CORPUS, DROPPED, HAS_IMAGE
 from filtering.shards import Rule, mark, split
+from storage.copies import fetched
 
 BUILD = "_build"
 """The folder inside the corpus's own in which passes leave what others need."""
@@ -106,15 +107,16 @@ class Selection:
     """
 
     def __init__(self, make_words: MakeWords, confidence: float, out: Path) -> None:
-        self._kept = kept_entities(pq.read_table(out / "entities.parquet"))
+        self._kept = kept_entities(pq.read_table(fetched(out / "entities.parquet")))
         words = make_words()
-        self.matcher = Matcher(words.find, words.scan, self._kept, pq.read_table(out / BUILD / "forms.parquet"), confidence)
+        forms = pq.read_table(fetched(out / BUILD / "forms.parquet"))
+        self.matcher = Matcher(words.find, words.scan, self._kept, forms, confidence)
         self._build = out / BUILD
 
     def __call__(self, pointers: pa.Table, shard: str) -> pa.Table:
         """Columns of `gather`, `entities` and `drop_reason`."""
         links = gather(self._build / "read", pointers)
-        marked = pq.read_table(self._build / "mark" / "marked" / f"{shard}.parquet")
+        marked = pq.read_table(fetched(self._build / "mark" / "marked" / f"{shard}.parquet"))
         rows = _without_reason(marked["drop_reason"].combine_chunks())
         left = marked.take(pa.array(rows))
         forms, tagged = left["forms"].combine_chunks(), left["tagged"].to_pylist()

@@ -5,7 +5,6 @@ and for those that failed for a transient reason; everything else it takes from 
 """
 
 import asyncio
-import shutil
 from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -29,6 +28,7 @@ from filtering.images.progress import describe, failed
 from filtering.images.resize import ImageConfig
 from filtering.images.results import Results, Retry, Validity
 from filtering.shards import Runner, run_local
+from storage.copies import remove_folder
 
 SHARDS_AT_ONCE = 2
 """Shards that a worker has in work: while one waits for its last slow servers, the next has begun."""
@@ -97,7 +97,7 @@ def download_corpus(
         target=config.target,
         nothing=_nothing_obtained,
     )
-    shutil.rmtree(out / PREVIOUS, ignore_errors=True)
+    remove_folder(out / PREVIOUS)
     return result
 
 

@@ -30,6 +30,7 @@ from filtering.images.results import Record, Results, Retry, Validity, asked_aga
 from filtering.schema import STATUS
 from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
 from filtering.tars import write_tar
+from storage.copies import discard, names_in
 
 Nothing = Callable[[Mapping[str, int], Row], str]
 """Words the mistake if there is not one image: statuses and their counts, and a row of the most frequent, in; message out."""
@@ -227,7 +228,8 @@ def _stats(rows: Sequence[Row]) -> dict[str, Any]:
 
 def shard_files(out: Path) -> Iterator[tuple[str, Path]]:
     """The files and folders in `out` that belong to shards, each with the name of its shard."""
-    for path in [*out.glob("[0-9]*"), *out.glob("_done/[0-9]*"), *out.glob("_work/[0-9]*")]:
+    files = (folder / name for folder in (out, out / "_done") for name in names_in(folder))
+    for path in [*files, *out.glob("_work/[0-9]*")]:
         if shard := re.match(r"\d+", path.name):
             yield shard[0], path
 
@@ -249,4 +251,4 @@ def _remove(path: Path) -> None:
     if path.is_dir():
         shutil.rmtree(path)
     else:
-        path.unlink()
+        discard(path)

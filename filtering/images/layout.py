@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from filtering.images.image_shards import shard_files
 from filtering.images.kept_rows import Cut, open_corpus, without_repeats
 from filtering.images.results import LOCATED, Known, Validity, located
 from filtering.partition import regroup
+from storage.copies import at, pulled
 
 BATCH_ROWS = 1 << 16
 PREVIOUS = "_previous"
@@ -54,6 +56,8 @@ def cut_corpus(corpus: Path, out: Path, shard_size: int) -> Cut:
 def known_of(out: Path, shard: str, images: Sequence[CaptionedImage], validity: Validity) -> Known:
     """What the shard of this name knows of its images, and what those of another layout do."""
     known = Known(images, validity)
+    if at(out):
+        _pull_previous(out)
     shards = shards_in(out) or 1
     for folder in _folders(out):
         of_url = folder.name.endswith(_BY_URL)
@@ -67,6 +71,12 @@ def known_of(out: Path, shard: str, images: Sequence[CaptionedImage], validity: 
                 known.add_journal(journal)
     known.add_shard(out / f"{shard}.parquet")
     return known
+
+
+@lru_cache(maxsize=1)
+def _pull_previous(out: Path) -> None:
+    """What was put aside, on a machine that works on a copy of the run's folder: once in a process."""
+    pulled(out / PREVIOUS)
 
 
 def shards_in(out: Path) -> int | None:
@@ -137,6 +147,7 @@ def _lay_out(out: Path, shards: int) -> None:
 
 
 def _put_aside(out: Path, layout: dict[str, Any]) -> None:
+    pulled(out)  # from a store: all of it is moved
     folders = _folders(out)
     aside = folders[-1] if folders and layout.get("moving") else None  # a kill fell between the files
     if aside is None:  # a new one, lest they mix with what is there already

@@ -24,6 +24,7 @@ from filtering.images.reasons import Failure, failure_of
 from filtering.samples import IMAGE_KINDS
 from filtering.schema import RESULT
 from filtering.shards import LIVE
+from storage.copies import fetched, present
 
 Record = dict[str, Any]
 """What became of a link: the columns of RESULT, and for an image "extension", the kind of its file."""
@@ -74,8 +75,10 @@ LOCATED = pa.schema(
 
 def located(statuses: Path) -> pa.Table | None:
     """What the shard whose table is `statuses` knows (schema LOCATED); None where the table is missing or damaged."""
+    tar = statuses.with_suffix(".tar")
     try:
-        table = pq.read_table(statuses, columns=["key", "url", *RESULT.names])
+        table = pq.read_table(fetched(statuses), columns=["key", "url", *RESULT.names])
+        present(tar)
     except (FileNotFoundError, pa.ArrowInvalid, pa.ArrowKeyError):
         return None  # never written, damaged, or of another version: its links are asked for
     except OSError as error:
@@ -83,7 +86,6 @@ def located(statuses: Path) -> pa.Table | None:
             raise  # the disk's or the user's: what cannot be read now is not lost
         return None  # how Arrow tells most damage
     metadata = {name.decode(): digest.decode() for name, digest in (table.schema.metadata or {}).items()}
-    tar = statuses.with_suffix(".tar")
     places = bodies_in(tar)
     found = [places.get(key) for key in table["key"].to_pylist()]
     columns = {

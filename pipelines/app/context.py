@@ -12,8 +12,8 @@ from cluster.open_tracker import open_tracker
 from cluster.tracking import Tracker
 from filtering.files import Recorded, write_json
 from filtering.secrets import masked
-from pipelines.app.config import to_dict
-from pipelines.app.run_dir import digest_of_run
+from pipelines.app.object_store import save
+from pipelines.app.run_dir import digest_of_run, recorded
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import (
     StageMarker,
@@ -25,6 +25,7 @@ from pipelines.app.stage_marker import (
     remove_marker,
     write_marker,
 )
+from storage.copies import discard, shown
 
 SUMMARY = "summary.json"
 Result = dict[str, Any]
@@ -84,10 +85,11 @@ class Context:
         marker = read_marker(self.run_dir, name, fingerprint)
         if marker is not None and output.exists() and self._is_whole(name, marker, where, files) and not again(marker.result):
             status, result = "skipped", marker.result
-            print(f"{name}: skipped, complete already ({output})", flush=True)
+            print(f"{name}: skipped, complete already ({shown(output)})", flush=True)
         else:
             print(f"{name}: started", flush=True)
             remove_marker(self.run_dir, name)  # what it tells of, such as another list in the same file, is about to change
+            save(self.run_dir)
             status, result = "done", work()
             seconds = time.monotonic() - began
             marker = StageMarker(
@@ -100,6 +102,7 @@ class Context:
                 files=record_files(self.run_dir, files()),
             )
             write_marker(self.run_dir, name, marker)
+            save(self.run_dir)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
         return {"status": status, "seconds": round(time.monotonic() - began, 3), "output": where, **result}
 
@@ -111,7 +114,7 @@ class Context:
         lost = lost_files(self.run_dir, marker, verify=self.verify)
         for file, loss in lost.items():
             if loss == "changed":  # none of it can be trusted, as of a file that is cut
-                (self.run_dir / file).unlink()
+                discard(self.run_dir / file)
         if lost:
             print(f"{name}: {describe_losses(lost, len(files_of(self.run_dir, marker)))}: made again", flush=True)
         return not lost
@@ -120,7 +123,7 @@ class Context:
 @contextmanager
 def open_context(config: Config, *, verify: bool = False) -> Iterator[Context]:
     """The context of a run; when the block ends well, `summary.json` is written with the stages that it ran."""
-    settings = to_dict(config)
+    settings = recorded(config)
     config_digest = digest_of_run(config)
     run_dir = Path(config.run_dir)
     with open_tracker(config.tracking, run_dir, name=run_dir.name, settings=settings, digest=config_digest) as tracker:
@@ -130,7 +133,7 @@ def open_context(config: Config, *, verify: bool = False) -> Iterator[Context]:
     write_json(
         run_dir / SUMMARY,
         {
-            "run_dir": str(run_dir),
+            "run_dir": shown(run_dir),
             "config_digest": config_digest,
             "mlflow": where_recorded(tracker),
             "stages": {**_stages_before(run_dir), **context.stages},

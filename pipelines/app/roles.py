@@ -23,6 +23,7 @@ EVALUATE: frozenset[Role] = frozenset({"evaluate"})
 _ROLES: dict[str, frozenset[Role]] = {
     "run_dir": HOW,
     "session": HOW,
+    "storage": HOW,
     "tracking": HOW,
     "miniature": FILTER | EVALUATE,
     "filter": FILTER,

@@ -16,10 +16,13 @@ from filtering.secrets import holds_mask, masked, masked_tree
 from owseg.fit import WEIGHTS
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.evaluated import fingerprint_of
+from pipelines.app.object_store import held_copy
 from pipelines.app.roles import comparable, roles_of, settings_that_decide
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import read_marker
 from pipelines.app.values import yaml_of
+from storage.client import is_object_store, use
+from storage.copies import shown
 
 CONFIG_FILE = "config.yaml"
 SOURCE = "filter.source.path"
@@ -33,7 +36,17 @@ def open_run_dir(config: Config, config_file: Path | None, *, restart: bool = Fa
 
     restart: what was trained there with other settings is no reason.
     """
-    folder = run_folder(config, config_file)
+    use(config.storage)
+    if is_object_store(config.run_dir):
+        with held_copy(config.run_dir, config.storage) as folder, _open_folder(config, folder, restart=restart) as held:
+            yield held
+    else:
+        with _open_folder(config, run_folder(config, config_file), restart=restart) as held:
+            yield held
+
+
+@contextmanager
+def _open_folder(config: Config, folder: Path, *, restart: bool) -> Iterator[Config]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -147,7 +160,8 @@ def digest_of_run(config: Config) -> str:
 
 def run_folder(config: Config, config_file: Path | None) -> Path:
     """The absolute path of the run's folder."""
-    folder = Path(config.run_dir or Path("runs") / (config_file.stem if config_file else "default")).expanduser()
+    given = config.run_dir.removeprefix("file://")
+    folder = Path(given or Path("runs") / (config_file.stem if config_file else "default")).expanduser()
     here = Path.cwd()
     if "working_dir_files" in here.parts:  # a submitted job runs in a copy of the code, which Ray deletes when it likes
         here = Path.home()
@@ -167,5 +181,10 @@ def _take(lock: int, folder: Path) -> None:
     os.pwrite(lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
 
 
+def recorded(config: Config) -> dict[str, object]:
+    """The settings as they are kept: a folder in an object store goes by its URL."""
+    return {**to_dict(config), "run_dir": shown(Path(config.run_dir))}
+
+
 def _write(file: Path, config: Config) -> None:
-    write_text(file, yaml_of(masked_tree(to_dict(config))))
+    write_text(file, yaml_of(masked_tree(recorded(config))))

@@ -14,6 +14,7 @@ from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods import TRAINABLE, Methods
 from owseg.normalisation import Normalisation
 from pipelines.app.config import FORMER, ConfigError
+from storage.client import StorageConfig
 
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
 TRAINED = tuple(name for name in EVALUATED_METHODS if name in TRAINABLE)
@@ -27,7 +28,7 @@ class Config:
     """The whole run: where it lives, what it is made from, and where the work is done."""
 
     run_dir: str = ""
-    """Folder of everything this run writes; empty: runs/<name of the config file>."""
+    """Folder of everything this run writes, here or in an object store (s3://, gs://, az://); empty: runs/<name of config>."""
     seed: int = 0
     """Seed of training: the same seed gives the same batches and fresh weights."""
     miniature: WorldConfig = WorldConfig()
@@ -52,6 +53,8 @@ class Config:
     """How training is spread."""
     evaluate: EvaluateConfig = EvaluateConfig()
     """The benchmarks and how they are scored."""
+    storage: StorageConfig = StorageConfig()
+    """How object stores are reached, and where their files lie on a machine's own disk meanwhile."""
     session: SessionConfig = SessionConfig()
     """Where heavy work runs."""
     tracking: TrackingConfig = TrackingConfig()

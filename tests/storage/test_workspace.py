@@ -7,7 +7,8 @@ import pytest
 
 from helpers.s3 import S3
 from storage.client import StorageConfig, Store
-from storage.workspace import Workspace, at, attach, detach, fetched, names_in, shown, size_of, workspace_of
+from storage.copies import at, attach, detach, fetched, names_in, shown, size_of, workspace_of
+from storage.workspace import Workspace
 
 
 @pytest.fixture

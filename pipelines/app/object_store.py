@@ -1,0 +1,67 @@
+"""A run's folder in an object store: this process works on a copy of it, holds it alone, and saves what it has done."""
+
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+
+from cluster.data import HEAVY
+from storage.client import StorageConfig
+from storage.copies import at, attach, detach, workspace_of
+from storage.lease import leased
+from storage.workspace import RECORDS, Workspace
+
+DATABASE = "mlflow.db"
+"""MLflow's SQLite file, in use while the run goes on: a copy of it is saved, never the file itself."""
+LARGE = ("checkpoints/*/*", *HEAVY)
+"""What stays in the store until it is needed."""
+FORGOTTEN_DAYS = 7
+
+
+@contextmanager
+def held_copy(url: str, config: StorageConfig) -> Iterator[Path]:
+    """The folder of this machine's copy of a run's folder in a store, which no other process may write meanwhile.
+
+    What was done is saved at the end, also where an error ends it. Raises InputError, one line, where the store cannot be used,
+    or another process has the folder.
+    """
+    workspace = workspace_of(url, config)
+    workspace.root.mkdir(parents=True, exist_ok=True)
+    _forget_old(workspace)
+    with leased(workspace.store) as lease:
+        attach(workspace, apart=(f"{DATABASE}*",), ensure=lease.ensure_held)
+        try:
+            workspace.open(without=LARGE)
+            try:
+                yield workspace.root
+            finally:
+                save(workspace.root)
+            workspace.make_room()
+        finally:
+            detach(workspace)
+
+
+def save(run_dir: Path) -> None:
+    """Bring the store to what is in a run's folder here; nothing for a plain folder."""
+    workspace = at(run_dir)
+    if workspace is None:
+        return
+    if (run_dir / DATABASE).is_file():
+        with tempfile.TemporaryDirectory() as folder:
+            backup = Path(folder) / DATABASE
+            with closing(sqlite3.connect(run_dir / DATABASE)) as live, closing(sqlite3.connect(backup)) as whole:
+                live.backup(whole)
+            workspace.store.put(DATABASE, backup)
+    workspace.push()
+
+
+def _forget_old(workspace: Workspace) -> None:
+    """Remove copies of other runs that nobody has worked on for days."""
+    workspace.root.touch()
+    for folder in workspace.root.parent.iterdir():
+        with suppress(OSError):
+            if (folder / RECORDS).is_dir() and time.time() - folder.stat().st_mtime > FORGOTTEN_DAYS * 86_400:
+                shutil.rmtree(folder, ignore_errors=True)
