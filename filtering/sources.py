@@ -21,6 +21,9 @@ from fsspec.implementations.local import LocalFileSystem
 from filtering import InputError
 from filtering.files import digest_of_file
 from filtering.listing import is_data, is_looked_into
+from storage import InputError as StorageMistake
+from storage.client import is_object_store
+from storage.filesystem import filesystem_of
 
 MAX_HASHED = 64 << 20  # bytes; a larger local file is known by size and time
 MAX_NAMES = 1_000_000  # that braces stand for
@@ -73,6 +76,8 @@ def reading(path: str, fault: str = "is damaged or cut short") -> Iterator[None]
         yield
     except InputError:
         raise
+    except StorageMistake as error:
+        raise InputError(f"filter.source.path: {error}") from error
     except Exception as error:
         if not isinstance(error, _FAULTS) and (_is_local(path) or type(error).__module__ == "builtins"):
             raise  # a mistake of ours; stores in the network have exceptions of their own kinds
@@ -221,6 +226,8 @@ def _is_local(path: str) -> bool:
 def _filesystem(path: str) -> tuple[Any, str]:
     if "://" not in path:
         return LocalFileSystem(), LocalFileSystem._strip_protocol(path)
+    if is_object_store(path):
+        return filesystem_of(path)
     try:
         files, name = url_to_fs(path)
     except Exception as error:  # whatever a store's client raises where it lacks a key, a package or a name

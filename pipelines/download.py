@@ -26,6 +26,7 @@ from pipelines.app.settings import Config
 from pipelines.app.stage_marker import describe_losses
 from pipelines.app.world import download_config
 from pipelines.filter import run_filter
+from storage.copies import shown
 
 REPORT = ("report.html", "report.json", "report.png")
 
@@ -48,8 +49,8 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
             _record(run, result, download_report.write(out, result, masked_tree(asdict(settings))))
             if settings.target:
                 Target(settings.target).push([out / name for name in REPORT])
-            run.dataset("corpus", source=str(folder), digest=corpus["digest"], context="download")
-            run.dataset("shards", source=str(out), digest=result["digest"], context="download")
+            run.dataset("corpus", source=shown(folder), digest=corpus["digest"], context="download")
+            run.dataset("shards", source=shown(out), digest=result["digest"], context="download")
             for name in REPORT:
                 run.artifact(out / name)
         return result

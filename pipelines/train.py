@@ -38,6 +38,7 @@ from pipelines.app.settings import Config
 from pipelines.app.world import tuning_config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
+from storage.copies import pulled, shown
 
 ENCODER = "encoder.safetensors"
 BEFORE = "before"
@@ -144,7 +145,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"model": method.name})
             run.params(dict(flatten(settings)))
-            run.dataset("shards", source=str(context.run_dir / "shards"), digest=shards["digest"], context="training")
+            run.dataset("shards", source=shown(context.run_dir / "shards"), digest=shards["digest"], context="training")
             weights = train(job, context.config.session, lambda steps: _log(run, steps))
             if method.name == "clip":
                 tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
@@ -179,7 +180,7 @@ def set_other_aside(folder: Path, fingerprint: str) -> None:
             places = (folder.parent / BEFORE / f"{folder.name}.{number}" for number in count(1))
             aside = next(place for place in places if not place.exists())
             aside.parent.mkdir(exist_ok=True)
-            folder.rename(aside)
+            pulled(folder).rename(aside)
             print(f"train-{folder.name}: begins anew with other settings, data or weights; what was trained is kept in {aside}")
         folder.mkdir(parents=True, exist_ok=True)
         file.write_text(fingerprint, encoding="utf-8")

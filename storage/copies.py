@@ -16,6 +16,8 @@ from storage.client import StorageConfig, Store, in_effect, use
 from storage.workspace import HELD, Ranges, Workspace
 
 _attached: dict[Path, Workspace] = {}
+_urls: dict[str, str] = {}
+"""Of every copy that was ever attached, by its path."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ def attach(workspace: Workspace, *, apart: tuple[str, ...] = (), ensure: Callabl
     workspace.root.mkdir(parents=True, exist_ok=True)
     _attached[workspace.root] = workspace
     HELD[workspace.root] = (apart, ensure)
+    _urls[str(workspace.root)] = workspace.store.url
 
 
 def detach(workspace: Workspace) -> None:
@@ -130,6 +133,13 @@ def shown(path: Path) -> str:
     """A path for people: the URL of what lies in an object store."""
     workspace = at(path)
     return workspace.url(path) if workspace else str(path)
+
+
+def with_urls(text: str) -> str:
+    """A text for people, with the URLs of what lies in an object store in the place of this machine's paths."""
+    for root, url in _urls.items():
+        text = text.replace(root, url)
+    return text
 
 
 def names_in(folder: Path) -> list[str]:

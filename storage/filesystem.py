@@ -25,6 +25,10 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec publi
         super().__init__(store)
         self.store = store
 
+    def unstrip_protocol(self, name: str) -> str:
+        """The URL of an object."""
+        return f"{self.store.url}/{_name(name)}"
+
     def info(self, path: str, **_: Any) -> dict[str, Any]:
         """An object's, or a folder's where objects lie below the name."""
         name = _name(path)
@@ -112,6 +116,13 @@ class _Upload(io.FileIO):
             self._path.unlink(missing_ok=True)
         else:
             self.close()
+
+
+def filesystem_of(url: str) -> tuple[StoreFileSystem, str]:
+    """The file system of a URL's bucket, as `use` says it is reached, and the name in it."""
+    protocol, _, rest = url.partition("://")
+    bucket, _, name = rest.partition("/")
+    return StoreFileSystem(Store(f"{protocol}://{bucket}")), name
 
 
 def _name(path: str) -> str:

@@ -64,6 +64,7 @@ class Workspace:
             record = self._record(name)
             if record is None or name not in there or not record.matches(path.stat()):
                 path.unlink()
+        self._remove_empty_folders()
         for name, _ in list(self._records()):
             if name not in there:
                 self._forget(name)
@@ -129,6 +130,14 @@ class Workspace:
         else:
             self.pull(path)
 
+    def pull_beside(self, name: str, most: int) -> Path | None:
+        """Bring here a file of the topmost folder, with the small ones beside it; None where there is none."""
+        beside = self.store.files()
+        if name not in {entry.name for entry in beside}:
+            return None
+        self._get(entry for entry in beside if entry.name == name or entry.bytes <= most)
+        return self.root / name
+
     def publish(self, files: Iterable[Path], marker: Path, *, keep: bool = False) -> None:
         """Put files into the store, then the marker that says so; without `keep` the files are removed here.
 
@@ -193,10 +202,8 @@ class Workspace:
 
     def folders(self, folder: Path) -> list[str]:
         """The folders directly in a folder, here or in the store."""
-        prefix = f"{self._name(folder)}/"
-        found = {entry.name.removeprefix(prefix) for entry in self.store.list(self._name(folder))}
         here = {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
-        return sorted(here | {name.partition("/")[0] for name in found if "/" in name})
+        return sorted(here | set(self.store.folders(self._name(folder))))
 
     def url(self, path: Path) -> str:
         """Where a file of the copy lies in the store."""
@@ -261,6 +268,11 @@ class Workspace:
         for at, folders, names in os.walk(folder):
             folders[:] = [name for name in folders if not name.startswith(".") and name != WORK]
             yield from (Path(at, name) for name in names if not name.startswith("."))
+
+    def _remove_empty_folders(self) -> None:
+        for at, _, _ in os.walk(self.root, topdown=False):
+            if not os.listdir(at) and at != str(self.root):
+                os.rmdir(at)
 
     def _name(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()

@@ -9,6 +9,8 @@ from typing import Any
 
 from filtering import InputError
 from filtering.files import Loss, digest_of_file
+from storage.client import is_object_store
+from storage.filesystem import filesystem_of
 
 SIZES = "sizes.json"
 """Says "complete", so it is copied after everything else."""
@@ -105,7 +107,7 @@ class Target:
         if protocol in ("", "file", "local") and not rest.startswith("/"):
             raise self._mistake("is no URL", None, '; give one such as "s3://bucket/folder", or an absolute path')
         try:
-            fs, folder = fsspec.core.url_to_fs(self._url)
+            fs, folder = filesystem_of(self._url) if is_object_store(self._url) else fsspec.core.url_to_fs(self._url)
             fs.invalidate_cache()
         except Exception as error:
             raise self._mistake("cannot be opened", error) from error

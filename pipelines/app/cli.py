@@ -14,7 +14,7 @@ from pipelines.app.describe import Entry, describe
 from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
-from storage.copies import shown
+from storage.copies import at, shown
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 """The shipped configs: a link to the repository's folder, so that they are installed, too."""
@@ -97,7 +97,7 @@ def main(
             return
         restart = bool(given.chosen.pop("restart", False))
         with open_run_dir(config, given.file, restart=restart) as held:
-            scene.folder = Path(held.run_dir)
+            scene.folder = None if at(Path(held.run_dir)) else Path(held.run_dir)
             if not any(override.startswith("run_dir=") for override in given.overrides):
                 again.append(f"run_dir={shown(Path(held.run_dir))}")
             run(held, **given.chosen)

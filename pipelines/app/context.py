@@ -85,7 +85,7 @@ class Context:
         marker = read_marker(self.run_dir, name, fingerprint)
         if marker is not None and output.exists() and self._is_whole(name, marker, where, files) and not again(marker.result):
             status, result = "skipped", marker.result
-            print(f"{name}: skipped, complete already ({shown(output)})", flush=True)
+            print(f"{name}: skipped, complete already ({output})", flush=True)
         else:
             print(f"{name}: started", flush=True)
             remove_marker(self.run_dir, name)  # what it tells of, such as another list in the same file, is about to change

@@ -1,4 +1,4 @@
-"""What is printed, by whomever: secrets are masked on the way to the terminal or the log."""
+"""What is printed, by whomever: on the way to the terminal or the log secrets are masked, and copies go by their URLs."""
 
 import sys
 from collections.abc import Iterator
@@ -6,16 +6,17 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from typing import Any, TextIO, cast
 
 from filtering.secrets import masked
+from storage.copies import with_urls
 
 
 class MaskedStream:
-    """A text stream that masks what is written; all else is the stream's own."""
+    """A text stream that masks what is written, and names the URLs of what lies in object stores; all else is its own."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
 
     def write(self, text: str) -> int:
-        self._stream.write(masked(text))
+        self._stream.write(masked(with_urls(text)))
         return len(text)
 
     def writelines(self, lines: Any) -> None:

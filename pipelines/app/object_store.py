@@ -7,9 +7,13 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cluster.data import HEAVY
-from storage.client import StorageConfig
+from pipelines.app.config import from_dict, to_dict
+from pipelines.app.settings import Config
+from storage import InputError
+from storage.client import StorageConfig, is_object_store
 from storage.copies import at, attach, detach, workspace_of
 from storage.lease import leased
 from storage.workspace import RECORDS, Workspace
@@ -19,6 +23,10 @@ DATABASE = "mlflow.db"
 LARGE = ("checkpoints/*/*", *HEAVY)
 """What stays in the store until it is needed."""
 FORGOTTEN_DAYS = 7
+INPUTS = ("evaluate", "encoder", "weights", "init", "method_settings")
+"""Sections whose files and folders may lie in object stores."""
+SMALL_BYTES = 1 << 20
+"""Files beside weights that may describe them."""
 
 
 @contextmanager
@@ -56,6 +64,41 @@ def save(run_dir: Path) -> None:
                 live.backup(whole)
             workspace.store.put(DATABASE, backup)
     workspace.push()
+
+
+def inputs_here(config: Config) -> Config:
+    """The settings with this machine's copies of what they name in object stores: benchmarks, weights, models.
+
+    Sources of links and the download's target are asked where they are.
+    """
+    tree = to_dict(config)
+    for section in INPUTS:
+        tree[section] = _here(tree[section], section, config.storage)
+    return from_dict(Config, tree)
+
+
+def _here(value: Any, key: str, config: StorageConfig) -> Any:
+    if isinstance(value, dict):
+        return {name: _here(one, f"{key}.{name}", config) for name, one in value.items()}
+    if isinstance(value, list):
+        return [_here(one, key, config) for one in value]
+    return str(_copied(value, key, config)) if isinstance(value, str) and is_object_store(value) else value
+
+
+def _copied(url: str, key: str, config: StorageConfig) -> Path:
+    """This machine's copy of a file, with what describes it beside it, or of a folder."""
+    parent, _, name = url.rstrip("/").rpartition("/")
+    if parent.count("/") > 1:  # else the URL is a bucket
+        beside = workspace_of(parent, config)
+        if found := beside.pull_beside(name, SMALL_BYTES):
+            attach(beside)
+            return found
+    workspace = workspace_of(url, config)
+    workspace.open()
+    if not any(workspace.root.iterdir()):
+        raise InputError(f"{key}: there is nothing at {url}; put it there, or correct the address")
+    attach(workspace)
+    return workspace.root
 
 
 def _forget_old(workspace: Workspace) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import yaml
 
@@ -16,13 +17,13 @@ from filtering.secrets import holds_mask, masked, masked_tree
 from owseg.fit import WEIGHTS
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.evaluated import fingerprint_of
-from pipelines.app.object_store import held_copy
+from pipelines.app.object_store import held_copy, inputs_here
 from pipelines.app.roles import comparable, roles_of, settings_that_decide
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import read_marker
 from pipelines.app.values import yaml_of
 from storage.client import is_object_store, use
-from storage.copies import shown
+from storage.copies import with_urls
 
 CONFIG_FILE = "config.yaml"
 SOURCE = "filter.source.path"
@@ -58,7 +59,7 @@ def _open_folder(config: Config, folder: Path, *, restart: bool) -> Iterator[Con
         _take(lock, folder)
         config = replace(config, run_dir=str(folder))
         prepare_run_dir(config, restart=restart)
-        yield config
+        yield inputs_here(config)
     finally:
         os.close(lock)
 
@@ -182,8 +183,16 @@ def _take(lock: int, folder: Path) -> None:
 
 
 def recorded(config: Config) -> dict[str, object]:
-    """The settings as they are kept: a folder in an object store goes by its URL."""
-    return {**to_dict(config), "run_dir": shown(Path(config.run_dir))}
+    """The settings as they are kept: what lies in object stores goes by its URL."""
+    return {key: _by_url(value) for key, value in to_dict(config).items()}
+
+
+def _by_url(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _by_url(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [_by_url(one) for one in value]
+    return with_urls(value) if isinstance(value, str) else value
 
 
 def _write(file: Path, config: Config) -> None:

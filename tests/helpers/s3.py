@@ -1,6 +1,7 @@
 """An S3 server on loopback, and a proxy before it that fails as stores and networks do."""
 
 import http.client
+import logging
 import socket
 import threading
 import time
@@ -56,6 +57,7 @@ class S3:
 @contextmanager
 def s3_server() -> Iterator[S3]:
     """An empty store."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # it writes a line for each request
     moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     moto.start()
     host, port = moto.get_host_and_port()

@@ -32,6 +32,8 @@ def test_objects_come_back_as_they_were_written(store: Store, tmp_path: Path) ->
     assert (tmp_path / "copy").read_bytes() == large.read_bytes()
     assert got.tag == version.tag
     assert {entry.name: entry.bytes for entry in store.list("a")} == {"a/b.json": 5, "a/large": 12_800_000}
+    assert store.folders() == ["a"]
+    assert [entry.name for entry in store.files()] == ["empty"]
     store.delete("a/b.json", "never there")
     assert store.head("a/b.json") is None
     with pytest.raises(FileNotFoundError):
