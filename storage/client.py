@@ -174,17 +174,17 @@ class Store:
 
         return self._asked("write", put, missing=True)
 
-    def list(self, prefix: str = "") -> Iterator[Entry]:
+    def entries(self, prefix: str = "") -> Iterator[Entry]:
         """The objects whose names begin with the folder `prefix`, in any order."""
         found = self._asked("list", lambda: [_entry(one) for one in obstore.list(self._client, prefix or None).collect()])
         yield from found or []
 
-    def files(self, folder: str = "") -> "list[Entry]":
+    def files(self, folder: str = "") -> list[Entry]:
         """The objects directly in a folder."""
         found = self._asked("list", lambda: obstore.list_with_delimiter(self._client, folder or None)["objects"])
         return [_entry(one) for one in found or []]
 
-    def folders(self, folder: str = "") -> "list[str]":
+    def folders(self, folder: str = "") -> list[str]:
         """The names of the folders directly in a folder."""
         found = self._asked("list", lambda: obstore.list_with_delimiter(self._client, folder or None)["common_prefixes"])
         return [prefix.rstrip("/").rpartition("/")[2] for prefix in found or []]

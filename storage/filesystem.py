@@ -34,7 +34,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec publi
         name = _name(path)
         if name and (there := self.store.head(name)):
             return _info(there)
-        if not name or next(self.store.list(name), None):
+        if not name or next(self.store.entries(name), None):
             return {"name": name, "size": 0, "type": "directory"}
         raise FileNotFoundError(2, os.strerror(2), f"{self.store.url}/{name}")
 
@@ -42,7 +42,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec publi
         """What lies directly in a folder."""
         name = _name(path)
         prefix, found = f"{name}/" if name else "", dict[str, Mapping[str, Any]]()
-        for entry in self.store.list(name):
+        for entry in self.store.entries(name):
             first, slash, _rest = entry.name.removeprefix(prefix).partition("/")
             folder = {"name": f"{prefix}{first}", "size": 0, "type": "directory"}
             found[f"{prefix}{first}"] = folder if slash else _info(entry)
@@ -63,7 +63,7 @@ class StoreFileSystem(AbstractFileSystem):  # type: ignore[misc]  # fsspec publi
     def rm(self, path: str | list[str], recursive: bool = False, maxdepth: int | None = None) -> None:
         """Remove objects and, if `recursive`, what lies below these names."""
         for name in map(_name, [path] if isinstance(path, str) else path):
-            below = [entry.name for entry in self.store.list(name)] if recursive else []
+            below = [entry.name for entry in self.store.entries(name)] if recursive else []
             self.store.delete(name, *below)
 
     def cp_file(self, path1: str, path2: str, **_: Any) -> None:

@@ -58,7 +58,7 @@ class Workspace:
 
     def open(self, *, without: Collection[str] = ()) -> None:
         """Make the copy what the store has, but for large files that match one of `without`; what was never pushed goes."""
-        there = {entry.name: entry for entry in self.store.list() if f"/{WORK}/" not in f"/{entry.name}"}
+        there = {entry.name: entry for entry in self.store.entries() if f"/{WORK}/" not in f"/{entry.name}"}
         for path in self._files(self.root):
             name = self._name(path)
             record = self._record(name)
@@ -80,7 +80,7 @@ class Workspace:
         changed: only what is new or another since it was last here; what was changed here and not pushed stays.
         """
         prefix = "" if folder == self.root else self._name(folder)
-        inside = [entry for entry in self.store.list(prefix) if not entry.name.startswith(".")]
+        inside = [entry for entry in self.store.entries(prefix) if not entry.name.startswith(".")]
         there = {entry.name: entry for entry in inside if WORK in folder.parts or f"/{WORK}/" not in f"/{entry.name}"}
         for name, record in list(self._records(prefix)):
             if name not in there and record.changed:
@@ -178,7 +178,7 @@ class Workspace:
 
     def clear(self, folder: Path) -> None:
         """Remove from the store what it has of a folder; what is here stays."""
-        names = [entry.name for entry in self.store.list(self._name(folder))]
+        names = [entry.name for entry in self.store.entries(self._name(folder))]
         self._delete(names)
 
     def size(self, path: Path) -> int | None:

@@ -31,7 +31,7 @@ def test_objects_come_back_as_they_were_written(store: Store, tmp_path: Path) ->
     assert got is not None
     assert (tmp_path / "copy").read_bytes() == large.read_bytes()
     assert got.tag == version.tag
-    assert {entry.name: entry.bytes for entry in store.list("a")} == {"a/b.json": 5, "a/large": 12_800_000}
+    assert {entry.name: entry.bytes for entry in store.entries("a")} == {"a/b.json": 5, "a/large": 12_800_000}
     assert store.folders() == ["a"]
     assert [entry.name for entry in store.files()] == ["empty"]
     store.delete("a/b.json", "never there")
@@ -105,7 +105,7 @@ def test_a_refusal_is_one_line_with_the_cure(store: Store, s3: S3, fault: Fault,
 
 def test_a_missing_bucket_is_a_mistake_and_not_a_missing_object(s3: S3) -> None:
     nowhere = Store("s3://no-such-bucket-anywhere/run", BRIEF)
-    for ask in (nowhere.check, lambda: nowhere.get("a"), lambda: list(nowhere.list())):
+    for ask in (nowhere.check, lambda: nowhere.get("a"), lambda: list(nowhere.entries())):
         with pytest.raises(InputError, match="there is no such bucket"):
             ask()
 

@@ -43,7 +43,7 @@ def tree(workspace: Workspace) -> dict[str, str]:
 
 
 def stored(workspace: Workspace) -> set[str]:
-    return {entry.name for entry in workspace.store.list()}
+    return {entry.name for entry in workspace.store.entries()}
 
 
 def test_what_one_machine_pushes_another_pulls(here: Workspace, there: Workspace) -> None:
