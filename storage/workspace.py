@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from storage.client import Entry, Store
 
@@ -350,3 +350,8 @@ class Ranges(io.RawIOBase):
         content = self._store.get_range(self._object, self._place, left if size < 0 else min(size, left))
         self._place += len(content)
         return content
+
+    def readinto(self, buffer: Any) -> int:
+        content = self.read(len(buffer))
+        buffer[: len(content)] = content
+        return len(content)

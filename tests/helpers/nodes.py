@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -41,9 +42,12 @@ class Nodes:
         head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
         self._start([*head, f"--temp-dir={self.folder}", f"--ray-client-server-port={client}"])
 
-    def add(self, cpus: int, **ray: str) -> int:
-        """Start a node, with Ray's own settings, and wait until the cluster has it; returns its session."""
-        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"], ray)
+    def add(self, cpus: int, own_folder: Path | None = None, **ray: str) -> int:
+        """Start a node, with Ray's own settings, and wait until the cluster has it; returns its session.
+
+        own_folder: to be one of the node's own at that path, in a mount namespace; it is there already.
+        """
+        node = self._start([f"--address={self.address}", f"--num-cpus={cpus}"], ray, own_folder)
         place = self._place(node.pid)
         wait_for(lambda: place in self.alive(), lambda: node.poll() is None, f"a node to join: {self.folder}")
         return node.pid
@@ -82,15 +86,21 @@ class Nodes:
         """A node's address: each has its own, or the driver takes another than the head for its own."""
         return f"127.0.0.{1 + next(number for number, process in enumerate(self.processes) if process.pid == node)}"
 
-    def _start(self, options: list[str], ray: Mapping[str, str] = {}) -> subprocess.Popen[bytes]:
+    def _start(
+        self, options: list[str], ray: Mapping[str, str] = {}, own_folder: Path | None = None
+    ) -> subprocess.Popen[bytes]:
         number = len(self.processes)
         agent, metrics = free_ports(2)
         ports = [f"--dashboard-agent-listen-port={agent}", f"--metrics-export-port={metrics}"]
         command = ["ray", "start", "--block", f"--object-store-memory={80 * 2**20}"]
         command += [f"--node-ip-address=127.0.0.{number + 1}"] if number else []
+        command += [*ports, *options]
+        if own_folder:
+            mount = f"mount -t tmpfs none {shlex.quote(str(own_folder))} && exec {shlex.join(command)}"
+            command = ["unshare", "--map-root-user", "--mount", "sh", "-c", mount]
         with (self.folder / f"node{number}.log").open("w") as log:
             process = subprocess.Popen(
-                [*command, *ports, *options],
+                command,
                 cwd=self.folder,
                 env={**self.environment, **{f"RAY_{name}": value for name, value in ray.items()}},
                 stdout=log,

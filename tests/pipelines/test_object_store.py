@@ -1,0 +1,141 @@
+"""Runs whose folder lies in an object store: the same bytes as in a plain folder, through faults and kills."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.chain import DEADLINE, SMOKE, Chain, environment, wait_for
+from helpers.nodes import Nodes, nodes
+from helpers.paths import REPO
+from helpers.s3 import KEY, S3, SECRET, Fault, s3_server
+from storage.client import Store
+from storage.lease import NAME
+
+RUN = "s3://bucket/runs/one"
+
+
+@pytest.fixture
+def s3(monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.make_bucket("bucket")
+        yield server
+
+
+def start(verb: str, scratch: Path, *settings: str, log: Path | None = None) -> subprocess.Popen[str]:
+    command = [
+        sys.executable,
+        f"pipelines/{verb}.py",
+        "--config",
+        SMOKE,
+        f"run_dir={RUN}",
+        f"storage.scratch={scratch}",
+        *settings,
+    ]
+    output: Any = log.open("w") if log else subprocess.PIPE
+    return subprocess.Popen(
+        command, cwd=REPO, env=environment(), stdout=output, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def run(verb: str, scratch: Path, *settings: str, code: int = 0) -> str:
+    """What a verb prints, which ends with the code."""
+    process = start(verb, scratch, *settings)
+    output, _ = process.communicate(timeout=DEADLINE)
+    assert process.returncode == code, output[-6000:]
+    return output
+
+
+def stored(name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads(Store(RUN).get(name) or b"{}")
+    return loaded
+
+
+def digests(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Of all that a run makes."""
+    stages = summary["stages"]
+    found = {stage: stages[stage]["digest"] for stage in ("filter", "download")}
+    return {**found, "train": stages["train"]["methods"], "scores": stages["evaluate"]["scores"]}
+
+
+def no_secret_in(*folders: Path) -> None:
+    """Neither in what lies in the store, nor in files here."""
+    contents = {entry.name: Store("s3://bucket").get(entry.name) or b"" for entry in Store("s3://bucket").entries()}
+    contents |= {str(path): path.read_bytes() for folder in folders for path in folder.rglob("*") if path.is_file()}
+    for name, content in contents.items():
+        assert SECRET.encode() not in content, name
+        assert KEY.encode() not in content, name
+
+
+@pytest.mark.slow
+def test_the_chain_through_faults_makes_what_it_makes_in_a_folder(s3: S3, chain: Chain, tmp_path: Path) -> None:
+    def faults(method: str, path: str, number: int) -> Fault | None:
+        kinds = {7: Fault(status=503, code="SlowDown"), 11: Fault(status=500, code="InternalError"), 13: Fault(seconds=1.0)}
+        return kinds.get(number % 40) or (Fault(cut=True) if number % 40 == 17 and method == "GET" else None)
+
+    s3.faults = faults
+    output = run("full", tmp_path / "scratch")
+    assert digests(stored("summary.json")) == digests(chain.summary)
+    assert stored("summary.json")["run_dir"] == RUN
+    assert str(tmp_path) not in output
+    assert SECRET not in output
+    assert RUN in output
+    assert Store(RUN).get(NAME) is None
+    no_secret_in(tmp_path)
+    again = run("full", tmp_path / "another machine")
+    assert [line for line in again.splitlines() if "skipped" in line] == [
+        f"{stage}: skipped, complete already ({RUN}/{output})"
+        for stage, output in [
+            *(("filter", "corpus"), ("filter-report", "corpus/report.html"), ("download", "shards")),
+            *(("train-clip", "train/clip/model.safetensors"), ("train-tcl", "train/tcl/model.safetensors")),
+            ("evaluate", "evaluate"),
+        ]
+    ]
+    small = sum(path.stat().st_size for path in (tmp_path / "another machine").rglob("*") if path.is_file())
+    assert small < 2 << 20  # what stays on the machine
+
+
+@pytest.mark.slow
+def test_kills_and_another_machine_end_with_the_same(s3: S3, chain: Chain, tmp_path: Path) -> None:
+    def killed_when(ready: Callable[[], bool], verb: str, scratch: Path) -> None:
+        process = start(verb, scratch, log=tmp_path / "log")
+        wait_for(ready, lambda: process.poll() is None, f"the moment to kill {verb}: {tmp_path / 'log'}")
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+        time.sleep(1)  # Ray's processes follow
+
+    store = Store(RUN)
+    killed_when(lambda: store.head("corpus/_build/mark/_done/00000.done.json") is not None, "filter", tmp_path / "one")
+    killed_when(lambda: store.head("shards/_done/00000.done.json") is not None, "download", tmp_path / "two")
+    killed_when(
+        lambda: store.head("train/clip/checkpoints/checkpoint_manager_snapshot.json") is not None, "train", tmp_path / "one"
+    )
+    run("full", tmp_path / "two")
+    assert digests(stored("summary.json")) == digests(chain.summary)
+    no_secret_in(tmp_path)
+
+
+@pytest.mark.slow
+def test_nodes_that_share_nothing_but_the_bucket(s3: S3, chain: Chain, tmp_path: Path) -> None:
+    """Each node has a scratch folder of its own at the same path, in a mount namespace of its own."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    with nodes() as cluster:
+        apart(cluster, scratch)
+        output = run("full", scratch, f"session.address={cluster.address}", "session.data_workers=2")
+        assert digests(stored("summary.json")) == digests(chain.summary), output[-3000:]
+
+
+def apart(cluster: Nodes, scratch: Path) -> None:
+    """Two nodes, whose scratch folders are their own."""
+    for _ in range(2):
+        cluster.add(cpus=1, own_folder=scratch)
