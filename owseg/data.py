@@ -26,6 +26,7 @@ from owseg.partners import Partners
 from owseg.photos import UNREADABLE, upright
 from owseg.shards import ShardReader
 from owseg.text import Tokenizer
+from storage.node_arrays import Allocate, node_arrays
 
 Prepare = Callable[[list[str], list[list[str]], list[str] | None, list[random.Random]], dict[str, Tensor]]
 """What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name.
@@ -115,9 +116,12 @@ def seed_sample(seed: int, step: int, place: int) -> None:
 @lru_cache(maxsize=1)  # each step of an epoch asks for it, and millions take 0.1 s to shuffle
 def epoch_order(samples: int, seed: int, epoch: int, schedule: int = 0) -> np.ndarray:
     """The order in which an epoch of a schedule visits its samples; a new one every epoch and in every schedule."""
-    order = np.random.default_rng([seed, epoch, *([schedule] if schedule else [])]).permutation(samples)
-    order.setflags(write=False)
-    return order
+
+    def shuffle(allocate: Allocate) -> None:
+        rng = np.random.default_rng([seed, epoch, *([schedule] if schedule else [])])
+        allocate("order", np.int32 if samples < 1 << 31 else np.int64, samples)[:] = rng.permutation(samples)
+
+    return node_arrays(f"order {samples} {seed} {epoch} {schedule}", samples, shuffle)["order"]
 
 
 def caption_number(captions: int, seed: int, epoch: int, key: str, schedule: int = 0) -> int:
