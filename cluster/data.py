@@ -31,7 +31,6 @@ from filtering.shards import (
     rows_of,
     run_shard,
 )
-from storage import InputError as StorageMistake
 from storage.copies import Travelling, at, fetched, present, travelling
 from storage.live import following, publishing
 
@@ -126,7 +125,7 @@ class RunShards:
                 marker = run_shard(self.work, fetched(Path(source)), self.out, self.fingerprint)
             if copy := at(self.out):
                 copy.publish([self.out / file for file in marker.files], marker_path(self.out, marker.shard))
-        except (InputError, StorageMistake) as error:
+        except InputError as error:
             return _result(source, mistake=str(error))
         except Exception as error:
             if problem := machine_problem(error, [self.out]):

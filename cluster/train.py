@@ -31,7 +31,6 @@ from owseg.fit import WEIGHTS, fit
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.step_log import Spent, StepLog, read_log
 from owseg.training import build, loader, usable_device
-from storage import InputError as StorageMistake
 from storage.copies import at, discard, present, pulled, travelling
 from storage.filesystem import StoreFileSystem
 from storage.live import following, publishing
@@ -171,7 +170,7 @@ def train_worker(config: dict[str, Any]) -> None:
     with publishing(job.out, "*", f"{RANKS}/*"):
         try:
             _train(job, shared=config["shared"])
-        except (MistakeOfTraining, StorageMistake) as error:
+        except MistakeOfTraining as error:
             mistake.write_text(str(error), encoding="utf-8")
             raise
 

@@ -21,7 +21,6 @@ from fsspec.implementations.local import LocalFileSystem
 from filtering import InputError
 from filtering.files import digest_of_file
 from filtering.listing import is_data, is_looked_into
-from storage import InputError as StorageMistake
 from storage.client import is_object_store
 from storage.filesystem import filesystem_of
 
@@ -76,8 +75,6 @@ def reading(path: str, fault: str = "is damaged or cut short") -> Iterator[None]
         yield
     except InputError:
         raise
-    except StorageMistake as error:
-        raise InputError(f"filter.source.path: {error}") from error
     except Exception as error:
         if not isinstance(error, _FAULTS) and (_is_local(path) or type(error).__module__ == "builtins"):
             raise  # a mistake of ours; stores in the network have exceptions of their own kinds

@@ -3,9 +3,7 @@
 import difflib
 from collections.abc import Iterable
 
-
-class InputError(ValueError):
-    """The user's mistake: the message is one line that names the file or key and says what to do."""
+from storage import InputError as InputError
 
 
 def near_miss(name: str, choices: Iterable[str]) -> str:

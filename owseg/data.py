@@ -26,6 +26,7 @@ from owseg.partners import Partners
 from owseg.photos import UNREADABLE, upright
 from owseg.shards import ShardReader
 from owseg.text import Tokenizer
+from storage.node_arrays import Allocate, node_arrays
 
 Prepare = Callable[[list[str], list[list[str]], list[str] | None, list[random.Random]], dict[str, Tensor]]
 """What a method makes of a batch's captions, their entities, and the entities shared with partners: token ids by name.
@@ -115,9 +116,12 @@ def seed_sample(seed: int, step: int, place: int) -> None:
 @lru_cache(maxsize=1)  # each step of an epoch asks for it, and millions take 0.1 s to shuffle
 def epoch_order(samples: int, seed: int, epoch: int, schedule: int = 0) -> np.ndarray:
     """The order in which an epoch of a schedule visits its samples; a new one every epoch and in every schedule."""
-    order = np.random.default_rng([seed, epoch, *([schedule] if schedule else [])]).permutation(samples)
-    order.setflags(write=False)
-    return order
+
+    def shuffle(allocate: Allocate) -> None:
+        rng = np.random.default_rng([seed, epoch, *([schedule] if schedule else [])])
+        allocate("order", np.int32 if samples < 1 << 31 else np.int64, samples)[:] = rng.permutation(samples)
+
+    return node_arrays(f"order {samples} {seed} {epoch} {schedule}", samples, shuffle)["order"]
 
 
 def caption_number(captions: int, seed: int, epoch: int, key: str, schedule: int = 0) -> int:
@@ -209,6 +213,7 @@ class CaptionBatches(Dataset[Batch]):
 
     def __getitem__(self, step: int) -> Batch:
         epoch, bad, first = self._epoch(step), dict[int, BadSample](), self.rank * self._share
+        self._expect(epoch, step)
         opened = [self._fill(slot, epoch, bad) for slot in self._slots(step)]
         drawn = [self._draw(one, epoch, step, place, bad) for place, one in enumerate(opened, start=first)]
         captions, keys = [one.caption for one in opened], [self.reader.samples.key(one.number) for one in opened]
@@ -232,6 +237,18 @@ class CaptionBatches(Dataset[Batch]):
         rng = np.random.default_rng([self.seed, step, place, 1])  # its own, lest it shift other draws of the sample
         photo, entity = self._partner(one, epoch, rng, bad)
         return _Drawn(image, views, [(self.transform(photo), entity)])
+
+    def _expect(self, epoch: int, step: int) -> None:
+        order = epoch_order(len(self.reader), self.seed, epoch, self.schedule)
+        self.reader.expect(order[self._slots(step)].tolist())
+
+    def prefetch(self, step: int) -> None:
+        """Have what this rank reads from a step on brought nearer, where it is far: the rest of the epoch, in its order."""
+        order = epoch_order(len(self.reader), self.seed, self._epoch(step), self.schedule)
+        steps = len(self.reader) // self.batch_size
+        first = (step - self.start) % steps
+        own = order[: steps * self.batch_size].reshape(steps, self.world_size, self._share)[first:, self.rank]
+        self.reader.prefetch(own.ravel())
 
     def _epoch(self, step: int) -> int:
         return (step - self.start) // (len(self.reader) // self.batch_size)

@@ -17,7 +17,7 @@ MAX_SHARE = 0.01
 """The largest share of the samples that may be left out, where nothing else is said."""
 FEW = 3
 """Bad samples that the smallest corpus, too, may have."""
-_NAMED = 3
+NAMED = 3
 """How many of them a message names."""
 
 
@@ -37,12 +37,13 @@ def most(samples: int, share: float) -> int:
     return min(max(FEW, int(share * samples)), samples - 1)
 
 
-def refuse_more(bad: Sequence[BadSample], samples: int, share: float) -> None:
-    """Raise InputError where more samples are bad than may be left out."""
-    if len(bad) > most(samples, share):
-        named = "; ".join(map(str, bad[:_NAMED])) + ("; ..." if len(bad) > _NAMED else "")
+def refuse_more(bad: Sequence[BadSample], samples: int, share: float, number: int | None = None) -> None:
+    """Raise InputError where more samples are bad than may be left out: those given, or `number`, of which some are given."""
+    number = len(bad) if number is None else number
+    if number > most(samples, share):
+        named = "; ".join(map(str, bad[:NAMED])) + ("; ..." if number > NAMED else "")
         raise InputError(
-            f"{len(bad)} of {samples} training samples cannot be used: {named}; mend them or take them out of the tars, or let "
+            f"{number} of {samples} training samples cannot be used: {named}; mend them or take them out of the tars, or let "
             f"more be left out (train.max_bad_share is {share:g})"
         )
 

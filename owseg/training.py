@@ -39,6 +39,7 @@ from owseg.steady import MAX_SKIPPED
 from owseg.step_log import Spent, StepLog
 from owseg.trainable import TrainableMethod
 from storage.copies import names_in, size_of
+from storage.tar_cache import tars_of
 
 log = logging.getLogger(__name__)
 
@@ -266,7 +267,7 @@ def loader(
     Raises InputError where any phase's cannot be had, before the first begins.
     """
     entities = method.prepare is not None or any(phase.partners for phase in job.method.phases)
-    reader = ShardReader(job.shards, entities=entities, max_bad_share=job.train.max_bad_share)
+    reader = ShardReader(job.shards, entities=entities, max_bad_share=job.train.max_bad_share, open_tars=tars_of(job.shards))
     bad.samples = reader.total
     bad.add(reader.bad)
     for scheduled in job.scheduled_phases:
@@ -289,6 +290,7 @@ def loader(
             partners=scheduled.phase.partners,
             views=method.views,
         )
+        drawn.prefetch(step)
         pin = next(method.parameters()).is_cuda  # the engine has moved the method by now
         for batch in batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers, pin=pin):
             bad.add(batch.bad)

@@ -92,6 +92,12 @@ def pulled(folder: Path) -> Path:
     return folder
 
 
+def pull_small(folder: Path, *patterns: str) -> None:
+    """Bring here the files directly in a folder whose names match one of the patterns, and learn what else is there."""
+    if workspace := at(folder):
+        workspace.pull_small(folder, patterns)
+
+
 def opened(path: Path) -> Path | io.RawIOBase:
     """A file to be read in places: its path, or where it is only in the store, a file of ranges."""
     workspace = at(path)

@@ -10,7 +10,7 @@ from typing import Any
 from fsspec import AbstractFileSystem
 
 from storage.client import Entry, Store
-from storage.workspace import Ranges
+from storage.ranges import Ranges
 
 BUFFER_BYTES = 8 << 20
 

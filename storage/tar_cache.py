@@ -24,8 +24,10 @@ from pathlib import Path
 from typing import Any
 
 from storage import InputError
+from storage.client import in_effect
+from storage.copies import at
 from storage.indexes import IndexFile
-from storage.tar_reads import LocalTars, OpenTar
+from storage.tar_reads import LocalTars, OpenTar, OpenTars, Range
 from storage.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -34,8 +36,11 @@ RANGES_AT_ONCE, TARS_AT_ONCE = 16, 2
 SECONDS_BETWEEN_USES = 60.0
 POLL_SECONDS = 0.002
 
-Range = tuple[IndexFile, int, int]
-"""A tar, and offset and bytes in it."""
+
+def tars_of(shards: Sequence[Path]) -> OpenTars:
+    """Where shards are: on a disk, or in an object store with this machine's disk before it."""
+    workspace = at(shards[0]) if shards else None
+    return CachedTars(workspace, in_effect().cache_gb * 1e9) if workspace else LocalTars()
 
 
 class CachedTars:

@@ -7,7 +7,6 @@ a kill, is dropped when the folder is opened. What was pushed or pulled has a re
 from others. Markers, which say that files are complete, are pushed after the files, and deleted before them.
 """
 
-import io
 import json
 import os
 import shutil
@@ -15,7 +14,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from storage.client import Entry, Store
 
@@ -70,9 +69,7 @@ class Workspace:
                 self._forget(name)
         seen = [entry for entry in there.values() if not entry.name.startswith(".")]
         self._get(entry for entry in seen if entry.bytes <= SMALL_BYTES or not _matches(entry.name, without))
-        for entry in seen:
-            if not self._record(entry.name):
-                self._write(entry.name, Record(entry.tag, entry.bytes, 0))
+        self._remember(seen)
 
     def pull(self, folder: Path, *, without: Collection[str] = (), most: int | None = None, changed: bool = False) -> None:
         """Get what the store has of a folder, or of one of at most `most` bytes; what was removed there is removed here.
@@ -129,6 +126,17 @@ class Workspace:
             self.fetch(path)
         else:
             self.pull(path)
+
+    def pull_small(self, folder: Path, patterns: Collection[str]) -> None:
+        """Bring here the files directly in a folder that match one of the patterns; the sizes of the others are known then."""
+        found = self.store.files(self._name(folder))
+        self._get(entry for entry in found if _matches(entry.name, patterns))
+        self._remember(found)
+
+    def _remember(self, entries: Iterable[Entry]) -> None:
+        for entry in entries:
+            if not self._record(entry.name):
+                self._write(entry.name, Record(entry.tag, entry.bytes, 0))
 
     def pull_beside(self, name: str, most: int) -> Path | None:
         """Bring here a file of the topmost folder, with the small ones beside it; None where there is none."""
@@ -324,34 +332,3 @@ def _rank(name: str) -> int:
 
 def _matches(name: str, patterns: Collection[str]) -> bool:
     return any(PurePosixPath(f"/{name}").match(pattern) for pattern in patterns)
-
-
-class Ranges(io.RawIOBase):
-    """A file in a store, read in ranges."""
-
-    def __init__(self, store: Store, name: str, size: int) -> None:
-        self._store, self._object, self._size, self._place = store, name, size, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._place
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._size}[whence]
-        return self._place
-
-    def read(self, size: int = -1) -> bytes:
-        left = max(0, self._size - self._place)
-        content = self._store.get_range(self._object, self._place, left if size < 0 else min(size, left))
-        self._place += len(content)
-        return content
-
-    def readinto(self, buffer: Any) -> int:
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)

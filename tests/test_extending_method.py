@@ -20,7 +20,7 @@ from helpers.recipes import command, recipe, run
 from owseg.data import Batch
 from owseg.trainable import losses_of
 
-UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines")
+UNTOUCHED = ("cluster", "configs", "filtering", "miniature", "pipelines", "storage")
 
 
 @pytest.fixture(scope="module")

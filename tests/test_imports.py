@@ -12,6 +12,7 @@ import pytest
 import filtering
 import miniature
 import owseg
+import storage
 from helpers.paths import REPO
 
 PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines", "storage")
@@ -39,6 +40,7 @@ def brought_along(modules: Sequence[str], unwanted: Sequence[str]) -> list[str]:
     [
         ("filtering", filtering.__path__, INFRASTRUCTURE),
         ("owseg", owseg.__path__, INFRASTRUCTURE),
+        ("storage", storage.__path__, INFRASTRUCTURE),
         ("miniature", miniature.__path__, (*INFRASTRUCTURE, "torch", "pyarrow", "spacy")),
     ],
 )

@@ -1,7 +1,8 @@
 """Image shards as img2dataset lays them out: WebDataset tars, beside each a table of statuses and its counts, and `sizes.json`.
 
-Beside `00000.tar` (key.jpg or another image, key.json, key.txt per image) lie `00000.parquet`, with the status of every link,
-and `00000_stats.json`; `sizes.json` tells open_clip's loader how many samples each tar holds.
+Beside `00000.tar` (key.jpg or another image, key.json, key.txt per image) lie `00000.index`, which says where in it the samples
+are, `00000.parquet`, with the status of every link, and `00000_stats.json`; `sizes.json` tells open_clip's loader how many
+samples each tar holds.
 """
 
 import hashlib
@@ -31,6 +32,8 @@ from filtering.schema import STATUS
 from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
 from filtering.tars import write_tar
 from storage.copies import discard, names_in
+from storage.indexes import write_index
+from storage.tar_index import index_path
 
 Nothing = Callable[[Mapping[str, int], Row], str]
 """Words the mistake if there is not one image: statuses and their counts, and a row of the most frequent, in; message out."""
@@ -39,13 +42,15 @@ Nothing = Callable[[Mapping[str, int], Row], str]
 def write_shard(
     images: Iterable[CaptionedImage], extra: Sequence[pa.Field], scratch: Path, validity: Validity, results: Results
 ) -> Mapping[str, int]:
-    """Write tar, statuses and stats of images into `scratch`, named after it; returns the shard's counts.
+    """Write tar, index, statuses and stats of images into `scratch`, named after it; returns the shard's counts.
 
     All images are settled in `results`. `extra` are the columns that rows carry along.
     """
     images = sorted(images, key=lambda image: image.key)
     found = [{**image.columns(), **results.record(image)} for image in images]
-    write_tar(scratch / f"{scratch.name}.tar", _samples(images, found, results, [field.name for field in extra]))
+    tar = scratch / f"{scratch.name}.tar"
+    write_tar(tar, _samples(images, found, results, [field.name for field in extra]))
+    write_index(tar, index_path(tar))
     schema = pa.schema([*STATUS, *extra], metadata=validity.metadata())
     write_table(scratch / f"{scratch.name}.parquet", pa.Table.from_pylist(found, schema=schema))
     write_json(scratch / f"{scratch.name}_stats.json", _stats(found))

@@ -21,7 +21,7 @@ RECORDS = "_copied"
 # Where a file is moved within a folder at no cost. In object stores a file appears when its upload ends, whole.
 _MOVES = frozenset({"file", "sftp", "ssh", "ftp", "smb", "hdfs", "arrow_hdfs", "webhdfs"})
 _FEW = 8  # shards whose files are looked at one by one: a whole folder may be long
-_SHARD_FILE = re.compile(r"(\d{5,})(?:\.tar|\.parquet|_stats\.json)")
+_SHARD_FILE = re.compile(r"(\d{5,})(?:\.tar|\.index|\.parquet|_stats\.json)")
 _RECORD = re.compile(r"(\d{5,})\.json")
 _UNFINISHED = re.compile(r"\..+\.copying")
 

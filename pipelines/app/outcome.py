@@ -26,7 +26,6 @@ from pipelines.app.extras import missing_extra
 from pipelines.app.interrupts import Interrupted, code_of, interruptible
 from pipelines.app.masked_output import masked_output
 from pipelines.app.streams import complain, is_broken, make_safe
-from storage import InputError as StorageInputError
 
 DONE, FAILED, USER_MISTAKE = 0, 1, 2
 READER_GONE = 141
@@ -38,7 +37,6 @@ MISTAKES = (
     SegmentationInputError,
     ClusterInputError,
     MiniatureInputError,
-    StorageInputError,
 )
 USERS_PATH = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
 """The user's mistake where the path is one that the user gave; of a file of ours, a fault of this program."""

@@ -43,6 +43,6 @@ def run(copy: Path, *argv: str) -> str:
 def copied(folder: Path, package: str) -> Path:
     """A folder with a copy of one package, for a recipe to change, beside the others as they are."""
     shutil.copytree(REPO / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in {"cluster", "configs", "filtering", "miniature", "owseg", "pipelines"} - {package}:
+    for name in {"cluster", "configs", "filtering", "miniature", "owseg", "pipelines", "storage"} - {package}:
         (folder / name).symlink_to(REPO / name)
     return folder

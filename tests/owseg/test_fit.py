@@ -20,7 +20,7 @@ from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameter
 from owseg.methods.tcl import GROUNDER, TclConfig
 from owseg.optim import OptimConfig, lr_at, scaled_lr
 from owseg.phases import Phase, ScheduledPhase
-from owseg.shards import Samples, ShardReader
+from owseg.shards import ShardReader
 
 
 def caption_batches(
@@ -196,17 +196,6 @@ def test_bfloat16_moves_losses_by_its_rounding_alone(tmp_path: Path) -> None:
 def test_every_epoch_has_its_own_order() -> None:
     assert sorted(epoch_order(50, 0, 0)) == list(range(50))
     assert not np.array_equal(epoch_order(50, 0, 0), epoch_order(50, 0, 1))
-
-
-def test_the_index_of_samples_is_compact() -> None:
-    """Flat, so that millions of them fit beside a model, in each of a node's loader processes."""
-    samples = Samples()
-    for index in range(1000):
-        samples.append(f"ключ-{index}", index // 100, (index << 33, index), (0, 7))
-    assert len(samples) == 1000
-    assert samples.key(999) == "ключ-999"
-    assert samples.place(999) == (9, (999 << 33, 999), (0, 7))
-    assert len(samples.keys) + sum(len(part) * part.itemsize for part in (samples.ends, samples.places)) < 64 * 1000
 
 
 def test_a_truncated_tar_is_named(tmp_path: Path) -> None:

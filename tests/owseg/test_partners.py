@@ -26,10 +26,10 @@ AUGMENT = AugmentConfig(size=32)
 
 
 def lists_of(samples: Sequence[Sequence[str]]) -> EntityLists:
-    lists = EntityLists()
-    for names in samples:
-        lists.append(names)
-    return lists
+    numbers: dict[str, int] = {}
+    lists = [[numbers.setdefault(name, len(numbers)) for name in dict.fromkeys(names)] for names in samples]
+    ends = np.cumsum([0, *map(len, lists)])
+    return EntityLists(list(numbers), np.array([number for some in lists for number in some], np.int32), ends)
 
 
 def draws(sample: int, times: int = 4000) -> Counter[tuple[int, str]]:

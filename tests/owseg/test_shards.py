@@ -7,7 +7,11 @@ import pytest
 
 from helpers.tar_files import picture, sample, samples, write
 from owseg import InputError
-from owseg.shards import ShardReader, sample_of
+from owseg.shards import ShardReader
+from storage import node_arrays
+from storage.tar_samples import sample_of
+
+NAMED = ["entity 0", "all", "entity 2", "entity 1"]
 
 
 def keys_of(path: Path) -> list[str]:
@@ -96,3 +100,23 @@ def test_a_tar_that_changes_or_goes_while_it_is_trained_on_is_told(tmp_path: Pat
     path.unlink()
     with pytest.raises(InputError, match=r"00000\.tar: cannot be read \(No such file"):
         reader.read(0)
+
+
+@pytest.mark.parametrize("entities", [False, True])
+def test_arrays_that_processes_share_say_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entities: bool) -> None:
+    """Several tars, bad samples in each, and fewer than the tars hold in all."""
+    for tar in range(3):
+        files = samples(6, {tar: (".jpg", b""), 4: (".txt", b"")}, entities=[f"entity {tar}", "all"])
+        write(tmp_path / f"{tar}.tar", [*files, *sample("more", entities=[f"entity {2 - tar}"])])
+    tars = sorted(tmp_path.glob("*.tar"))
+    plain = ShardReader(tars, entities=entities, max_bad_share=0.5)
+    monkeypatch.setattr(node_arrays, "SHARED_FROM", 0)
+    monkeypatch.setattr(node_arrays.tempfile, "gettempdir", lambda: str(tmp_path))
+    for shared in (ShardReader(tars, entities=entities, max_bad_share=0.5) for _ in range(2)):
+        assert [shared.read(index) for index in range(15)] == [plain.read(index) for index in range(15)]
+        assert [shared.samples.key(index) for index in range(15)] == [plain.samples.key(index) for index in range(15)]
+        assert shared.bad == plain.bad
+        assert shared.entities.names == plain.entities.names == (NAMED if entities else [])
+    assert len(plain) == 15
+    with pytest.raises(InputError, match=r"6 of 21 training samples cannot be used: .*0\.tar: sample 0000 has an empty image"):
+        ShardReader(tars, entities=entities, max_bad_share=0.0)

@@ -20,7 +20,7 @@ from pipelines.app.extras import EXTRAS, missing_extra
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 NAME = PROJECT["name"]
-PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines")
+PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines", "storage")
 HEAVY = {"torch", "ray", "deepspeed", "mlflow", "spacy"}
 
 
@@ -84,16 +84,9 @@ def test_every_module_of_an_extra_is_declared_by_it() -> None:
 def test_every_library_that_the_packages_import_is_declared() -> None:
     distributions = packages_distributions()
     names = {canonicalize_name(one.name) for extra in ("", "cluster", "img2dataset") for one in declared(extra)}
-    for package in ("cluster", "filtering", "miniature", "owseg", "pipelines"):
+    for package in PACKAGES:
         for path in (REPO / package).rglob("*.py"):
-            for module in imported(path) - {
-                *sys.stdlib_module_names,
-                "cluster",
-                "filtering",
-                "miniature",
-                "owseg",
-                "pipelines",
-            }:
+            for module in imported(path) - {*sys.stdlib_module_names, *PACKAGES}:
                 assert names & {canonicalize_name(name) for name in distributions[module]}, f"{path}: {module}"
 
 

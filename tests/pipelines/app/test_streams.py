@@ -159,7 +159,7 @@ def text_files_without_encoding(tree: ast.AST) -> Iterator[int]:
 def test_every_text_file_is_utf_8_whatever_the_locale_says() -> None:
     found = [
         f"{path.relative_to(REPO)}:{line}"
-        for folder in ("cluster", "filtering", "miniature", "owseg", "pipelines", "tools")
+        for folder in ("cluster", "filtering", "miniature", "owseg", "pipelines", "storage", "tools")
         for path in (REPO / folder).rglob("*.py")
         for line in text_files_without_encoding(ast.parse(path.read_text(encoding="utf-8")))
     ]

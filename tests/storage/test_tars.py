@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from helpers.tar_files import write
-from owseg import InputError
 from owseg.shards import ShardReader
-from owseg.tars import BLOCK, DamagedTarError, members
+from storage import InputError
+from storage.tars import BLOCK, DamagedTarError, members
 
 LONG = "folder/" + "n" * 140 + ".jpg"
 FILES = [("a.jpg", b"x" * 700), ("b/c d.txt", b""), (LONG, b"y" * 1024), ("ключ.txt", b"z")]

@@ -8,7 +8,7 @@ from pathlib import Path
 from tarfile import calc_chksums  # type: ignore[attr-defined]  # the sums of headers with odd bytes, which old tars have
 from typing import NamedTuple
 
-from owseg import InputError
+from storage import InputError
 
 BLOCK = 512
 _END = bytes(BLOCK)
