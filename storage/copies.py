@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from storage.client import StorageConfig, Store, in_effect, use
-from storage.workspace import HELD, Ranges, Workspace
+from storage.ranges import Ranges
+from storage.workspace import HELD, Workspace
 
 _attached: dict[Path, Workspace] = {}
 _urls: dict[str, str] = {}
