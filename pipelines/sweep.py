@@ -30,6 +30,7 @@ from pipelines.sweeps.grid import VARY, Cell, Grid, make_grid
 from pipelines.sweeps.report import JSON, compare, miou_of, read_cell, record, rows_of
 from pipelines.sweeps.tables import MARKDOWN, PICTURE, draw, protocol_of, show, tables_of
 from pipelines.sweeps.work import Outcome, Work, carry_out, plan
+from storage.copies import at, shown
 
 FLAGS = {
     "--vary": Option(
@@ -45,6 +46,8 @@ FLAGS = {
 def run(config: Config, vary: tuple[str, ...] = (), seeds: str = "1") -> None:
     """The verb. Ends with exit code 2 where all cells that failed did so by the user's mistake, else with 1."""
     folder = Path(config.run_dir)
+    if at(folder):
+        raise ConfigError(f"run_dir: a sweep's runs share files by links, which {shown(folder)} cannot have; give it a folder")
     if holds_single_run(folder):
         raise ConfigError(f"run_dir: {folder} holds a single run; choose another for the sweep with run_dir=FOLDER")
     grid = make_grid(config, vary, seeds)

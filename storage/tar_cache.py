@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import multiprocessing as mp
+import multiprocessing.queues
 import os
 import pickle
 import threading
@@ -52,7 +53,8 @@ class CachedTars:
         self._all, self._most = self._folder.parent, most_bytes
         self._local = LocalTars()
         self._owner = os.getpid()
-        self._asked, self._numbers = mp.SimpleQueue[Any](), count()
+        self._asked: mp.queues.SimpleQueue[Any] = mp.SimpleQueue()
+        self._numbers = count()
         self._threads = ThreadPoolExecutor(RANGES_AT_ONCE, "ranges")
         self._ahead: dict[Range, bytes] = {}
         self._used: dict[Path, float] = {}

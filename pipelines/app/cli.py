@@ -14,7 +14,8 @@ from pipelines.app.describe import Entry, describe
 from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
-from storage.copies import at, shown
+from storage.client import StorageConfig, is_object_store
+from storage.copies import at, shown, workspace_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 """The shipped configs: a link to the repository's folder, so that they are installed, too."""
@@ -149,7 +150,13 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
 
 
 def _config_file(name: str) -> Path:
-    """The file that --config names: a path, or the bare name of a shipped config."""
+    """The file that --config names: a path, the URL of one in an object store, or the bare name of a shipped config."""
+    if is_object_store(name):
+        parent, _, file = name.rpartition("/")
+        found = workspace_of(parent, StorageConfig()).pull_beside(file, 0)
+        if found is None:
+            raise ConfigError(f"--config {name}: there is no such object; correct the address")
+        return found
     shipped = CONFIGS / f"{name}.yaml"
     return shipped if name.isidentifier() and not Path(name).exists() and shipped.is_file() else Path(name)
 
@@ -188,7 +195,7 @@ def help_text(doc: str, flags: Mapping[str, Flag] | None = None, *, width: int) 
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
     options |= {
-        "--config FILE": "values in YAML: a path, or the name of a shipped file such as tcl; without it demo, in miniature",
+        "--config FILE": "values in YAML: a path or URL, or the name of a shipped file such as tcl; without it demo, in miniature",
         "--help": "this text",
     }
     for option, meaning in options.items():

@@ -14,7 +14,7 @@ from owseg.evaluation.protocols import EvaluateConfig
 from owseg.methods import TRAINABLE, Methods
 from owseg.normalisation import Normalisation
 from pipelines.app.config import FORMER, ConfigError
-from storage.client import StorageConfig
+from storage.client import StorageConfig, is_object_store
 
 EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
 TRAINED = tuple(name for name in EVALUATED_METHODS if name in TRAINABLE)
@@ -63,6 +63,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < LARGEST_SEED:
             raise ConfigError(f"seed: {self.seed} is out of range; give a whole number from 0 to {LARGEST_SEED - 1}")
+        if self.download.target and is_object_store(self.run_dir):
+            raise ConfigError("download.target: the shards lie in an object store already, in run_dir's shards/; leave it out")
         if self.evaluate.classes and not self.evaluate.root:
             raise ConfigError(f"evaluate.classes: {self.evaluate.classes} is for benchmarks in evaluate.root; set that, too")
         for name in self.methods:
