@@ -29,7 +29,7 @@ from owseg.fields import path_settings, training_only_settings
 from owseg.method_config import MethodConfig
 from owseg.normalisation import Normalisation
 from owseg.segmenter import Segmenter, load_segmenter, shortened_names
-from storage.copies import Travelling, at, present, pulled, travelling
+from storage.copies import Travelling, at, present, pulled, travelling, version_of
 
 ITEMS_PER_PART = 20
 FORMAT = 3
@@ -158,7 +158,7 @@ def list_parts(contenders: list[Contender], config: EvaluateConfig, out: Path) -
 def fingerprint_of(items: Iterable[Item]) -> list[list[object]]:
     """What identifies the files of a benchmark without reading them: names, sizes and times."""
     files = [path for item in items for path in (item.image, item.label)]
-    return [[path.name, (stat := path.stat()).st_size, stat.st_mtime_ns] for path in files]
+    return [[path.name, path.stat().st_size, version_of(path)] for path in files]
 
 
 def _look_at_files(todo: list[Part], config: EvaluateConfig) -> None:

@@ -73,7 +73,9 @@ def reading(path: str, fault: str = "is damaged or cut short") -> Iterator[None]
     """
     try:
         yield
-    except InputError:
+    except InputError as mistake:
+        if is_object_store(path) and not str(mistake).startswith("filter."):
+            raise InputError(f"filter.source.path: {mistake}") from mistake
         raise
     except Exception as error:
         if not isinstance(error, _FAULTS) and (_is_local(path) or type(error).__module__ == "builtins"):

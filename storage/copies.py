@@ -136,6 +136,12 @@ def size_of(path: Path) -> int | None:
     return workspace.size(path) if workspace else None
 
 
+def version_of(path: Path) -> int | str:
+    """What changes when a file is written anew: the time, or in a copy, where times differ between machines, the store's tag."""
+    workspace = at(path)
+    return (workspace.tag(path) if workspace else None) or path.stat().st_mtime_ns
+
+
 def shown(path: Path) -> str:
     """A path for people: the URL of what lies in an object store."""
     workspace = at(path)

@@ -200,6 +200,11 @@ class Workspace:
         self._write(name, Record(there.tag, there.bytes, 0))
         return there.bytes
 
+    def tag(self, path: Path) -> str | None:
+        """What the store tells this version of a file by; None for one that it does not have."""
+        record = self._record(self._name(path))
+        return record.tag if record and record.matches(path.stat()) else None
+
     def names(self, folder: Path) -> list[str]:
         """The files directly in a folder, here or in the store, as far as known from the last look at it."""
         prefix = f"{self._name(folder)}/" if folder != self.root else ""

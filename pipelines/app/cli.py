@@ -195,7 +195,7 @@ def help_text(doc: str, flags: Mapping[str, Flag] | None = None, *, width: int) 
     paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
     lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
     options |= {
-        "--config FILE": "values in YAML: a path or URL, or the name of a shipped file such as tcl; without it demo, in miniature",
+        "--config FILE": "values in YAML: a path or URL, or the name of a shipped file such as tcl; without it demo",
         "--help": "this text",
     }
     for option, meaning in options.items():

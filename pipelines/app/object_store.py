@@ -95,7 +95,7 @@ def _copied(url: str, key: str, config: StorageConfig) -> Path:
             return found
     workspace = workspace_of(url, config)
     workspace.open()
-    if not any(workspace.root.iterdir()):
+    if not workspace.root.is_dir() or not any(workspace.root.iterdir()):
         raise InputError(f"{key}: there is nothing at {url}; put it there, or correct the address")
     attach(workspace)
     return workspace.root

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from helpers.chain import DEADLINE, SMOKE, Chain, environment, wait_for
+from helpers.chain import DEADLINE, SMOKE, Chain, environment, run_each, wait_for
 from helpers.nodes import Nodes, nodes
 from helpers.paths import REPO
 from helpers.s3 import KEY, S3, SECRET, Fault, s3_server
@@ -76,6 +76,49 @@ def no_secret_in(*folders: Path) -> None:
         assert KEY.encode() not in content, name
 
 
+REFUSED = {
+    "nowhere": (None, "there is no such bucket; create it, or correct the name"),
+    "denied": (Fault(status=403, code="AccessDenied"), "access is denied; the credentials need the right to write"),
+    "elsewhere": (
+        Fault(status=400, code="AuthorizationHeaderMalformed"),
+        "the bucket is in another region; set storage.region",
+    ),
+    "expired": (Fault(status=400, code="ExpiredToken"), "the credentials have expired; get new ones"),
+    "unknown": (Fault(status=403, code="InvalidAccessKeyId"), "the credentials are not valid there"),
+}
+"""Buckets, what becomes of requests to them, and what is said."""
+
+
+def test_what_a_store_refuses_is_one_line(s3: S3, tmp_path: Path) -> None:
+    s3.faults = lambda method, path, number: REFUSED.get(path.split("/")[1].partition("?")[0], (None, ""))[0]
+    Store("s3://bucket/held").put(NAME, b'{"host": "node7", "pid": 12}')
+    told = {f"s3://{bucket}/run": line for bucket, (_, line) in REFUSED.items()}
+    told["s3://bucket/held"] = "is in use by process 12 on node7; wait for it"
+    settings = [f"storage.scratch={tmp_path}", "storage.patience=0"]
+    calls = [["pipelines/filter.py", "--config", SMOKE, f"run_dir={url}", *settings] for url in told]
+    calls.append(["pipelines/filter.py", "--config", "s3://bucket/no.yaml"])
+    calls.append(["pipelines/filter.py", "--config", SMOKE, f"run_dir={RUN}", *settings, "download.target=s3://bucket/x"])
+    calls.append(["pipelines/filter.py", "--config", SMOKE, f"run_dir={RUN}", *settings, "evaluate.root=s3://bucket/empty"])
+    calls.append(
+        ["pipelines/filter.py", "--config", SMOKE, f"run_dir={RUN}", *settings, "filter.source.path=s3://nowhere/l.tsv"]
+    )
+    expected = [
+        f"error: {'run_dir: ' if 'in use' in line else ''}{url}{'' if 'in use' in line else ':'} {line}"
+        for url, line in told.items()
+    ]
+    expected += [
+        "error: --config s3://bucket/no.yaml: there is no such object",
+        "error: command line: download.target: the shards lie in an object store already",
+        "error: evaluate.root: there is nothing at s3://bucket/empty",
+        "error: filter.source.path: s3://nowhere: there is no such bucket",
+    ]
+    for result, line in zip(run_each(calls), expected, strict=True):
+        assert result.returncode == 2, result.stderr
+        assert result.stderr.startswith(line), result.stderr
+        assert result.stderr.count("\n") == 1
+        assert not any(secret in result.stderr for secret in (KEY, SECRET))
+
+
 @pytest.mark.slow
 def test_the_chain_through_faults_makes_what_it_makes_in_a_folder(s3: S3, chain: Chain, tmp_path: Path) -> None:
     def faults(method: str, path: str, number: int) -> Fault | None:
@@ -96,7 +139,7 @@ def test_the_chain_through_faults_makes_what_it_makes_in_a_folder(s3: S3, chain:
         f"{stage}: skipped, complete already ({RUN}/{output})"
         for stage, output in [
             *(("filter", "corpus"), ("filter-report", "corpus/report.html"), ("download", "shards")),
-            *(("train-clip", "train/clip/model.safetensors"), ("train-tcl", "train/tcl/model.safetensors")),
+            *(("train-clip", "train/clip/method.safetensors"), ("train-tcl", "train/tcl/method.safetensors")),
             ("evaluate", "evaluate"),
         ]
     ]
