@@ -137,7 +137,7 @@ def size_of(path: Path) -> int | None:
 
 
 def version_of(path: Path) -> int | str:
-    """What changes when a file is written anew: the time, or in a copy, where times differ between machines, the store's tag."""
+    """What changes when a file is written anew: its time or, in a copy, as times differ between machines, the store's tag."""
     workspace = at(path)
     return (workspace.tag(path) if workspace else None) or path.stat().st_mtime_ns
 
