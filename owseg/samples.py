@@ -124,12 +124,21 @@ class _Merged:
         _append(self._keys, self._key_ends, first, *keys)
         if self._wanted.entities:
             flat, ends = _chosen(index.entities, index.records["entity_end"], usable)
-            _, appeared = np.unique(flat, return_index=True)
-            global_of, names = np.zeros(index.header.names, np.int32), index.names()
-            for local in flat[np.sort(appeared)].tolist():
-                global_of[local] = self._numbers.setdefault(names[local], len(self._numbers))
+            global_of = self._renumber(index, flat, all_usable=bool(usable.all()))
             _append(self._entities, self._entity_ends, first, global_of[flat], ends)
         self._keep_bad(number, index, reasons)
+
+    def _renumber(self, index: TarIndex, flat: np.ndarray, *, all_usable: bool) -> np.ndarray:
+        """The number among all entities of each of a tar's own; names are numbered as usable samples name them first."""
+        names, numbers = index.names(), self._numbers
+        if all_usable:
+            named: Sequence[str] = names
+        else:
+            _, appeared = np.unique(flat, return_index=True)
+            named = [names[local] for local in flat[np.sort(appeared)].tolist()]
+        for name in [name for name in named if name not in numbers]:
+            numbers[name] = len(numbers)
+        return np.array([numbers.get(name, 0) for name in names], np.int32)
 
     def _keep_bad(self, number: int, index: TarIndex, reasons: np.ndarray) -> None:
         """Of more than may be, a few are enough: they are named before all are refused."""

@@ -17,7 +17,7 @@ import numpy as np
 
 from storage import InputError
 
-SHARED_FROM = 1 << 20
+SHARED_FROM = 1 << 17
 """Elements from which on arrays are shared."""
 OLD_SECONDS = 24 * 3600.0
 """Arrays that nobody has asked for in this time are deleted when others are made; who has them mapped keeps them."""

@@ -137,7 +137,7 @@ def build(tar: Path) -> bytes:
     with tar.open("rb", buffering=0) as file:
         size = os.fstat(file.fileno()).st_size
         told = [_told(file.fileno(), sample.about) for sample in found]
-        return _encode(found, told, size, fingerprint(file.fileno(), size))
+        return encode(found, told, size, fingerprint(file.fileno(), size))
 
 
 def _told(file: int, about: Member | None) -> Told:
@@ -147,7 +147,8 @@ def _told(file: int, about: Member | None) -> Told:
     return Told([], [], None)
 
 
-def _encode(found: Sequence[Found], told: Sequence[Told], tar_bytes: int, probes: bytes) -> bytes:
+def encode(found: Sequence[Found], told: Sequence[Told], tar_bytes: int, probes: bytes) -> bytes:
+    """The content of an index of a tar of so many bytes and this fingerprint, which holds these samples."""
     records, keys = array("I"), bytearray()
     numbers: dict[str, int] = {}
     entities, name_ends, names = array("I"), array("I"), bytearray()

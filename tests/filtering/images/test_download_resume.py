@@ -107,7 +107,7 @@ def test_a_smaller_corpus_leaves_no_shard_of_the_larger_behind(web: Web, tmp_pat
     download_corpus(config_for(web), write_corpus(corpus, images(30)), out)
     asked = web.requests.total()
     download_corpus(config_for(web), write_corpus(corpus, images(10)), out)
-    assert list(contents(out)) == ["00000.parquet", "00000.tar", "00000_stats.json"]
+    assert list(contents(out)) == ["00000.index", "00000.parquet", "00000.tar", "00000_stats.json"]
     assert json.loads((out / "sizes.json").read_text()) == {"00000.tar": 10}
     assert web.requests.total() == asked
 

@@ -288,7 +288,7 @@ def test_other_settings_and_smaller_corpora_leave_nothing_behind(tmp_path: Path)
     (source / "train-0.tar").unlink()
     (source / "train-2.tar").unlink()
     select_corpus(CONFIG, corpus_of(tmp_path / "small", source), out)
-    assert list(contents(out)) == ["00000.parquet", "00000.tar", "00000_stats.json", "sizes.json"]
+    assert list(contents(out)) == ["00000.index", "00000.parquet", "00000.tar", "00000_stats.json", "sizes.json"]
 
 
 def test_a_sample_that_the_corpus_repeats_is_taken_once(tmp_path: Path) -> None:
