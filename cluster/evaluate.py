@@ -255,8 +255,9 @@ def _await_gpu(label: dict[str, str] | None) -> None:
 class Evaluator:
     """The Ray actor: keeps the contender it last scored, so that weights load and class names embed once."""
 
-    def __init__(self, config: EvaluateConfig, use_gpu: bool, copies: Travelling) -> None:
-        copies.attach()
+    def __init__(self, config: EvaluateConfig, use_gpu: bool, copies: Travelling | None = None) -> None:
+        if copies:
+            copies.attach()
         pulled(config.folder)
         torch.set_num_threads(1)
         self.config = config

@@ -64,15 +64,10 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     label, storage = selector_of(session.train_label), job.out / CHECKPOINTS
     counts = job.counts
     storage.mkdir(parents=True, exist_ok=True)
-    for name in (MISTAKE, EVENTS):
-        discard(job.out / name)
     shared = is_shared(session)
     patience = job.train.wait_seconds if shared else 0.0
     ensure_room(counts[0], job.train.each, label, patience=patience, say=partial(_say, job))
-    for line in mend(pulled(storage), ray.__version__):
-        _say(job, line)
-    if copy := at(job.out):
-        copy.push()
+    _tidy(job, storage, ray.__version__)
     trainer = Trainer(
         train_worker,
         counts=counts,
@@ -109,11 +104,26 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
     )
     with told(storage), ray_settings(job.train.collective_seconds), _watch(job, observe), following(job.out, without=WEIGHTY):
         result = trainer.fit()
-    if copy:
+    return _finish(job, storage, result.checkpoint)
+
+
+def _tidy(job: RayTrainJob, storage: Path, ray_version: str) -> None:
+    """Make the folder of a training ready for a start."""
+    for name in (MISTAKE, EVENTS):
+        discard(job.out / name)
+    for line in mend(pulled(storage), ray_version):
+        _say(job, line)
+    if copy := at(job.out):
+        copy.push()
+
+
+def _finish(job: RayTrainJob, storage: Path, checkpoint: Any) -> Path:
+    """Keep the weights of a training that has ended, and its last checkpoints."""
+    if copy := at(job.out):
         copy.pull(job.out, without=WEIGHTY, changed=True)
     sweep(storage)
     forget(job.out / RANKS)
-    with result.checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
+    with checkpoint.as_directory() as folder, replacing(job.weights) as temporary:
         shutil.copyfile(_best_weights(job) or Path(folder) / WEIGHTS, temporary)
     return job.weights
 

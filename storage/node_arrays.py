@@ -95,6 +95,6 @@ def _delete_old(root: Path) -> None:
 @contextmanager
 def _locked(file: Path) -> Iterator[None]:
     """One process at a time; a killed one's lock goes with it."""
-    with file.open("w") as opened:
+    with file.open("wb") as opened:
         fcntl.flock(opened, fcntl.LOCK_EX)
         yield

@@ -155,7 +155,7 @@ class CachedTars:
     def _bring(self, index: IndexFile, room: "_Room") -> None:
         file = self._file(index)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.with_name(f".{file.name}.lock").open("w") as lock:
+        with file.with_name(f".{file.name}.lock").open("wb") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:

@@ -57,6 +57,7 @@ ALTERNATIVES = {
     "session.train_label": "role=train",
     "session.num_cpus": "3",
     "session.data_workers": "3",
+    "storage.endpoint": "http://there:9000",
     "tracking.uri": "http://there:5000",
 }
 """Another value of keys of which no rule below makes one."""
