@@ -2,16 +2,16 @@
 
     python benchmarks/scale_simulation.py [--workers 16 64] [--shards 200] [--shard-size 10000] [--seed 0]
 
-Links lie on hosts as in two real lists (`WEBS`). Shards of links come into work in their order, `SHARDS_AT_ONCE` for each worker;
-a shard makes room for the next when all of its links are done. All workers together ask one host at most so many times a second,
-over so many connections, and a link holds one of the workers' slots until its answer is there and, of an image, until a core has
-resized it. As `filtering.images.politeness` does: links of a busy host wait without a slot, and a host that never answers is left
-alone after some failures in a row (here: for good). Every draw comes from the seed: the same call gives the same figures.
+Links lie on hosts as in two real lists (`WEBS`). Shards of links come into work in their order, `SHARDS_AT_ONCE` for each
+worker; a shard makes room for the next when all of its links are done. All workers together ask one host at most so many times
+a second, over so many connections, and a link holds one of the workers' slots until its answer is there and, of an image, until
+a core has resized it. As in `filtering.images.politeness`, links of a busy host wait without a slot, and a host that never
+answers is left alone after some failures in a row (here: for good). Every draw comes from the seed.
 
-More than `MOST_WORKERS` are simulated as so many of them, with the limits of a host divided alike: the same hours, fewer events.
+More than `MOST_WORKERS` are simulated as so many of them, with a host's limits divided alike: the same hours, fewer events.
 
-Printed beside it: `bound`, the closed forms that `scale.py` computes with. The real waits and failures of hosts are not known;
-those below are the settings' limits and shares that others reported of CC12M's links.
+Printed beside it: `bound`, the closed forms that `scale.py` computes with. How real hosts wait and fail is not known: the waits
+below are assumed or the settings' limits, the failures are shares that others reported of CC12M's links.
 """
 
 import argparse
@@ -28,13 +28,16 @@ MOST_WORKERS = 16
 SHARDS_AT_ONCE = 2
 """As in `filtering.images.download`."""
 
+POLITE = ((20.0, 8), (200.0, 200), (2000.0, 2000))
+"""`fetch.per_host_rate` and `fetch.per_host`: the defaults, ten and a hundred times as much."""
+
 Ints = npt.NDArray[np.int64]
 
 WEBS: Mapping[str, Mapping[int, float]] = {
-    "web alt-texts": {1: 0.0641, 2: 0.0837, 5: 0.1261, 10: 0.1672, 20: 0.2215, 50: 0.3137, 100: 0.3962, 200: 0.4671},
-    "CC3M": {1: 0.1376, 2: 0.2625, 5: 0.4034, 10: 0.4851, 20: 0.5585, 50: 0.6571, 100: 0.7276, 200: 0.7821},
+    "web alt-texts": {1: 0.0641, 2: 0.0837, 5: 0.1261, 10: 0.1672, 20: 0.2263, 50: 0.319, 100: 0.3962, 200: 0.4733},
+    "CC3M": {1: 0.1376, 2: 0.2624, 5: 0.4033, 10: 0.4851, 20: 0.5733, 50: 0.6822, 100: 0.7276, 200: 0.7649},
 }
-"""Share of the links that lie on the so many largest hosts (names as they stand in the URL): of img2dataset's 10,000 alt-texts of
+"""Share of the links that lie on the so many largest hosts, by their names in the URLs: of img2dataset's 10,000 alt-texts of
 the open web, and of CC3M's 15,833 validation links."""
 TAIL_LINKS = 3
 """Links of each of the other hosts: four fifths of all hosts have one."""
@@ -42,18 +45,23 @@ TAIL_LINKS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What the client may do; the defaults are those of `FetchConfig`, and the measured rate of a core."""
+    """What the client may do: `limits_of` the settings, and the measured rate of a core."""
 
     workers: int = 16
     concurrency: int = 256
     """Links in flight per worker."""
-    per_host: float = 8
+    per_host: float = 16
     """Connections to one host, over all workers."""
     rate: float = 20.0
     """Requests a second to one host, over all workers."""
     images_per_core: float = 308.0
     """Images a second that a worker's core fetches, resizes and writes: 616 on two cores (docs/download_measured.md)."""
     host_failures: int = 10
+
+
+def limits_of(workers: int, rate: float = 20.0, per_host: int = 8) -> Limits:
+    """What workers may do together by `fetch.per_host_rate` and `fetch.per_host`; each has a connection at least."""
+    return Limits(workers=workers, rate=rate, per_host=workers * max(1, per_host // workers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,24 +265,24 @@ def thinned(limits: Limits) -> Limits:
     return replace(limits, workers=round(limits.workers * factor), rate=limits.rate * factor, per_host=limits.per_host * factor)
 
 
-def rows(workers: Sequence[int], polite: Sequence[tuple[float, float]], shards: int, size: int, seed: int) -> list[str]:
+def rows(workers: Sequence[int], polite: Sequence[tuple[float, int]], shards: int, size: int, seed: int) -> list[str]:
     """A line of the table for each web, limits of a host (rate, connections) and number of workers."""
     answers = Answers()
     lines = [
-        "| links lie as in | requests/s, connections to a host | workers | simulated links/s | closed form | which limit | slots used |",
+        "| links lie as in | `per_host_rate`, `per_host` | workers | simulated links/s | closed form | which limit | slots |",
         "|---|---|---|---|---|---|---|",
     ]
     for name, web in WEBS.items():
         host_of, silent = links_on(name, shards, size, answers.silent, seed)
         for rate, connections in polite:
             for number in workers:
-                limits = Limits(workers=number, rate=rate, per_host=connections)
+                limits = limits_of(number, rate, connections)
                 thin = thinned(limits)
                 found = simulate(host_of, size, thin, answers, silent, seed)
                 allowed = bound(web, limits, answers)
                 least = min(allowed, key=lambda one: allowed[one])
                 lines.append(
-                    f"| {name} | {rate:g}, {connections:g} | {number} | {found.rate * number / thin.workers:,.0f} "
+                    f"| {name} | {rate:g}, {connections} | {number} | {found.rate * number / thin.workers:,.0f} "
                     f"| {allowed[least]:,.0f} | {least} | {found.slots_used:.0%} |"
                 )
     return lines
@@ -288,7 +296,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     began = time.process_time()
-    print(*rows(args.workers, [(20.0, 8.0), (200.0, 100.0)], args.shards, args.shard_size, args.seed), sep="\n")
+    print(*rows(args.workers, POLITE, args.shards, args.shard_size, args.seed), sep="\n")
     print(f"{time.process_time() - began:.0f} s of processor time")
 
 
