@@ -140,9 +140,13 @@ def write_block(path: Path, table: pa.Table, shard_of: npt.NDArray[np.int32], sh
     if shards > FAN_OUT:
         table = table.append_column(SHARD, pa.array(shard_of, SHARD.type))
         shard_of, shards = shard_of // FAN_OUT, -(-shards // FAN_OUT)
+    _write_groups(path, table, shard_of, shards)
+
+
+def _write_groups(path: Path, table: pa.Table, group_of: npt.NDArray[np.int32], groups: int) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    ordered = table.take(pa.array(np.argsort(shard_of, kind="stable"))).combine_chunks()
-    counts = np.bincount(shard_of, minlength=shards)
+    ordered = table.take(pa.array(np.argsort(group_of, kind="stable"))).combine_chunks()
+    counts = np.bincount(group_of, minlength=groups)
     with pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False, write_statistics=False) as writer:
         start = 0
         for count in counts.tolist():
@@ -155,16 +159,47 @@ def regroup(
 ) -> Iterator[pa.Table]:
     """The rows of `tables` by group: all those of group 0, then those of group 1, and so on; `group_of` tells each row's.
 
-    In memory at once: one of the tables, or one group. The rest waits on disk in the folder `blocks`, which is deleted.
+    In memory at once: one of the tables, or about a block, or one group. The rest waits on disk in the folder `blocks`, which
+    is deleted. More than `FAN_OUT` groups are made in several steps.
     """
     shutil.rmtree(blocks, ignore_errors=True)
-    files = []
-    for number, table in enumerate(tables):
-        files.append(blocks / f"{number:05d}.parquet")
-        write_block(files[-1], table, group_of(table), groups)
-    for group in range(groups):
-        yield pa.concat_tables([_row_group(file, group) for file in files])
-    shutil.rmtree(blocks)
+    size = FAN_OUT ** max(0, _steps(groups) - 1)
+    """Groups that go together in this step."""
+    files: list[Path] = []
+    for table in tables:
+        files.append(blocks / f"{len(files):05d}.parquet")
+        _write_groups(files[-1], table, group_of(table) // size, -(-groups // size))
+    for first in range(0, groups, size):
+        found = (_row_group(file, first // size) for file in files)
+        if size == 1:
+            yield pa.concat_tables(found)
+        else:
+            of_some = partial(_within, group_of, first)
+            yield from regroup(_joined(found), of_some, min(size, groups - first), blocks / f"{first:05d}")
+    shutil.rmtree(blocks, ignore_errors=True)
+
+
+def _steps(groups: int) -> int:
+    steps = 1
+    while groups > FAN_OUT**steps:
+        steps += 1
+    return steps
+
+
+def _within(group_of: Callable[[pa.Table], npt.NDArray[np.int32]], first: int, table: pa.Table) -> npt.NDArray[np.int32]:
+    return group_of(table) - np.int32(first)
+
+
+def _joined(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Neighbouring tables together, about a block's rows at a time; at least one table, perhaps without rows."""
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= BLOCK_ROWS:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
 
 
 def _row_group(path: Path, group: int) -> pa.Table:

@@ -11,7 +11,7 @@ import pytest
 
 from filtering import partition
 from filtering.files import digest_of_file
-from filtering.partition import gather, point_at_shards, write_block
+from filtering.partition import gather, point_at_shards, regroup, write_block
 from filtering.shards import Marker, rows_of, run_local
 
 SHARDS = 11
@@ -64,3 +64,16 @@ def test_a_shard_is_gathered_from_few_blocks(tmp_path: Path, monkeypatch: pytest
     again = point_at_shards(tmp_path / "shards", tmp_path / "blocks", markers[:1], SHARDS, run_local)
     assert [path.name for path in (tmp_path / "blocks").glob("0*")] == ["00000.parquet"]
     assert sum(map(rows_of, again)) == 40
+
+
+@pytest.mark.parametrize("fan_out", [256, 2, 3])
+def test_rows_by_group_in_any_number_of_steps(fan_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(partition, "FAN_OUT", fan_out)
+    monkeypatch.setattr(partition, "BLOCK_ROWS", 20)
+    draw = random.Random(5)
+    rows = [{"group": draw.choice([0, 1, 3, 4, 5, 9]), "number": number} for number in range(200)]
+    tables = [pa.Table.from_pylist(rows[start : start + 30]) for start in range(0, 200, 30)]
+    groups = 11
+    found = list(regroup(iter(tables), lambda table: table["group"].to_numpy().astype(np.int32), groups, tmp_path / "blocks"))
+    assert [table.to_pylist() for table in found] == [[row for row in rows if row["group"] == group] for group in range(groups)]
+    assert not (tmp_path / "blocks").exists()
