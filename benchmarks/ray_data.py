@@ -27,11 +27,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray
-import ray.data
 from image_server import serve_images
-from ray.data.checkpoint import CheckpointConfig
-from ray.data.expressions import download
 
 from cluster.data import run_on_ray
 from cluster.session import SessionConfig, ensure_session
@@ -95,6 +91,8 @@ def keyed(table: pa.Table) -> pa.Table:
 
 
 def by_ray(folder: Path, out: Path) -> str:
+    import ray.data
+
     shutil.rmtree(out, ignore_errors=True)
     found = ray.data.read_parquet(str(folder), columns=["URL", "TEXT"])
     found.map_batches(keyed, batch_format="pyarrow", num_cpus=0.5).write_parquet(str(out))
@@ -110,6 +108,9 @@ def by_filter(folder: Path, out: Path) -> str:
 
 def with_checkpoint(folder: Path, out: Path, checkpoints: Path) -> str:
     """The pipeline of `by_ray` with checkpoints by key: first all of it, then again over what is finished."""
+    import ray.data
+    from ray.data.checkpoint import CheckpointConfig
+
     shutil.rmtree(out, ignore_errors=True)
     shutil.rmtree(checkpoints, ignore_errors=True)
     context = ray.data.DataContext.get_current()
@@ -144,11 +145,15 @@ def write_tars(links: Path, samples: int, folder: Path) -> None:
 
 
 def captions_by_ray(folder: Path) -> str:
+    import ray.data
+
     found = ray.data.read_webdataset(str(folder), suffixes=["txt"], decoder=None)
     return f"{sum(len(batch['txt']) for batch in found.iter_batches(batch_format='pyarrow')):,} captions"
 
 
 def captions_by_filter(folder: Path) -> str:
+    import ray
+
     read = ray.remote(num_cpus=0.5)(_captions_in)
     parts = parts_of(SourceConfig(path=str(folder)))
     return f"{sum(ray.get([read.remote(part) for part in parts])):,} captions"
@@ -162,13 +167,16 @@ def _captions_in(part: object) -> int:
 
 
 def images_by_ray(urls: list[str]) -> str:
+    import ray.data
+    from ray.data.expressions import download
+
     found = ray.data.from_arrow(pa.table({"url": urls})).repartition(4).with_column("bytes", download("url"))
     sizes = pa.concat_tables(ray.get(found.map_batches(_sizes, batch_format="pyarrow", num_cpus=0.5).to_arrow_refs()))["bytes"]
     return f"{len(urls) - sizes.null_count:,} of {len(urls):,} obtained"
 
 
 def _sizes(table: pa.Table) -> pa.Table:
-    return pa.table({"bytes": pc.binary_length(table["bytes"])})
+    return pa.table({"bytes": pc.binary_length(table["bytes"].cast(pa.binary()))})
 
 
 def images_by_fetcher(urls: list[str]) -> str:
@@ -244,7 +252,9 @@ def main() -> None:
     parser.add_argument("--number", type=int, default=4_000, help="links of the download")
     parser.add_argument("--rounds", type=int, default=2)
     args = parser.parse_args()
-    ensure_session(SessionConfig(num_cpus=2, object_store_mb=1024))
+    ensure_session(SessionConfig(num_cpus=2, object_store_mb=1024))  # before Ray is imported: it sets what that reads
+    import ray.data
+
     ray.data.DataContext.get_current().enable_progress_bars = False
     for name, pair in pairs(args):
         if name in args.only:
