@@ -42,7 +42,7 @@ START_SECONDS = 300
 LOOK_SECONDS = 5.0
 
 
-HEAVY = ("*.tar", "_build/read/*", "_build/sign/*")
+HEAVY = ("*.tar", *(f"_build/{rows}/{step}*" for rows in ("read", "sign") for step in ("", "spread/")))
 """What no copy of a run's folder holds whole: images, and the rows between two passes."""
 
 

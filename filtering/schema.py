@@ -13,6 +13,9 @@ SAMPLE = pa.field("sample", pa.string())
 HAS_IMAGE = pa.field("has_image", pa.bool_())
 """Whether a sample of a tar has an image, until the rules have judged."""
 
+SHARD = pa.field("_shard", pa.int32())
+"""The shard that a row is on its way to, where there are too many shards for one shuffle (`filtering.partition`)."""
+
 CORPUS = pa.schema([*LINKS, pa.field("entities", pa.list_(pa.string()))])
 """A kept row: `entities` are the canonical names that the caption mentions, in order of first mention."""
 
@@ -70,7 +73,7 @@ is that of the columns of CORPUS. Null where there is but one."""
 STATUS = pa.schema([*CORPUS, *RESULT, *CAPTIONS])
 """A row of the download for each image. Columns that `filter.source.keep_columns` carries along come behind these."""
 
-OWN_NAMES = frozenset({*STATUS.names, *DROPPED.names, SAMPLE.name, HAS_IMAGE.name, "counts", "tar"})
+OWN_NAMES = frozenset({*STATUS.names, *DROPPED.names, SAMPLE.name, HAS_IMAGE.name, SHARD.name, "counts", "tar"})
 """Names of columns and fields of ours, which no column carried along from a source may have."""
 
 KEY_LENGTH = 24

@@ -33,7 +33,7 @@ def run_filter(context: Context) -> Result:
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
             run.dataset("links", source=config.source.shown, digest=fingerprint, context="filtering")
-        return {**result, "shards": config.shards}
+        return result
 
     result = context.stage("filter", fingerprint, out, work, files=lambda: [out / name for name in FILES])
     result["leakage"] = _report(context, config, result)

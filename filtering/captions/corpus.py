@@ -23,15 +23,15 @@ import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.captions.balance import Balance
-from filtering.captions.formats.source import SourceConfig
-from filtering.captions.index import merge_index
+from filtering.captions.formats.source import Part, SourceConfig
+from filtering.captions.index import merge_index, merge_parts
 from filtering.captions.leakage import count_leaks, leaked
 from filtering.captions.lexicon import load_lexicon
 from filtering.captions.matching import add_tallies, entity_counts
-from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates
+from filtering.captions.near_duplicates import NearDuplicates
 from filtering.captions.outcome import check_kept, check_rows, no_entity_kept
-from filtering.captions.passes import BUILD, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
-from filtering.captions.read_pass import ReadWork, point_at_parts, secret_paths
+from filtering.captions.passes import BUILD, NEAR, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
+from filtering.captions.read_pass import ReadWork, point_at_parts, secret_paths, shards_for
 from filtering.captions.reader import no_rows, parts_of, source_fingerprint
 from filtering.captions.row_rules import ROW_RULES, ColumnRule
 from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
@@ -40,10 +40,12 @@ from filtering.captions.vocabulary import FrequencyList, ListConfig
 from filtering.files import digest_of, digest_of_file, write_json, write_table
 from filtering.partition import point_at_shards, remove_strangers
 from filtering.schema import FORMS, KEY_LENGTH
-from filtering.shards import Marker, Rule, Runner, run_local, sum_counts
+from filtering.shards import Marker, Rule, Runner, digest_of_markers, run_local, sum_counts
 
 VERSION = 3
 """Raise it when the same config gives other rows: it is part of every fingerprint."""
+
+TALLIES_AT_ONCE = 16
 
 FINDINGS = "findings.json"
 """In `_build`: what the report tells beside the summary, {"statistics": merged over shards, "details": see `_details`}."""
@@ -80,13 +82,13 @@ class FilterConfig:
     """Drop captions that nearly repeat another kept one; null keeps them."""
     balance: Balance | None = None
     """Thin out captions of very frequent entities, as MetaCLIP does; null keeps them all."""
-    shards: int = 16
-    """Number of corpus shards: units of work and of resuming (up to about 100,000 links each is comfortable)."""
+    shards: int = 0
+    """Number of corpus shards, units of work and of resuming; 0: one for each 50,000 links of the source, and at least 16."""
 
     def __post_init__(self) -> None:
-        for key in ("top_k", "min_count", "tagged_sample", "shards"):
-            if getattr(self, key) < 1:
-                raise InputError(f"{key}: must be at least 1, not {getattr(self, key)}")
+        for key, least in (("top_k", 1), ("min_count", 1), ("tagged_sample", 1), ("shards", 0)):
+            if getattr(self, key) < least:
+                raise InputError(f"{key}: must be at least {least}, not {getattr(self, key)}")
         if not 0.5 <= self.confidence <= 1:
             raise InputError(f"confidence: is a share and must lie between 0.5 and 1, not {self.confidence}")
         for rule in self.rules:
@@ -109,8 +111,8 @@ def build_corpus(
     `benchmarks` are the evaluation's classes, for the leakage and for `exclude_benchmark_classes`.
 
     Returns:
-        {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "digest": of all tables,
-        "leakage": {benchmark: share of the kept captions that mention a class of it}}.
+        {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "shards": files,
+        "digest": of all tables, "leakage": {benchmark: share of the kept captions that mention a class of it}}.
 
     Raises:
         InputError: a source that cannot be read, no such tagger, a faulty list, no entity that is frequent enough, or no row
@@ -119,7 +121,9 @@ def build_corpus(
     build = out / BUILD
     make_words = partial(Words, config.vocabulary, config.stop_words, config.tagger)
     words = make_words()  # a wrong name should be reported here, not by a worker
-    shards, links = read(config, build, run)
+    found = parts_of(config.source)
+    config = replace(config, shards=config.shards or shards_for(found))
+    shards, links = read(config, found, build, run)
 
     limit = _sample_limit(config.tagged_sample, links)
     marking = digest_of([VERSION, [asdict(rule) for rule in config.applied_rules], words.fingerprint(), limit])
@@ -136,19 +140,19 @@ def build_corpus(
     tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
     chosen = digest_of([marking, tables, config.confidence])
     rules: list[Rule] = []
-    repeated = ""
+    repeated, repeated_digest = None, ""
     if config.near_duplicates:
-        rules.append(find_near_duplicates(config, config.near_duplicates, make_words, shards, out, chosen, run))
-        repeated = digest_of_file(build / "repeated.parquet")  # what a shard repeats may lie in another one
+        repeated, repeated_digest = find_near_duplicates(config, config.near_duplicates, make_words, shards, out, chosen, run)
     if config.balance:
         rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
     late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
-    splitting = digest_of([chosen, late, repeated])
-    split = partial(SplitWork, make_words, config.confidence, out, rules)
+    splitting = digest_of([chosen, late, repeated_digest])  # what a shard repeats may lie in another one
+    split = partial(SplitWork, make_words, config.confidence, out, rules, repeated)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
     check_kept(markers, out / "dropped")
     _remove_leftovers(out, markers)
-    merge_index(build / "index", out / "index.parquet")
+    merged = merge_parts([build / "index" / f"{marker.shard}.parquet" for marker in markers], build / "merged", run)
+    merge_index(merged, out / "index.parquet")
 
     statistics = merge(json.loads((build / "statistics" / f"{marker.shard}.json").read_bytes()) for marker in markers)
     summary = _summary(config, out, markers)
@@ -189,11 +193,10 @@ def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
     return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), excluded])
 
 
-def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], int]:
-    """Bring the source into shards: one pointer per shard to its rows, and the number of links. InputError without any."""
+def read(config: FilterConfig, found: Sequence[Part], build: Path, run: Runner) -> tuple[list[Path], int]:
+    """Bring the parts of the source into shards: one pointer per shard to its rows, and how many. InputError of none."""
     raw = not config.vocabulary.caption_rules
-    found = [replace(part, raw=raw) for part in parts_of(config.source)]
-    parts = point_at_parts(build / "parts", found)
+    parts = point_at_parts(build / "parts", [replace(part, raw=raw) for part in found])
     settings = {key: value for key, value in asdict(config.source).items() if key != "path"}
     identity = digest_of([VERSION, settings, source_fingerprint(config.source), config.shards])
     markers = run(
@@ -202,14 +205,15 @@ def read(config: FilterConfig, build: Path, run: Runner) -> tuple[list[Path], in
     links = sum_counts(markers).get("links", 0)
     if not links:
         raise no_rows(config.source)
-    return point_at_shards(build / "shards", build / "read", markers, config.shards), links
+    return point_at_shards(build / "shards", build / "read", markers, config.shards, run), links
 
 
 def _added_up(tallies: Path, marked: Sequence[Marker]) -> pa.Table:
-    """The tallies of all shards in one; one after another, as all at once would be as large as the corpus has shards."""
+    """The tallies of all shards in one; some at a time, as all at once would grow with the corpus."""
     forms = FORMS.empty_table()
-    for marker in marked:
-        forms = add_tallies([forms, pq.read_table(tallies / f"{marker.shard}.parquet")])
+    for start in range(0, len(marked), TALLIES_AT_ONCE):
+        some = (tallies / f"{marker.shard}.parquet" for marker in marked[start : start + TALLIES_AT_ONCE])
+        forms = add_tallies([forms, *map(pq.read_table, some)])
     return forms
 
 
@@ -242,22 +246,20 @@ def choose_entities(
 
 def find_near_duplicates(
     config: FilterConfig, near: NearDuplicates, make_words: MakeWords, shards: list[Path], out: Path, chosen: str, run: Runner
-) -> NearDuplicate:
-    """The rule that refuses kept rows whose caption nearly repeats another's: sign all captions, compare those that meet.
+) -> tuple[Path, str]:
+    """Find the rows whose caption nearly repeats another's: sign all captions, compare those that meet.
 
-    Leaves the keys of these rows in `repeated.parquet`.
+    Returns the folder of pointers to these rows, one for each shard, and the digest of the rows.
     """
     build = out / BUILD
     fingerprint = digest_of([chosen, asdict(near)])
     sign = partial(SignWork, make_words, config.confidence, out, near, config.shards)
     signed = run(sign, shards, build / "sign", fingerprint=fingerprint, label="sign")
-    buckets = point_at_shards(build / "buckets", build / "sign", signed, config.shards)
-    confirm = partial(ConfirmWork, build / "sign", near)
-    confirmed = run(confirm, buckets, build / "near", fingerprint=fingerprint, label="confirm")
-    tables = [pq.read_table(build / "near" / file) for marker in confirmed for file in marker.files]
-    repeated = pa.concat_tables(tables).sort_by("key").combine_chunks()
-    write_table(build / "repeated.parquet", repeated)
-    return NearDuplicate(repeated["key"].combine_chunks())
+    buckets = point_at_shards(build / "buckets", build / "sign", signed, config.shards, run)
+    confirm = partial(ConfirmWork, build / "sign", near, config.shards)
+    confirmed = run(confirm, buckets, build / NEAR, fingerprint=fingerprint, label="confirm")
+    point_at_shards(build / "repeated", build / NEAR, confirmed, config.shards, run)
+    return build / "repeated", digest_of_markers(confirmed)
 
 
 def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker]) -> dict[str, Any]:
@@ -271,6 +273,7 @@ def _summary(config: FilterConfig, out: Path, markers: Sequence[Marker]) -> dict
         "kept": counts["kept"],
         "dropped": {reason: count for reason, count in dropped.items() if count},
         "entities": int(pc.sum(pq.read_table(out / "entities.parquet")["kept"]).as_py()),
+        "shards": config.shards,
         "digest": digest_of(sorted(tables)),
     }
 

@@ -27,8 +27,11 @@ from filtering.captions.words import normalised_of
 
 Hashes = np.ndarray[Any, np.dtype[np.uint32]]
 
-SIGNED = pa.schema([("band", pa.int64()), ("key", pa.string()), ("shingles", pa.binary())])
-"""A row per caption and band: captions of equal `band` may be alike. `shingles`: the sorted 32-bit hashes of the set."""
+SIGNED = pa.schema([("band", pa.int64()), ("key", pa.string()), ("shingles", pa.binary()), ("home", pa.int32())])
+"""A row per caption and band: captions of equal `band` may be alike. `shingles`: the sorted 32-bit hashes of the set;
+`home`: the shard of the corpus that the caption is in."""
+REPEATED = pa.schema([("key", pa.string()), ("home", pa.int32())])
+"""Rows to drop."""
 
 RECALL = 0.95
 """Share of the pairs at the very threshold that must meet in a band; of more similar pairs more do."""
@@ -100,41 +103,44 @@ def bands(signatures: Hashes, config: NearDuplicates) -> np.ndarray[Any, np.dtyp
     return _mixed64(hashed).view(np.int64)
 
 
-def sign(table: pa.Table, config: NearDuplicates) -> pa.Table:
-    """The bands of all captions of `table` (columns key and caption) as a table of schema `SIGNED`."""
-    parts = [_sign(table.slice(start, BATCH_ROWS), config) for start in range(0, table.num_rows, BATCH_ROWS)]
+def sign(table: pa.Table, config: NearDuplicates, home: int = 0) -> pa.Table:
+    """The bands of all captions of `table` (columns key and caption), shard `home`, as a table of schema `SIGNED`."""
+    parts = [_sign(table.slice(start, BATCH_ROWS), config, home) for start in range(0, table.num_rows, BATCH_ROWS)]
     return pa.concat_tables([SIGNED.empty_table(), *parts])
 
 
-def _sign(table: pa.Table, config: NearDuplicates) -> pa.Table:
+def _sign(table: pa.Table, config: NearDuplicates, home: int) -> pa.Table:
     hashes, ends = _shingles(table["caption"], config.ngram)
     offsets = np.concatenate([[0], ends]).astype(np.int32) * np.int32(hashes.itemsize)
     sets = pa.Array.from_buffers(pa.binary(), len(ends), [None, pa.py_buffer(offsets), pa.py_buffer(hashes)])
     rows = pa.array(np.repeat(np.arange(len(ends)), config.bands))
     band = bands(_signatures(hashes, ends, config), config).ravel()
-    return pa.table([band, table["key"].take(rows), sets.take(rows)], schema=SIGNED)
+    homes = pa.array(np.full(len(band), home, np.int32))
+    return pa.table([band, table["key"].take(rows), sets.take(rows), homes], schema=SIGNED)
 
 
-def confirm(table: pa.Table, config: NearDuplicates) -> pa.Array:
-    """The sorted keys to drop, judging by rows of schema `SIGNED` in any order; rows of equal band must be together.
+def confirm(table: pa.Table, config: NearDuplicates) -> pa.Table:
+    """The rows to drop (schema `REPEATED`), sorted by key.
 
+    Judges by rows of schema `SIGNED` in any order; rows of equal band must be together.
     A row is dropped if one with a smaller key in the same band is similar, dropped itself or not. Of each band the `COMPARED`
     smallest keys are compared with.
     """
     _, band, rows = np.unique(table["band"].to_numpy(), return_inverse=True, return_counts=True)
     company = table.filter(pa.array(rows[band] > 1)).sort_by([("band", "ascending"), ("key", "ascending")])
-    dropped: set[str] = set()
-    columns = (company[name].to_pylist() for name in ("band", "key", "shingles"))
+    dropped: dict[str, int] = {}
+    columns = (company[name].to_pylist() for name in SIGNED.names)
     for _, group in groupby(zip(*columns, strict=True), key=lambda row: row[0]):
         smaller: dict[str, frozenset[int]] = {}
-        for _, key, packed in group:
+        for _, key, packed, home in group:
             shingles = frozenset(memoryview(packed).cast("I"))
             asked = key not in dropped and key not in smaller
             if asked and any(_similar(shingles, other, config.threshold) for other in smaller.values()):
-                dropped.add(key)
+                dropped[key] = home
             if len(smaller) < COMPARED:
                 smaller[key] = shingles
-    return pa.array(sorted(dropped), pa.string())
+    keys = sorted(dropped)
+    return pa.table([keys, [dropped[key] for key in keys]], schema=REPEATED)
 
 
 @dataclass(frozen=True)
@@ -142,7 +148,7 @@ class NearDuplicate:
     """Refuses captions that say nearly the same as another kept one."""
 
     dropped: pa.Array
-    """Keys, as `confirm` gives them."""
+    """Keys."""
     name: ClassVar[str] = "near_duplicate"
 
     def __call__(self, table: pa.Table) -> pa.BooleanArray:

@@ -15,7 +15,7 @@ from filtering.captions.caption_counts import with_counts
 from filtering.captions.index import write_index_part
 from filtering.captions.lexicon import Lexicon, lexicon_digest, load_lexicon
 from filtering.captions.matching import Matcher, tally
-from filtering.captions.near_duplicates import NearDuplicates, confirm, sign
+from filtering.captions.near_duplicates import NearDuplicate, NearDuplicates, confirm, sign
 from filtering.captions.row_rules import ROW_RULES
 from filtering.captions.rules import NoEntity, RareEntity
 from filtering.captions.statistics import describe_shard
@@ -29,6 +29,8 @@ from storage.copies import fetched
 
 BUILD = "_build"
 """The folder inside the corpus's own in which passes leave what others need."""
+NEAR = "near"
+"""In it the blocks of rows that nearly repeat another one."""
 
 
 class Words:
@@ -136,16 +138,19 @@ class Selection:
 class SplitWork:
     """Writes the kept and the dropped rows of a shard, its part of the index, and what the report needs to know of it.
 
-    `rules` judge the rows that mention a kept entity.
+    `rules` judge the rows that mention a kept entity, those aside that nearly repeat another one: `repeated` is the folder of
+    pointers to these, shard by shard, if they are asked for.
     """
 
-    def __init__(self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule]) -> None:
+    def __init__(
+        self, make_words: MakeWords, confidence: float, out: Path, rules: Sequence[Rule], repeated: Path | None = None
+    ) -> None:
         self._select = Selection(make_words, confidence, out)
-        self._rules = rules
+        self._rules, self._repeated, self._signed = rules, repeated, out / BUILD / NEAR
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
         before = dict(self._select.matcher.counts)
-        kept, dropped = split(refuse(self._select(pointers, scratch.name), self._rules))
+        kept, dropped = split(refuse(self._select(pointers, scratch.name), self._rules_for(scratch.name)))
         ways = {way: count - before[way] for way, count in self._select.matcher.counts.items()}
         riding = [field for field in kept.schema if field.name not in (*DROPPED.names, HAS_IMAGE.name)]
         kept, dropped = (_as(table, pa.schema([*schema, *riding])) for table, schema in ((kept, CORPUS), (dropped, DROPPED)))
@@ -159,6 +164,12 @@ class SplitWork:
             **{f"dropped/{reason}": count for reason, count in Counter(dropped["drop_reason"].to_pylist()).items()},
             **{f"matching/{way}": count for way, count in ways.items()},
         }
+
+    def _rules_for(self, shard: str) -> Sequence[Rule]:
+        if self._repeated is None:
+            return self._rules
+        repeated = gather(self._signed, pq.read_table(self._repeated / f"{shard}.parquet"))
+        return [NearDuplicate(repeated["key"].combine_chunks()), *self._rules]
 
 
 def refuse(table: pa.Table, rules: Iterable[Rule]) -> pa.Table:
@@ -193,19 +204,19 @@ class SignWork:
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
         kept, _ = split(self._select(pointers, scratch.name))
-        signed = sign(kept, self._config)
+        signed = sign(kept, self._config, home=int(scratch.name))
         bucket = (signed["band"].to_numpy().view(np.uint64) % np.uint64(self._buckets)).astype(np.int32)
         write_block(scratch / f"{scratch.name}.parquet", signed, bucket, self._buckets)
         return {"signed": kept.num_rows}
 
 
 class ConfirmWork:
-    """Compares what met in a bucket and writes the keys of the rows that repeat another."""
+    """Compares what met in a bucket and writes a block of the rows that repeat another, by the shard that they are in."""
 
-    def __init__(self, signed: Path, config: NearDuplicates) -> None:
-        self._signed, self._config = signed, config
+    def __init__(self, signed: Path, config: NearDuplicates, shards: int) -> None:
+        self._signed, self._config, self._shards = signed, config, shards
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
-        keys = confirm(gather(self._signed, pointers), self._config)
-        write_table(scratch / f"{scratch.name}.parquet", pa.table({"key": keys}))
-        return {"repeated": len(keys)}
+        repeated = confirm(gather(self._signed, pointers), self._config)
+        write_block(scratch / f"{scratch.name}.parquet", repeated, repeated["home"].to_numpy(), self._shards)
+        return {"repeated": len(repeated)}

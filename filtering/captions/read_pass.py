@@ -14,12 +14,14 @@ from filtering.captions.formats.source import Part
 from filtering.captions.reader import read_part
 from filtering.captions.words import normalised_of
 from filtering.kept_columns import concatenated
-from filtering.partition import remove_strangers, write_block
+from filtering.partition import BLOCK_ROWS, remove_strangers, write_block
 from filtering.secrets import masked
 from filtering.shards import write_pointer
 
-BLOCK_ROWS = 1 << 18
 READ_UNITS = 64
+FEWEST_SHARDS = 16
+ROWS_PER_SHARD = 50_000
+"""What a worker holds at once; its memory and the time that a kill costs grow with it, and with fewer there are more files."""
 
 
 class ReadWork:
@@ -42,6 +44,11 @@ class ReadWork:
 
     def _part(self, told: Mapping[str, Any]) -> Part:
         return Part(**{**told, "path": self._paths.get(told["path"], told["path"])})
+
+
+def shards_for(parts: Sequence[Part]) -> int:
+    """Into how many shards a source is cut of itself: enough for workers to share, and no more rows in each however many."""
+    return max(FEWEST_SHARDS, -(-sum(part.rows_hint for part in parts) // ROWS_PER_SHARD))
 
 
 def secret_paths(parts: Sequence[Part]) -> dict[str, str]:

@@ -170,7 +170,7 @@ def test_an_index_larger_than_a_row_group_stays_sorted(tmp_path: Path, monkeypat
         table = pa.Table.from_pylist(rows[part::4], schema=CORPUS).sort_by("key")
         write_index_part(tmp_path / "parts" / f"{part}.parquet", table)
     write_index_part(tmp_path / "parts" / "4.parquet", pa.Table.from_pylist([], schema=CORPUS))
-    merge_index(tmp_path / "parts", tmp_path / "index.parquet")
+    merge_index(sorted((tmp_path / "parts").iterdir()), tmp_path / "index.parquet")
     index = pq.read_table(tmp_path / "index.parquet")
     pairs = sorted((name, row["key"]) for row in rows for name in row["entities"])
     assert list(zip(index["entity"].to_pylist(), index["key"].to_pylist(), strict=True)) == pairs
@@ -285,7 +285,7 @@ def test_work_is_what_a_cluster_can_send() -> None:
 @pytest.mark.parametrize("key", ["top_k", "min_count", "tagged_sample", "shards", "confidence"])
 def test_values_out_of_range(key: str) -> None:
     with pytest.raises(InputError, match=rf"^{key}: "):
-        FilterConfig(**{key: 0})
+        FilterConfig(**{key: -1})
 
 
 def test_nothing_to_keep_and_wrong_tagger(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def table_of(*captions: str) -> pa.Table:
 
 
 def dropped(config: NearDuplicates, table: pa.Table) -> list[str]:
-    keys: list[str] = confirm(sign(table, config), config).to_pylist()
+    keys: list[str] = confirm(sign(table, config), config)["key"].to_pylist()
     return keys
 
 
@@ -131,9 +131,10 @@ def test_neither_order_nor_buckets_matter() -> None:
     shuffled = table.take(pa.array(random.Random(3).sample(range(table.num_rows), table.num_rows)))
     signed = sign(shuffled, config)
     assert signed.schema == SIGNED
+    assert confirm(sign(shuffled, config, home=5), config)["home"].unique().to_pylist() == [5]
     assert signed.num_rows == table.num_rows * config.bands
     bucket = signed["band"].to_numpy().view(np.uint64) % np.uint64(7)
-    parts = [confirm(signed.filter(pa.array(bucket == number)), config).to_pylist() for number in range(7)]
+    parts = [confirm(signed.filter(pa.array(bucket == number)), config)["key"].to_pylist() for number in range(7)]
     assert sorted(set().union(*parts)) == dropped(config, table)
 
 
@@ -153,8 +154,8 @@ def test_work_in_a_crowd_is_linear_and_copies_of_small_keys_are_found() -> None:
     rows = 20 * COMPARED
     sets = [np.array([row, row + 10**6], "<u4").tobytes() for row in range(rows)]
     sets[-1] = sets[0]
-    crowd = pa.table([[1] * rows, [f"{row:06d}" for row in range(rows)], sets], schema=SIGNED)
-    assert confirm(crowd, NearDuplicates()).to_pylist() == [f"{rows - 1:06d}"]
+    crowd = pa.table([[1] * rows, [f"{row:06d}" for row in range(rows)], sets, [3] * rows], schema=SIGNED)
+    assert confirm(crowd, NearDuplicates()).to_pylist() == [{"key": f"{rows - 1:06d}", "home": 3}]
 
 
 def test_long_texts_are_compared_by_part_of_their_words() -> None:
