@@ -15,6 +15,7 @@ from filtering.files import digest_of, digest_of_file, replacing
 from filtering.partition import remove_strangers
 from filtering.schema import INDEX
 from filtering.shards import Runner, write_pointer
+from storage.copies import fetched
 
 GROUP_ROWS = 1 << 18
 """Rows of a row group: what merging holds in memory, and what a reader of one entity has to read at least."""
@@ -66,7 +67,9 @@ class MergeWork:
 
     def __call__(self, pointers: pa.Table, scratch: Path) -> Mapping[str, int]:
         merge_index(
-            [self._folder / name for name in pointers["part"].to_pylist()], scratch / f"{scratch.name}.parquet", RUN_ROWS
+            [fetched(self._folder / name) for name in pointers["part"].to_pylist()],
+            scratch / f"{scratch.name}.parquet",
+            RUN_ROWS,
         )
         return {}
 

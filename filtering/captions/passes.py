@@ -168,7 +168,7 @@ class SplitWork:
     def _rules_for(self, shard: str) -> Sequence[Rule]:
         if self._repeated is None:
             return self._rules
-        repeated = gather(self._signed, pq.read_table(self._repeated / f"{shard}.parquet"))
+        repeated = gather(self._signed, pq.read_table(fetched(self._repeated / f"{shard}.parquet")))
         return [NearDuplicate(repeated["key"].combine_chunks()), *self._rules]
 
 
