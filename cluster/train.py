@@ -185,7 +185,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
         checkpoint = ray.train.get_checkpoint()
         resume = Path(stack.enter_context(checkpoint.as_directory())) if checkpoint else None
         log = StepLog(job, resume, spent, write=rank == 0)
-        batches = loader(job, method, rank, world_size, log.bad)
+        batches = loader(job, method, rank, world_size, log.bad, log.ledger)
         fit(
             method,
             job.method.phases,
@@ -200,6 +200,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
             on_log=log,
             on_checkpoint=on_checkpoint,
             checkpoint_now=Notice(every=job.train.log_every) if shared else None,
+            ledger=log.ledger,
         )
 
 

@@ -212,7 +212,7 @@ class CaptionBatches(Dataset[Batch]):
         )
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, bad, first = self._epoch(step), dict[int, BadSample](), self.rank * self._share
+        epoch, bad, first = self.epoch(step), dict[int, BadSample](), self.rank * self._share
         opened = [self._fill(slot, epoch, bad) for slot in self._slots(step)]
         drawn = [self._draw(one, epoch, step, place, bad) for place, one in enumerate(opened, start=first)]
         captions, keys = [one.caption for one in opened], [self.reader.samples.key(one.number) for one in opened]
@@ -237,7 +237,13 @@ class CaptionBatches(Dataset[Batch]):
         photo, entity = self._partner(one, epoch, rng, bad)
         return _Drawn(image, views, [(self.transform(photo), entity)])
 
-    def _epoch(self, step: int) -> int:
+    def keys(self, step: int) -> list[str]:
+        """The keys of this rank's batch of a step, without what else is drawn of it."""
+        epoch, bad = self.epoch(step), dict[int, BadSample]()
+        return [self.reader.samples.key(self._fill(slot, epoch, bad).number) for slot in self._slots(step)]
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the schedule that a step is in."""
         return (step - self.start) // (len(self.reader) // self.batch_size)
 
     def _slots(self, step: int) -> range:

@@ -11,7 +11,6 @@ from owseg.shards import ShardReader
 from storage import node_arrays
 from storage.tar_samples import sample_of
 
-
 NAMED = ["entity 0", "all", "entity 2", "entity 1"]
 
 
