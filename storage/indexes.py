@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from storage import InputError
-from storage.tar_index import Header, TarIndex, UnfitIndexError, build, index_path, read_header, read_index
+from storage.tar_index import Header, TarIndex, UnfitIndexError, build, fingerprint, index_path, read_header, read_index
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +84,18 @@ def _fitting(tar: Path) -> IndexFile | None:
         except (UnfitIndexError, OSError) as error:
             log.warning("%s: %s; another is made", file, error)
             continue
-        if header.tar_bytes == size:
+        if header.tar_bytes == size and header.fingerprint == _fingerprint(tar, size):
             return IndexFile(tar, file, header)
-        log.warning("%s: tells of a tar of %d bytes, and %s has %d; another is made", file, header.tar_bytes, tar.name, size)
+        log.warning("%s: tells of another tar than %s is now; another is made", file, tar.name)
     return None
+
+
+def _fingerprint(tar: Path, size: int) -> bytes:
+    try:
+        with tar.open("rb", buffering=0) as file:
+            return fingerprint(file.fileno(), size)
+    except OSError as error:
+        raise InputError(f"{tar}: cannot be read ({error.strerror})") from error
 
 
 def _made(tar: Path) -> IndexFile:

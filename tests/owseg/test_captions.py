@@ -137,14 +137,14 @@ def test_the_index_holds_no_captions(tmp_path: Path) -> None:
 
 def test_a_field_of_the_json_is_the_caption_where_there_is_no_text(tmp_path: Path) -> None:
     """As foreign WebDatasets have it, with dots in keys; where a sample has a .txt, that counts."""
-    files = [(f"img.v1.{number}.jpeg", picture()) for number in range(4)]
-    abouts = [{"alt": "ein Käfer"}, {"alt": 3}, {"other": "x"}, {"alt": "no"}]
+    files = [(f"img.v1.{number}.jpeg", picture()) for number in range(9)]
+    abouts = [{"alt": "ein Käfer"}, {"alt": 3}, {"other": "x"}, {"alt": "no"}, *[{"alt": "more"}] * 5]
     files += [(f"img.v1.{number}.json", json.dumps(about).encode()) for number, about in enumerate(abouts)]
     tar = write(tmp_path / "x.y-0.tar", [*files, ("img.v1.3.txt", b"a text")])
     with pytest.raises(InputError, match=r"cannot be used: .*img\.v1\.0 has no caption"):
         ShardReader([tar], max_bad_share=0.2)
     reader = ShardReader([tar], caption_field="alt")
-    assert (len(reader), reader.read(0).captions, reader.read(3).captions) == (4, ["ein Käfer"], ["a text"])
+    assert (len(reader), reader.read(0).captions, reader.read(3).captions) == (9, ["ein Käfer"], ["a text"])
     for index in (1, 2):
         with pytest.raises(ValueError, match=r"has neither a \.txt nor a text in the field 'alt'"):
             reader.read(index)

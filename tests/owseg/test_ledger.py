@@ -50,11 +50,9 @@ def test_training_keeps_it_over_kills_and_tells_each_steps_keys(tmp_path: Path, 
     tar = write(tmp_path / "tars" / "00000.tar", samples(20, {5: (".jpg", b"no image")}))
 
     def job(out: str) -> TrainJob:
-        loop = {"log_every": 4, "checkpoint_every": 3, **loop}
+        looped = LoopConfig(log_every=4, checkpoint_every=3)
         encoder = tiny.encoder_config(tmp_path)
-        return TrainJob(
-            method=tiny.clip_config(6), encoder=encoder, shards=(tar,), out=tmp_path / out, train=LoopConfig(**loop)
-        )
+        return TrainJob(method=tiny.clip_config(6), encoder=encoder, shards=(tar,), out=tmp_path / out, train=looped)
 
     train(job("whole"))
     told = json.loads(job("whole").ledger.read_text())
