@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from owseg import InputError
+from owseg.augmentation import training_transform
 from owseg.left_out import BadSample, refuse_more
 from owseg.normalisation import Normalisation
 from owseg.partners import Partners
@@ -196,19 +197,12 @@ class CaptionBatches(Dataset[Batch]):
         self.start, self.schedule = start, schedule
         self.augment, self.views = augment, views
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (normalisation.mean, normalisation.std))
-        from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
-
-        self.transform = create_transform(
-            input_size=augment.size,
-            is_training=True,
-            scale=(augment.min_area, 1.0),
-            color_jitter=None,
-            auto_augment=augment.rand_augment or None,
-            interpolation="bilinear",
-            re_prob=augment.erase,
-            re_mode="pixel",
-            mean=normalisation.mean,
-            std=normalisation.std,
+        self.transform = training_transform(
+            size=augment.size,
+            min_area=augment.min_area,
+            rand_augment=augment.rand_augment,
+            erase=augment.erase,
+            normalisation=normalisation,
         )
 
     def __getitem__(self, step: int) -> Batch:
