@@ -219,10 +219,11 @@ def print_keys(config: Config, step: str) -> None:
     """Print the keys that a step of each training shows, in their places."""
     if not step.isdigit():
         raise InputError(f"--keys: a step is a number from 0 on, not {step!r}")
-    for method in methods_to_train(config):
-        job = _job(config, method, replace(resolve_encoder_paths(config), pretrained=PRETRAIN), Path(config.run_dir))
+    folder, encoder = Path(config.run_dir), replace(resolve_encoder_paths(config), pretrained=PRETRAIN)
+    jobs = [_job(config, method, encoder, folder) for method in methods_to_train(config)]
+    for job in [job for job in jobs if int(step) < job.steps] or jobs:  # shorter trainings end before it
         for place, key in enumerate(keys_of_step(job, int(step))):
-            print(f"{method.name} step {step} place {place}: {key}")
+            print(f"{job.method.name} step {step} place {place}: {key}")
 
 
 def run(config: Config, verify: bool = False, keys: str = "") -> None:
