@@ -226,7 +226,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
             present(job.log)
             present(job.bad_samples)
         log = StepLog(job, resume, spent, write=rank == 0)
-        batches = loader(job, method, rank, world_size, log.bad)
+        batches = loader(job, method, rank, world_size, log.bad, log.ledger)
         fit(
             method,
             job.method.phases,
@@ -241,6 +241,7 @@ def _train(job: RayTrainJob, *, shared: bool) -> None:
             on_log=log,
             on_checkpoint=on_checkpoint,
             checkpoint_now=Notice(every=job.train.log_every) if shared else None,
+            ledger=log.ledger,
         )
 
 

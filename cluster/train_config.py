@@ -19,6 +19,8 @@ PAIRS_PER_WORKER = 16
 class TrainConfig(LoopConfig):
     """How training is spread over processes; how each of them loops is `LoopConfig`'s."""
 
+    shards: str = ""
+    """Folder of WebDataset tars to train on, or a pattern (tars/*.tar), in place of filter and download; empty = theirs."""
     workers: int | str = 1
     """Training processes, with GPUs one each: a number, or 2..8 for as many of them as there is room for, fewer where nodes are
     lost and more behind a checkpoint where some come; 0 = by this machine's cores, at least 16 pairs of a batch for each."""

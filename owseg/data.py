@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from owseg import InputError
+from owseg.augmentation import training_transform
 from owseg.left_out import BadSample, refuse_more
 from owseg.normalisation import Normalisation
 from owseg.partners import Partners
@@ -196,23 +197,16 @@ class CaptionBatches(Dataset[Batch]):
         self.start, self.schedule = start, schedule
         self.augment, self.views = augment, views
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (normalisation.mean, normalisation.std))
-        from timm.data.transforms_factory import create_transform  # takes seconds, and settings are read without it
-
-        self.transform = create_transform(
-            input_size=augment.size,
-            is_training=True,
-            scale=(augment.min_area, 1.0),
-            color_jitter=None,
-            auto_augment=augment.rand_augment or None,
-            interpolation="bilinear",
-            re_prob=augment.erase,
-            re_mode="pixel",
-            mean=normalisation.mean,
-            std=normalisation.std,
+        self.transform = training_transform(
+            size=augment.size,
+            min_area=augment.min_area,
+            rand_augment=augment.rand_augment,
+            erase=augment.erase,
+            normalisation=normalisation,
         )
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, bad, first = self._epoch(step), dict[int, BadSample](), self.rank * self._share
+        epoch, bad, first = self.epoch(step), dict[int, BadSample](), self.rank * self._share
         self._expect(epoch, step)
         opened = [self._fill(slot, epoch, bad) for slot in self._slots(step)]
         drawn = [self._draw(one, epoch, step, place, bad) for place, one in enumerate(opened, start=first)]
@@ -244,13 +238,19 @@ class CaptionBatches(Dataset[Batch]):
 
     def prefetch(self, step: int) -> None:
         """Have what this rank reads from a step on brought nearer, where it is far: the rest of the epoch, in its order."""
-        order = epoch_order(len(self.reader), self.seed, self._epoch(step), self.schedule)
+        order = epoch_order(len(self.reader), self.seed, self.epoch(step), self.schedule)
         steps = len(self.reader) // self.batch_size
         first = (step - self.start) % steps
         own = order[: steps * self.batch_size].reshape(steps, self.world_size, self._share)[first:, self.rank]
         self.reader.prefetch(own.ravel())
 
-    def _epoch(self, step: int) -> int:
+    def keys(self, step: int) -> list[str]:
+        """The keys of this rank's batch of a step, without what else is drawn of it."""
+        epoch, bad = self.epoch(step), dict[int, BadSample]()
+        return [self.reader.samples.key(self._fill(slot, epoch, bad).number) for slot in self._slots(step)]
+
+    def epoch(self, step: int) -> int:
+        """The epoch of the schedule that a step is in."""
         return (step - self.start) // (len(self.reader) // self.batch_size)
 
     def _slots(self, step: int) -> range:

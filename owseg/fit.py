@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
@@ -16,6 +16,7 @@ from owseg.costs import Waits
 from owseg.data import Batch
 from owseg.engine import Engine
 from owseg.flops import StepMeter
+from owseg.ledger import LEDGER, Ledger
 from owseg.noise import of_step
 from owseg.optim import OptimConfig, ParameterGroup, parameter_groups
 from owseg.phases import Phase, ScheduledPhase, scheduled_phases
@@ -103,11 +104,13 @@ def fit(
     on_log: OnLog | None = None,
     on_checkpoint: OnCheckpoint | None = None,
     checkpoint_now: CheckpointNow | None = None,
+    ledger: Ledger | None = None,
 ) -> None:
     """Train `method` in place.
 
     batches(scheduled, step) yields this rank's batches of a phase from `step` on. `resume` is a folder that a checkpoint was
-    saved to; training resumes after its step as if it had never stopped, on any number of ranks and with any engine.
+    saved to; training resumes after its step as if it had never stopped, on any number of ranks and with any engine. Into
+    `ledger` goes what `batches` has shown; checkpoints keep it.
 
     Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
     trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
@@ -144,7 +147,7 @@ def fit(
                 _tell(on_log, finished, last, scheduled.schedule.lr(step), spent)
             due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
-                on_checkpoint(finished, _saver(method, phases, engine, finished, kept))
+                on_checkpoint(finished, _saver(method, phases, engine, finished, kept, ledger))
                 kept, due = finished, False
         carried = _copied(engine.moments()) if scheduled.stop < total else {}
         engine.release()
@@ -191,20 +194,23 @@ def _freeze_all_but(method: TrainableMethod, groups: Sequence[ParameterGroup]) -
             parameter.requires_grad_()
 
 
-def _saver(method: TrainableMethod, phases: Sequence[Phase], engine: Engine, step: int, kept: int) -> Callable[[Path], None]:
+def _saver(
+    method: TrainableMethod, phases: Sequence[Phase], engine: Engine, step: int, kept: int, ledger: Ledger | None
+) -> Callable[[Path], None]:
     rank, ranks = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
-    def write(folder: Path) -> None:
+    def write(folder: Path, position: dict[str, Any]) -> None:
         write_share(engine.moments(), folder, rank, ranks)
         with engine.full_parameters():
             if rank == 0:
                 save_file({name: tensor.cpu() for name, tensor in learned_state(method, phases).items()}, folder / WEIGHTS)
-                (folder / POSITION).write_text(json.dumps({"step": step}), encoding="utf-8")
+                (folder / POSITION).write_text(json.dumps(position), encoding="utf-8")
 
     def save(folder: Path) -> None:
         with engine.full_parameters():
             refuse_diverged(_not_finite_anywhere(learned_state(method, phases)), step, kept)
-        write_part(folder, rank, ranks, write)
+        position = {"step": step} | ({LEDGER: ledger.over_ranks()} if ledger else {})
+        write_part(folder, rank, ranks, lambda own: write(own, position))
 
     return save
 

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from owseg.costs import cpu_seconds, forget_peak_memory, peak_memory_mb
+from owseg.ledger import LEDGER, Ledger, write_ledger
 from owseg.left_out import BadSamples
 from owseg.phases import ScheduledPhase
 from owseg.snapshots import step_of
@@ -55,12 +56,13 @@ class StepLog:
         self.job, self.spent, self.write = job, spent, write
         self.step, self.time = done, time.monotonic()
         self.before: dict[str, float] = kept[-1] if kept else {}
+        self.ledger = Ledger(resume)
         self.bad = BadSamples(job.bad_samples, job.train.max_bad_share, write=write)
         if write:
             job.log.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None:
-        costs, bad = self.spent.over_ranks(), self.bad.over_ranks()
+        costs, bad, ledger = self.spent.over_ranks(), self.bad.over_ranks(), self.ledger.over_ranks()
         if not self.write:
             return
         now = time.monotonic()
@@ -78,9 +80,11 @@ class StepLog:
             **diagnostics,
             "skipped_steps": diagnostics.get("skipped_steps", 0) + self.before.get("skipped_steps", 0),
             "bad_samples": bad,
+            LEDGER: ledger["epochs"][-1]["digest"] if ledger["epochs"] else "",
         }
         if losses:
             line |= {"loss/total": sum(losses.values())} | {f"loss/{name}": value for name, value in losses.items()}
+        write_ledger(self.job.ledger, {"step": step, **ledger})
         with self.job.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 

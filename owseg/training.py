@@ -24,6 +24,7 @@ from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
 from owseg.engine import TorchEngine
 from owseg.fields import check_range, file_name, flatten, training_settings
 from owseg.fit import WEIGHTS, fit
+from owseg.ledger import LEDGER, Ledger
 from owseg.left_out import MAX_SHARE, BadSamples
 from owseg.listing import is_leftover
 from owseg.method_config import TrainableConfig
@@ -68,6 +69,8 @@ class LoopConfig:
     """Steps between logged losses."""
     checkpoint_every: int = 1000
     """Steps between checkpoints, from which a killed run resumes."""
+    caption_field: str = ""
+    """Field of a sample's JSON that is its caption where it has no .txt; empty = such samples cannot be used."""
     max_bad_share: float = MAX_SHARE
     """Largest share of the samples, 0..1, that may be left out since they cannot be read; 3 always may."""
     max_skipped_steps: int = MAX_SKIPPED
@@ -115,6 +118,11 @@ class TrainJob:
         return self.out / "bad_samples.jsonl"
 
     @property
+    def ledger(self) -> Path:
+        """Which samples each epoch showed, as digests (`owseg.ledger`)."""
+        return self.out / f"{LEDGER}.json"
+
+    @property
     def weights(self) -> Path:
         """The trained tensors, written when training is complete."""
         return self.out / WEIGHTS
@@ -145,13 +153,14 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
             job.method.phases,
             job.method.optim,
             make_engine,
-            loader(job, method, rank, ranks, step_log.bad),
+            loader(job, method, rank, ranks, step_log.bad, step_log.ledger),
             seed=job.seed,
             resume=resume,
             log_every=job.train.log_every,
             checkpoint_every=job.train.checkpoint_every,
             max_skipped=job.train.max_skipped_steps,
             on_log=step_log,
+            ledger=step_log.ledger,
             on_checkpoint=lambda step, save: _keep(job, save, ranks, first=rank == 0),
         )
         if rank == 0:
@@ -181,6 +190,7 @@ def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
     """All that decides the weights, as it is kept beside a checkpoint: a dotted key for each setting."""
     data = [[shard.name, size_of(shard)] for shard in job.shards]
     given = {"seed": job.seed, "bf16": job.train.bf16, "shards": data}
+    given |= {"caption_field": job.train.caption_field} if job.train.caption_field else {}
     given |= {"ranks": ranks} if job.method.depends_on_ranks else {}
     given |= {"start": sha256(job.start) if job.start else None}  # by content: a file may move
     given |= {"method": training_settings(job.method), "normalisation": asdict(job.normalisation)}
@@ -260,43 +270,76 @@ def build(job: TrainJob) -> TrainableMethod:
 
 
 def loader(
-    job: TrainJob, method: TrainableMethod, rank: int, workers: int, bad: BadSamples
+    job: TrainJob, method: TrainableMethod, rank: int, workers: int, bad: BadSamples, ledger: Ledger | None = None
 ) -> Callable[[ScheduledPhase, int], Iterator[Batch]]:
-    """A rank's batches as `fit` asks for them; samples that cannot be used go into `bad`.
+    """A rank's batches as `fit` asks for them; samples that cannot be used go into `bad`, those that are into `ledger`.
 
     Raises InputError where any phase's cannot be had, before the first begins.
     """
-    entities = method.prepare is not None or any(phase.partners for phase in job.method.phases)
-    reader = ShardReader(job.shards, entities=entities, max_bad_share=job.train.max_bad_share, open_tars=tars_of(job.shards))
+    reader = reader_of(job, method)
     bad.samples = reader.total
     bad.add(reader.bad)
     for scheduled in job.scheduled_phases:
         key = f"method_settings.{job.method.name}.{scheduled.schedule.key}.batch_size"
         check_batch_size(scheduled.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
 
-    def batches(scheduled: ScheduledPhase, step: int) -> Iterator[Batch]:
-        drawn = CaptionBatches(
-            reader,
-            method.tokenize,
-            scheduled.phase.augment or job.method.augment,
-            normalisation=job.normalisation,
-            batch_size=scheduled.schedule.optim.batch_size,
-            seed=job.seed,
-            rank=rank,
-            world_size=workers,
-            start=scheduled.schedule.start,
-            schedule=scheduled.schedule.number,
-            prepare=method.prepare,
-            partners=scheduled.phase.partners,
-            views=method.views,
-        )
-        drawn.prefetch(step)
+    def batches(scheduled: ScheduledPhase, start: int) -> Iterator[Batch]:
+        drawn = batches_of(job, method, reader, scheduled, rank, workers)
+        drawn.prefetch(start)
         pin = next(method.parameters()).is_cuda  # the engine has moved the method by now
-        for batch in batches_from(drawn, step, scheduled.stop, workers=job.train.loader_workers, pin=pin):
+        given = batches_from(drawn, start, scheduled.stop, workers=job.train.loader_workers, pin=pin)
+        for step, batch in enumerate(given, start=start):
             bad.add(batch.bad)
+            if ledger is not None:
+                ledger.add(drawn.schedule, drawn.epoch(step), step, batch.first, batch.keys)
             yield batch
 
     return batches
+
+
+def reader_of(job: TrainJob, method: TrainableMethod) -> ShardReader:
+    """The samples of a training."""
+    entities = method.prepare is not None or any(phase.partners for phase in job.method.phases)
+    return ShardReader(
+        job.shards,
+        entities=entities,
+        caption_field=job.train.caption_field,
+        max_bad_share=job.train.max_bad_share,
+        open_tars=tars_of(job.shards),
+    )
+
+
+def batches_of(
+    job: TrainJob, method: TrainableMethod, reader: ShardReader, scheduled: ScheduledPhase, rank: int, workers: int
+) -> CaptionBatches:
+    """A rank's batches of a phase, by step."""
+    return CaptionBatches(
+        reader,
+        method.tokenize,
+        scheduled.phase.augment or job.method.augment,
+        normalisation=job.normalisation,
+        batch_size=scheduled.schedule.optim.batch_size,
+        seed=job.seed,
+        rank=rank,
+        world_size=workers,
+        start=scheduled.schedule.start,
+        schedule=scheduled.schedule.number,
+        prepare=method.prepare,
+        partners=scheduled.phase.partners,
+        views=method.views,
+    )
+
+
+def keys_of_step(job: TrainJob, step: int) -> list[str]:
+    """The keys of the samples of a step (from 0) in their places, as any run of this training shows them.
+
+    Samples that cannot be read are found as training finds them: images are opened. Raises InputError for steps beyond its end.
+    """
+    if not 0 <= step < job.steps:
+        raise InputError(f"step {step}: training {job.method.name} has the steps 0 to {job.steps - 1}")
+    method = build(job)
+    scheduled = next(one for one in job.scheduled_phases if step < one.stop)
+    return batches_of(job, method, reader_of(job, method), scheduled, rank=0, workers=1).keys(step)
 
 
 def shards_of(folder: Path) -> Iterator[Path]:

@@ -7,6 +7,7 @@ from filtering.images.results import Retry
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import RESTART, VERIFY, main
 from pipelines.app.context import SUMMARY, Result, open_context
+from pipelines.app.own_shards import own_shards
 from pipelines.app.settings import Config
 from pipelines.download import check_target, retry_flag, run_download
 from pipelines.evaluate import run_evaluate
@@ -22,12 +23,16 @@ def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
     check_benchmarks(config)
     check_target(config)
     with open_context(config, verify=verify) as context:
-        corpus = run_filter(context)
-        shards = run_download(context, corpus, retry)
-        run_train(context, shards)
-        run_evaluate(context)
-        print_funnel(corpus, shards)
-        print(f"corpus report: {context.run_dir / 'corpus' / 'report.html'}")
+        if config.train.shards:
+            run_train(context, own_shards(config.train.shards))
+            run_evaluate(context)
+        else:
+            corpus = run_filter(context)
+            shards = run_download(context, corpus, retry)
+            run_train(context, shards)
+            run_evaluate(context)
+            print_funnel(corpus, shards)
+            print(f"corpus report: {context.run_dir / 'corpus' / 'report.html'}")
         if context.tracker.uri:
             folder, store = shlex.quote(f"RUN_DIR={config.run_dir}"), shlex.quote(context.tracker.uri)
             print(f"MLflow: run `make up {folder}` or `mlflow ui --backend-store-uri {store}`")

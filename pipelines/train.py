@@ -14,19 +14,22 @@ from cluster.train import train
 from cluster.train_config import RayTrainJob
 from cluster.tuning import content_of
 from filtering.files import digest_of, digest_of_file
+from owseg import InputError
 from owseg.checkpoint import Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of
 from owseg.fields import file_name, path_settings, training_settings
 from owseg.fit import WEIGHTS
+from owseg.ledger import LEDGER
 from owseg.method_config import TrainableConfig
 from owseg.step_log import costs_of, left_out_of
-from owseg.training import TrainJob, shards_of
+from owseg.training import TrainJob, keys_of_step, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
-from pipelines.app.cli import RESTART, VERIFY, main
+from pipelines.app.cli import RESTART, VERIFY, Option, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
+from pipelines.app.own_shards import own_shards, tars_at
 from pipelines.app.resolve import (
     given_weights,
     methods_to_train,
@@ -41,6 +44,7 @@ from pipelines.filter import run_filter
 from storage.copies import pulled, shown
 
 ENCODER = "encoder.safetensors"
+KEYS = {"--keys": Option("STEP", "print the keys of the samples that a step (from 0) of each training shows, and end")}
 BEFORE = "before"
 """Folder of trainings that others, on other data or weights, have taken the place of."""
 
@@ -84,7 +88,8 @@ def run_train(context: Context, shards: Result) -> Result:
 def ensure_trained(context: Context) -> None:
     """The stages up to train; none of them where each method has its weights or needs none."""
     if methods_to_train(context.config):
-        run_train(context, run_download(context, run_filter(context)))
+        given = context.config.train.shards
+        run_train(context, own_shards(given) if given else run_download(context, run_filter(context)))
     else:
         print("train: skipped, nothing is to be trained", flush=True)
 
@@ -112,6 +117,10 @@ def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]
     }
     if _keeps_best(config, method):
         settings["keep_best"] = True
+    if config.train.caption_field:
+        settings["caption_field"] = config.train.caption_field
+    if config.train.shards:
+        settings["own_shards"] = True
     if method.depends_on_ranks:
         settings["workers"] = spread_training(config, method).workers
     if method.uses_clip:
@@ -120,23 +129,28 @@ def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]
     return settings
 
 
+def _job(config: Config, method: TrainableConfig, encoder: EncoderConfig, run_dir: Path) -> RayTrainJob:
+    own = run_dir / "shards"
+    return RayTrainJob(
+        method=located(method, Path()),
+        encoder=encoder,
+        normalisation=config.normalisation,
+        shards=tuple(tars_at(config.train.shards) if config.train.shards else shards_of(own)),
+        out=run_dir / "train" / method.name,
+        start=starting_weights(config).get(method.name),
+        seed=config.seed,
+        train=spread_training(config, method),
+    )
+
+
 def _train_method(context: Context, method: TrainableConfig, shards: Result) -> Result:
     """Train one method in a tracked run of its own; returns the digest of its weights, its steps and what they cost."""
     folder = context.run_dir / "train" / method.name
     encoder = trained_encoder(context)
     if method.name == "clip":
         encoder = replace(encoder, pretrained=PRETRAIN)
-    job = RayTrainJob(
-        method=located(method, Path()),
-        encoder=encoder,
-        normalisation=context.config.normalisation,
-        shards=tuple(shards_of(context.run_dir / "shards")),
-        out=folder,
-        start=starting_weights(context.config).get(method.name),
-        seed=context.config.seed,
-        train=spread_training(context.config, method),
-        tuning=tuning_config(context) if _keeps_best(context.config, method) else None,
-    )
+    tuning = tuning_config(context) if _keeps_best(context.config, method) else None
+    job = replace(_job(context.config, method, encoder, context.run_dir), tuning=tuning)
     settings = deciding_settings(context.config, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [method])])
 
@@ -145,8 +159,10 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"model": method.name})
             run.params(dict(flatten(settings)))
-            run.dataset("shards", source=shown(context.run_dir / "shards"), digest=shards["digest"], context="training")
+            source = context.config.train.shards or shown(context.run_dir / "shards")
+            run.dataset("shards", source=source, digest=shards["digest"], context="training")
             weights = train(job, context.config.session, lambda steps: _log(run, steps))
+            run.artifact(job.ledger)
             if method.name == "clip":
                 tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
                 save_file(tensors, folder / ENCODER)
@@ -197,11 +213,25 @@ def _begun_from(job: TrainJob) -> list[str]:
 def _log(run: Run, steps: list[dict[str, Any]]) -> None:
     for line in steps:
         step = int(line["step"])
-        run.metrics({f"train/{name}": value for name, value in line.items() if name != "step"}, step)
+        run.metrics({f"train/{name}": value for name, value in line.items() if name not in ("step", LEDGER)}, step)
 
 
-def run(config: Config, verify: bool = False) -> None:
+def print_keys(config: Config, step: str) -> None:
+    """Print the keys that a step of each training shows, in their places."""
+    if not step.isdigit():
+        raise InputError(f"--keys: a step is a number from 0 on, not {step!r}")
+    folder, encoder = Path(config.run_dir), replace(resolve_encoder_paths(config), pretrained=PRETRAIN)
+    jobs = [_job(config, method, encoder, folder) for method in methods_to_train(config)]
+    for job in [job for job in jobs if int(step) < job.steps] or jobs:  # shorter trainings end before it
+        for place, key in enumerate(keys_of_step(job, int(step))):
+            print(f"{job.method.name} step {step} place {place}: {key}")
+
+
+def run(config: Config, verify: bool = False, keys: str = "") -> None:
     """The verb; stages before it that are not complete run first."""
+    if keys:
+        print_keys(config, keys)
+        return
     check_encoder(config)
     check_methods(config)
     check_weights(config)
@@ -210,4 +240,4 @@ def run(config: Config, verify: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={**RESTART, **VERIFY}))
+    sys.exit(main(run, doc=__doc__ or "", flags={**RESTART, **VERIFY, **KEYS}))

@@ -15,7 +15,17 @@ from typing import NamedTuple
 
 from storage import InputError
 from storage.copies import at, fetched, pull_small, size_of
-from storage.tar_index import SUFFIX, Header, TarIndex, UnfitIndexError, build, index_path, read_header, read_index
+from storage.tar_index import (
+    SUFFIX,
+    Header,
+    TarIndex,
+    UnfitIndexError,
+    build,
+    fingerprint,
+    index_path,
+    read_header,
+    read_index,
+)
 
 log = logging.getLogger(__name__)
 
@@ -89,10 +99,21 @@ def _fitting(tar: Path) -> IndexFile | None:
         except (UnfitIndexError, OSError) as error:
             log.warning("%s: %s; another is made", file, error)
             continue
-        if header.tar_bytes == size:
+        if header.tar_bytes == size and _fingerprint(tar, size) in (header.fingerprint, None):
             return IndexFile(tar, file, header)
-        log.warning("%s: tells of a tar of %d bytes, and %s has %d; another is made", file, header.tar_bytes, tar.name, size)
+        log.warning("%s: tells of another tar than %s is now; another is made", file, tar.name)
     return None
+
+
+def _fingerprint(tar: Path, size: int) -> bytes | None:
+    """That of a tar; None of one that is only in an object store, which is looked at when it comes here."""
+    if at(tar) and not tar.is_file():
+        return None
+    try:
+        with tar.open("rb", buffering=0) as file:
+            return fingerprint(file.fileno(), size)
+    except OSError as error:
+        raise InputError(f"{tar}: cannot be read ({error.strerror})") from error
 
 
 def _made(tar: Path) -> IndexFile:

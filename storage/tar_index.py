@@ -43,7 +43,7 @@ SEVERAL, SEVERAL_LISTED, LISTED = 1, 2, 4
 """Flags: the JSON has several captions; it has them with entities for each; it has entities."""
 TOO_LARGE = 2**32 - 1
 """The size that stands for a file of 4 GiB and more, and for one that begins at 2 TiB or behind."""
-_PROBES = 16
+_PROBES, _PROBE = 16, 4096
 _RAW, _ANY = "surrogateescape", "surrogatepass"
 """How text that is no UTF-8 is kept: names of files as their bytes, words of JSON as they are."""
 
@@ -124,10 +124,10 @@ def parse(content: bytes) -> TarIndex:
 
 
 def fingerprint(tar: int, size: int) -> bytes:
-    """SHA-256 of a few blocks of an open tar (a file descriptor): tells it from others of its size without reading it all."""
+    """SHA-256 of some parts of an open tar (a file descriptor): tells it from others of its size without reading it all."""
     found = hashlib.sha256(size.to_bytes(8, "little"))
     for number in range(_PROBES):
-        found.update(os.pread(tar, BLOCK, size * number // _PROBES // BLOCK * BLOCK))
+        found.update(os.pread(tar, _PROBE, size * number // _PROBES // BLOCK * BLOCK))
     return found.digest()
 
 

@@ -55,7 +55,7 @@ def check_encoder(config: Config) -> None:
 def check_crops(config: Config, method: TrainableConfig) -> None:
     """Raise InputError where training crops are larger than the images that the run downloads can be."""
     image = config.download.image
-    for key, augment in augmentations(method.phases, method.augment):
+    for key, augment in [] if config.train.shards else augmentations(method.phases, method.augment):
         if image.resize_mode != "no" and augment.size > image.image_size:
             raise InputError(
                 f"method_settings.{method.name}.{key}.size: crops of {augment.size} pixels are larger than the shards' images "

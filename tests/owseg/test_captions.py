@@ -1,5 +1,6 @@
 """Samples with several captions: one is drawn each epoch, with its entities; samples with one are as ever."""
 
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from helpers import tiny
-from helpers.tar_files import sample, write
+from helpers.tar_files import picture, sample, write
 from helpers.tensors import assert_same
+from owseg import InputError
 from owseg.data import Batch, CaptionBatches, batches_from, caption_number
 from owseg.shards import ShardReader
 from storage.tar_index import index_path
@@ -131,3 +133,18 @@ def test_the_index_holds_no_captions(tmp_path: Path) -> None:
     assert [reader.samples.place(index)[3][1] > 6000 for index in range(51)] == [True] * 50 + [False]
     assert index_path(tmp_path / "0.tar").stat().st_size < 51 * 60
     assert reader.read(49).captions == long["captions"]
+
+
+def test_a_field_of_the_json_is_the_caption_where_there_is_no_text(tmp_path: Path) -> None:
+    """As foreign WebDatasets have it, with dots in keys; where a sample has a .txt, that counts."""
+    files = [(f"img.v1.{number}.jpeg", picture()) for number in range(9)]
+    abouts = [{"alt": "ein Käfer"}, {"alt": 3}, {"other": "x"}, {"alt": "no"}, *[{"alt": "more"}] * 5]
+    files += [(f"img.v1.{number}.json", json.dumps(about).encode()) for number, about in enumerate(abouts)]
+    tar = write(tmp_path / "x.y-0.tar", [*files, ("img.v1.3.txt", b"a text")])
+    with pytest.raises(InputError, match=r"cannot be used: .*img\.v1\.0 has no caption"):
+        ShardReader([tar], max_bad_share=0.2)
+    reader = ShardReader([tar], caption_field="alt")
+    assert (len(reader), reader.read(0).captions, reader.read(3).captions) == (9, ["ein Käfer"], ["a text"])
+    for index in (1, 2):
+        with pytest.raises(ValueError, match=r"has neither a \.txt nor a text in the field 'alt'"):
+            reader.read(index)

@@ -1,0 +1,39 @@
+"""Tars that a user has already (`train.shards`): any WebDataset, img2dataset's among them, trained on as they are."""
+
+import glob
+from pathlib import Path
+
+from cluster.progress import Progress
+from filtering.files import digest_of
+from owseg import InputError
+from owseg.listing import files_below
+from pipelines.app.context import Result
+from storage.indexes import Tell, indexes_of
+
+
+def tars_at(given: str) -> list[Path]:
+    """The tars that a folder and those in it hold, or that a pattern names, in order. InputError where there are none."""
+    path = Path(given).expanduser().resolve()
+    if path.is_dir():
+        found = [file for file in files_below(path) if file.suffix == ".tar"]
+    else:
+        found = [Path(name) for name in glob.glob(str(path), recursive=True) if name.endswith(".tar")]
+    if not found:
+        what = "holds no .tar" if path.is_dir() else "is neither a folder nor a pattern that names a .tar"
+        raise InputError(f'train.shards: {given} {what}; give a folder of WebDataset tars, or a pattern such as "tars/*.tar"')
+    return sorted(found)
+
+
+def own_shards(given: str) -> Result:
+    """What training asks of shards: the digest of what they hold. Tars without an index get one."""
+    tars = tars_at(given)
+    with Progress("index", total=len(tars), unit="tars") as progress:
+        indexes = indexes_of(tars, _shown(progress, len(tars)))
+    return {"digest": digest_of([[index.tar.name, index.header.digest.hex()] for index in indexes])}
+
+
+def _shown(progress: Progress, tars: int) -> Tell:
+    def tell(made: int, missing: int, samples: int) -> None:
+        progress.update(tars - missing + made, f"{samples} samples")
+
+    return tell
