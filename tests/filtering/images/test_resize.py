@@ -12,7 +12,8 @@ from PIL import Image
 from pixels import photo
 
 from filtering import InputError
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.image_config import ImageConfig
+from filtering.images.resize import Resize
 from helpers.download_web import picture, png_header
 from helpers.pictures import difference, kept, resize, saved, scene
 
