@@ -84,6 +84,7 @@ def download_corpus(
     Raises InputError if there are no links, if not one image was obtained, or if the network is dead. If there was
     not even an HTTP error, nothing is remembered, so that the next run asks for every link again.
     """
+    _take_little_memory()
     out = out.resolve()
     cut = cut_corpus(corpus, out, config.shard_size)
     result = write_shards(
@@ -112,6 +113,7 @@ class DownloadShard:
     """
 
     def __init__(self, config: DownloadConfig, out: Path, retry: Retry = "transient") -> None:
+        _take_little_memory()
         self._out, self._retry = out, retry
         self._validity = validity_of(config)
         self._client = _Client(config)
@@ -130,6 +132,11 @@ class DownloadShard:
         if not known.uses(old):
             old.unlink(missing_ok=True)  # of other settings: a kill between the moves must not leave it beside our statuses
         return counts
+
+
+def _take_little_memory() -> None:
+    """Arrow's own pool takes 13 MB for the first row, which is more than the tables of a shard need."""
+    pa.set_memory_pool(pa.system_memory_pool())
 
 
 class _Client:
