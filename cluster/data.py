@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.capacity import LONGEST_SECONDS, nodes_to_come, room
 from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings, rows_in
+from cluster.lone_ray import plan_without_autoscaler
 from cluster.progress import Progress
 from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
 from cluster.waiting import Waiting
@@ -126,6 +127,8 @@ def _results(
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # its plans and hints are for Ray Data's developers; they stay in the session's log file
             handler.setLevel(logging.ERROR)
+    if not is_shared(config):
+        plan_without_autoscaler()
     _await_cpu(config.data_label)
     context = ray.data.DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1  # it takes a shard that is long in work for a plan that hangs

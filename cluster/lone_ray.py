@@ -25,4 +25,24 @@ def without_services() -> Iterator[None]:
             setattr(Node, name, start)
 
 
+def plan_without_autoscaler() -> None:
+    """Let Ray Data ask this process, and not an actor of its own, how much of the machine is there: all of it, always."""
+    import ray
+    import ray.data._internal.cluster_autoscaler.rate_based_cluster_autoscaler as autoscaler
+
+    class WholeMachine:
+        """As `ray.data._internal.cluster_autoscaler.AutoscalingCoordinator`."""
+
+        def __init__(self, **_: object) -> None:
+            self._nodes = {node["NodeID"]: node["Resources"] for node in ray.nodes() if node["Alive"]}
+
+        request_resources = cancel_request = _nothing
+
+        def get_reserved_resources(self) -> dict[str, dict[str, float]]:
+            return self._nodes
+
+    if hasattr(autoscaler, "DefaultAutoscalingCoordinator"):
+        vars(autoscaler)["DefaultAutoscalingCoordinator"] = WholeMachine
+
+
 def _nothing(*_: object, **__: object) -> None: ...

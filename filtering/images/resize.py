@@ -2,11 +2,12 @@
 
 import io
 import os
+import sys
 import threading
 import warnings
-from collections.abc import Callable
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import cv2
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from filtering import InputError
+from filtering.images import same_transforms
 from filtering.images.containers import EXTENSIONS, Container, CostlyError, UnsupportedError, begins_as_bitmap, container_of
 from filtering.images.exif import orientation_of
 from filtering.images.image_config import ImageConfig, Resized
@@ -29,6 +31,7 @@ _LARGEST_WEBP = 16_383
 _PNG_COMPRESSION = 6  # zlib's own default; OpenCV's gives files a quarter larger
 _MESSAGE_LENGTH = 200
 _ONE_AT_A_TIME = threading.Lock()
+_LIBRARY = "albumentations"
 
 
 class Resize:
@@ -47,7 +50,7 @@ class Resize:
         cv2.setNumThreads(1)
         self._resizer: Any = None
         if config.pixels == "img2dataset":
-            self._resizer = img2dataset_resizer(transforms=_MadeOnce)(
+            self._resizer = img2dataset_resizer(same_transforms)(
                 config.image_size,
                 config.resize_mode,
                 config.resize_only_if_bigger,
@@ -150,10 +153,10 @@ class Resize:
         return {"image": encoded, "extension": extension, "width": width, "height": height, "phash": phash(picture)}
 
 
-def img2dataset_resizer(*, transforms: Callable[[Any], Any] = lambda library: library) -> Any:
+def img2dataset_resizer(transforms: ModuleType | None = None) -> Any:
     """The class `img2dataset.resizer.Resizer`, from its file alone: the package brings torch, Ray and wandb (2 s, 600 MB).
 
-    `transforms` may put something else in the place of albumentations.
+    `transforms` takes the place of albumentations, if given.
     """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for its newest version
     package = find_spec("img2dataset")
@@ -164,26 +167,17 @@ def img2dataset_resizer(*, transforms: Callable[[Any], Any] = lambda library: li
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
-    vars(module)["A"] = transforms(module.A)
+    loaded = sys.modules.get(_LIBRARY)
+    if transforms is not None:
+        sys.modules[_LIBRARY] = transforms
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if loaded is not None:
+            sys.modules[_LIBRARY] = loaded
+        elif transforms is not None:
+            del sys.modules[_LIBRARY]
     return module.Resizer
-
-
-class _MadeOnce:
-    """Albumentations to a Resizer that builds the same transforms for each image, which takes a tenth of its time."""
-
-    def __init__(self, library: Any) -> None:
-        self._library = library
-        self._made: dict[str, Any] = {}
-
-    def __getattr__(self, name: str) -> Callable[..., Any]:
-        def make(**settings: object) -> Any:
-            key = f"{name} {sorted(settings.items())}"
-            if key not in self._made:
-                self._made[key] = getattr(self._library, name)(**settings)
-            return self._made[key]
-
-        return make
 
 
 def _status_of(error: Exception) -> str:
