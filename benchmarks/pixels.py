@@ -20,7 +20,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from filtering.images.resize import ImageConfig, Resize, Resized, img2dataset_resizer
+from filtering.images.image_config import ImageConfig, Resized
+from filtering.images.resize import Resize, img2dataset_resizer
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "256 border": {"image_size": 256, "resize_mode": "border", "resize_only_if_bigger": False},

@@ -15,6 +15,7 @@ import pyarrow as pa
 from cluster.capacity import LONGEST_SECONDS, nodes_to_come, room
 from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings, rows_in
+from cluster.lone_ray import plan_without_autoscaler
 from cluster.progress import Progress
 from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
 from cluster.waiting import Waiting
@@ -65,6 +66,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
         label: str,
         unit: str = "rows",
         at_once: int = 1,
+        cores: int = 1,
         describe: Describe | None = None,
     ) -> list[Marker]:
         out = out.resolve()  # workers have another working directory
@@ -81,7 +83,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
                 Following(progress, out, rows, before, describe) as watched,
                 following(out / "_work"),
                 # Closed at once when a shard fails: workers must not keep running while somebody tries again.
-                closing(_results(config, make_work, todo, out, fingerprint, at_once)) as results,
+                closing(_results(config, make_work, todo, out, fingerprint, at_once, cores)) as results,
             ):
                 for row in results:
                     _raise_failure(row)
@@ -143,7 +145,7 @@ def _result(source: str, *, mistake: str | None = None, failure: str | None = No
 
 
 def _results(
-    config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str, at_once: int
+    config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str, at_once: int, cores: int
 ) -> Generator[dict[str, Any], None, None]:
     """One row per shard, as each completes."""
     ensure_session(config)
@@ -153,11 +155,13 @@ def _results(
     for handler in logging.getLogger("ray.data").handlers:
         if handler.name == "console":  # its plans and hints are for Ray Data's developers; they stay in the session's log file
             handler.setLevel(logging.ERROR)
+    if not is_shared(config):
+        plan_without_autoscaler()
     _await_cpu(config.data_label)
     context = ray.data.DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1  # it takes a shard that is long in work for a plan that hangs
     context.execution_options.label_selector = selector_of(config.data_label)
-    workers = workers_for(len(sources), ray.nodes(), config)
+    workers = workers_for(len(sources), ray.nodes(), config, cores)
     with ray.data.DataContext.current(context):
         shards = ray.data.from_items([{"source": str(source)} for source in sources], override_num_blocks=len(sources))
         with warnings.catch_warnings():
@@ -181,7 +185,7 @@ def _results(
                     max_concurrent_calls_per_actor=at_once,
                     enable_true_multi_threading=True,
                 ),
-                num_cpus=CPUS_PER_WORKER,
+                num_cpus=CPUS_PER_WORKER * (1 if config.data_workers else cores),
                 max_task_retries=OOM_RETRIES,
                 batch_format="pyarrow",
                 batch_size=1,
@@ -190,15 +194,17 @@ def _results(
             yield from batch.to_pylist()
 
 
-def workers_for(shards: int, nodes: list[dict[str, Any]], config: SessionConfig) -> int:
-    """How many workers take shards: those asked for, or one for each core of the nodes that `session.data_label` allows.
+def workers_for(shards: int, nodes: list[dict[str, Any]], config: SessionConfig, cores: int = 1) -> int:
+    """How many workers take shards: those asked for, or one for so many cores of the nodes that `session.data_label` allows.
 
     Cores of other nodes do not count: workers for them would wait, and start more data nodes than anybody asked for. More than
     fit are what makes an autoscaler start nodes, so on a cluster as many as are asked for may wait.
     """
     label = selector_of(config.data_label)
-    cores, fitting = (room(nodes, {"CPU": cpus}, label) for cpus in (1.0, CPUS_PER_WORKER))
-    wanted = config.data_workers or cores
+    fitting = room(nodes, {"CPU": CPUS_PER_WORKER}, label)
+    # A node with fewer cores has a worker, too.
+    busy = sum(max(room([node], {"CPU": cores}, label), min(1, room([node], {"CPU": 1}, label))) for node in nodes)
+    wanted = config.data_workers or busy
     return max(1, min(shards, wanted if is_shared(config) else min(wanted, fitting)))
 
 

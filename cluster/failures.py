@@ -15,8 +15,6 @@ import urllib.error
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from cluster.heartbeats import HangingCollectiveError
-
 RESUME = "then run the same command again: it resumes"
 SPACE = f"free some space, {RESUME}"
 WRITABLE = "choose another folder, or change its permissions"
@@ -91,6 +89,10 @@ DEATHS = (
 
 FULL_BYTES = 32 * 2**20
 LONGEST = 400
+
+
+class HangingCollectiveError(RuntimeError):
+    """Some ranks waited for others for longer than they may; names those that did not come."""
 
 
 def chain_of(error: BaseException | None) -> Iterator[BaseException]:

@@ -17,6 +17,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from cluster.failures import HangingCollectiveError
 from filtering.files import write_json
 from owseg.data import Batch
 from owseg.phases import ScheduledPhase
@@ -34,10 +35,6 @@ _OF_RAY = "BroadcastCollectiveTimeoutError"
 
 At = Callable[[str], None]
 """Takes the place where this rank is now: "reads the batch of step 7"."""
-
-
-class HangingCollectiveError(RuntimeError):
-    """Some ranks waited for others for longer than they may; names those that did not come."""
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from typing import Any
 from cluster import InputError
 from cluster.connection import VARIABLE, check_cluster, given_address, no_cluster
 from cluster.failures import machine_problem
+from cluster.lone_ray import ENVIRONMENT, without_services
 from cluster.ray_messages import tell_in_a_line
 from cluster.waiting import Waiting
 
@@ -38,8 +39,8 @@ class SessionConfig:
     object_store_mb: int = 256
     """Shared memory of a local Ray, in MiB; the stages pass file names, not data, so little is needed."""
     data_workers: int | None = None
-    """Processes that filter and download at the same time; null: one for each CPU that is there when they begin. More than fit
-    make a cluster's autoscaler start nodes."""
+    """Workers that filter or download at the same time; null: as many as keep the CPUs busy that are there when they begin (one
+    for each that filters, one for two that downloads). More than fit make a cluster's autoscaler start nodes."""
     data_label: str = ""
     """Filter and download only on Ray nodes with this label, key=value (ray_cluster.yaml has role=data); empty: anywhere."""
     train_label: str = ""
@@ -103,7 +104,7 @@ def _start(config: SessionConfig, common: dict[str, Any]) -> None:
 
     common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
     try:
-        with kept_signal_handlers():
+        with kept_signal_handlers(), without_services():
             ray.init(
                 address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
                 num_cpus=config.num_cpus,
@@ -180,6 +181,8 @@ def set_environment(*, local: bool) -> None:
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_task_oom_retries": str(OOM_RETRIES),
     }
+    if local:
+        defaults |= ENVIRONMENT
     if local and "RAY_AUTH_MODE" not in os.environ:
         # A token of this session's own, in memory only. Left to itself Ray writes one to the home folder, and every later
         # `ray start` there demands it from clients that know nothing of it.

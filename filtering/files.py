@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -38,6 +38,16 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write parquet, whole or not at all. The same table gives the same bytes."""
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """The rows of one parquet file. Raises KeyError where it lacks one of `columns`.
+
+    `pq.read_table` reads folders as well, and to that end loads what takes 30 MB and 0.3 s in each process.
+    """
+    with pq.ParquetFile(path) as file:
+        table = file.read(columns)
+    return table if columns is None else table.select(columns)
 
 
 def digest_of(value: object) -> str:

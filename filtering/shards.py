@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filtering.files import Recorded, digest_of, digest_of_file, losses, write_json, write_table
+from filtering.files import Recorded, digest_of, digest_of_file, losses, read_table, write_json, write_table
 from storage.copies import discard
 
 
@@ -104,7 +104,8 @@ class Runner(Protocol):
     """Runs work over parquet shards and returns their markers in the order of `sources`.
 
     `label` names the progress bar, `unit` what it counts, and `describe` comments on it. `at_once` is how many shards one
-    worker may have in work at the same time, from as many threads: for work that mostly waits.
+    worker may have in work at the same time, from as many threads: for work that mostly waits. `cores` is how many cores the
+    processes of one worker keep busy: there are fewer workers then.
     """
 
     def __call__(
@@ -117,6 +118,7 @@ class Runner(Protocol):
         label: str,
         unit: str = "rows",
         at_once: int = 1,
+        cores: int = 1,
         describe: Describe | None = None,
     ) -> list[Marker]: ...
 
@@ -142,6 +144,7 @@ def run_local(
     label: str = "",
     unit: str = "rows",
     at_once: int = 1,
+    cores: int = 1,
     describe: Describe | None = None,
 ) -> list[Marker]:
     """The plain `Runner`: in this process, in the order of `sources`, without progress."""
@@ -179,7 +182,7 @@ def run_shard(work: ShardWork, source: Path, out: Path, fingerprint: str) -> Mar
     scratch.mkdir(parents=True, exist_ok=True)
     for path in _outputs(scratch):  # left by an interrupted run, perhaps of another config
         path.unlink()
-    counts = work(pq.read_table(source), scratch)
+    counts = work(read_table(source), scratch)
     marker_path(out, name).unlink(missing_ok=True)  # of another config: from here on its files are no longer what it says
     files, sizes = {}, {}
     for path in _outputs(scratch):

@@ -58,6 +58,12 @@ def test_config_sections_are_read_without_ray_or_mlflow() -> None:
     assert brought_along(light, INFRASTRUCTURE) == []
 
 
+def test_workers_of_the_filter_and_the_download_load_what_they_need_alone() -> None:
+    """There are many of them, and each would hold it: torch alone is 400 MB."""
+    heavy = (*INFRASTRUCTURE, "torch", "cv2", "PIL", "spacy", "pandas", "pyarrow.dataset")
+    assert brought_along(["cluster.session", "cluster.data", "filtering.images.download"], heavy) == []
+
+
 def test_all_settings_are_read_without_the_libraries_that_only_models_need() -> None:
     heavy = (*INFRASTRUCTURE, "timm", "torchvision", "transformers", "open_clip", "matplotlib")
     assert brought_along(["pipelines.app.settings", "pipelines.app.cli"], heavy) == []

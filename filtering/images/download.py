@@ -22,16 +22,18 @@ from filtering.images.captioned import CaptionedImage, Row, by_url, carried
 from filtering.images.fetch import MAX_PROBED, Fetcher
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.guard import GuardedResize
+from filtering.images.image_config import ImageConfig
 from filtering.images.image_shards import finish, write_shard, write_shards
 from filtering.images.layout import PREVIOUS, cut_corpus, known_of
 from filtering.images.progress import describe, failed
-from filtering.images.resize import ImageConfig
 from filtering.images.results import Results, Retry, Validity
 from filtering.shards import Runner, run_local
 from storage.copies import remove_folder
 
-SHARDS_AT_ONCE = 2
-"""Shards that a worker has in work: while one waits for its last slow servers, the next has begun."""
+CORES = 2
+"""Images that a worker resizes at the same time, in as many processes. One that fetches, checks and writes can feed two."""
+SHARDS_AT_ONCE = 3
+"""Shards that a worker has in work: while one waits for its last slow servers, or is written, the next has begun."""
 
 _FORMAT = 2  # raise it when the same links and config give other files than before
 _TASKS_AT_ONCE = 100
@@ -82,6 +84,7 @@ def download_corpus(
     Raises InputError if there are no links, if not one image was obtained, or if the network is dead. If there was
     not even an HTTP error, nothing is remembered, so that the next run asks for every link again.
     """
+    _take_little_memory()
     out = out.resolve()
     cut = cut_corpus(corpus, out, config.shard_size)
     result = write_shards(
@@ -93,6 +96,7 @@ def download_corpus(
         label="download",
         retry=retry,
         at_once=SHARDS_AT_ONCE,
+        cores=CORES,
         describe=describe,
         target=config.target,
         nothing=_nothing_obtained,
@@ -109,6 +113,7 @@ class DownloadShard:
     """
 
     def __init__(self, config: DownloadConfig, out: Path, retry: Retry = "transient") -> None:
+        _take_little_memory()
         self._out, self._retry = out, retry
         self._validity = validity_of(config)
         self._client = _Client(config)
@@ -129,8 +134,13 @@ class DownloadShard:
         return counts
 
 
+def _take_little_memory() -> None:
+    """Arrow's own pool takes 13 MB for the first row, which is more than the tables of a shard need."""
+    pa.set_memory_pool(pa.system_memory_pool())
+
+
 class _Client:
-    """The fetcher on an event loop in a thread of its own, and the thread that resizes: open while a shard is in work."""
+    """The fetcher on an event loop in a thread of its own, and the threads that resize: open while a shard is in work."""
 
     def __init__(self, config: DownloadConfig) -> None:
         self.workers = 1
@@ -186,7 +196,7 @@ class _Client:
 
     def _open(self) -> None:
         with ExitStack() as parts:
-            self._thread = parts.enter_context(ThreadPoolExecutor(1, "resize"))
+            self._thread = parts.enter_context(ThreadPoolExecutor(CORES, "resize"))
             self._loop = asyncio.new_event_loop()
             parts.callback(self._loop.close)
             thread = Thread(target=self._loop.run_forever, name="fetch", daemon=True)

@@ -50,6 +50,8 @@ class Outcome:
 # heal in seconds.
 _ASK_AGAIN = frozenset({"dns", "connect", "incomplete", "http_408", "http_425", "http_429"})
 _BUFFER = 2**17  # bytes: twice as many are read ahead before the server has to wait
+_WAITING_BODIES = 32
+"""Bodies that wait for whoever asked for them: from so many on it is he who is slow, and fewer links are asked for at once."""
 _IDLE = 3.0  # seconds that a connection is kept for the next link; with a host per link, most are never used again
 _OPEN_FILES = 2**14
 _UNKNOWN_FOR, _REMEMBERED = 60.0, 2**16  # seconds, and names: those that do not exist are not looked up for each of their links
@@ -85,6 +87,9 @@ class Fetcher:
         self._gate = Gate(config.allow)
         self._probes: OrderedDict[tuple[str, int], None] = OrderedDict()
         """Hosts and ports that gave an image, the latest last."""
+        self._at_once = min(2 * _WAITING_BODIES, config.concurrency)
+        """Links that may be in flight now: one more after each link, as far as `concurrency`, unless bodies wait."""
+        self._bodies = 0
         self._unknown: dict[str, float] = {}
         """Names that do not exist, and until when they need not be looked up again."""
 
@@ -92,7 +97,7 @@ class Fetcher:
         config = self._config
         _allow_open_files()
         self._hosts = Hosts(
-            at_once=config.concurrency,
+            at_once=self._at_once,
             per_host=max(1, config.per_host // self._workers),
             rate=config.per_host_rate / self._workers,
             failures=config.host_failures,
@@ -139,7 +144,20 @@ class Fetcher:
         Raises `hosts.NetworkDown` if nobody has answered for `outage_patience` seconds.
         """
         async with AsyncExitStack() as held:
-            yield await self._obtain(url, _Flight(self._config.timeout, held))
+            outcome = await self._obtain(url, _Flight(self._config.timeout, held))
+            self._adapt()
+            self._bodies += outcome.status == "success"
+            try:
+                yield outcome
+            finally:
+                self._bodies -= outcome.status == "success"
+
+    def _adapt(self) -> None:
+        """Ask for more links at once, or for fewer where bodies wait: they would fill the memory."""
+        change = -1 if self._bodies >= _WAITING_BODIES else 1
+        if _WAITING_BODIES <= self._at_once + change <= self._config.concurrency:
+            self._at_once += change
+            self._hosts.allow(change)
 
     def vouch(self, url: str) -> None:
         """Say that the host of a URL gave an image in an earlier run: it may tell a dead network from dead hosts."""

@@ -1,8 +1,8 @@
 """Decoding within bounds: in a process of its own, which an image that takes too long or too much costs, and nothing else.
 
 A decoder cannot be interrupted from within: most of its time is spent in C. The kernel ends the process when an image has had
-its processor time, however busy the machine is with other things. One process serves all threads of this one, one image after
-the other, and is started again when it is lost.
+its processor time, however busy the machine is with other things. There are as many processes as threads of this one have had
+images in work at the same time; one that is lost is started again.
 """
 
 import os
@@ -11,13 +11,12 @@ import resource
 import signal
 import subprocess
 import sys
-import threading
 from functools import lru_cache
 from importlib.util import find_spec
 from multiprocessing.connection import Connection, Pipe
 
 from filtering import InputError
-from filtering.images.resize import ImageConfig, Resize, Resized
+from filtering.images.image_config import ImageConfig, Resized
 
 _STARTED = b"started"
 _START_SECONDS = 120.0
@@ -41,9 +40,9 @@ class GuardedResize:
         self._message = pickle.dumps(config)
 
     def __call__(self, data: bytes) -> Resized:
-        ended = _DECODER.ask(self._message, data, self._config.max_seconds + _HANG_SECONDS)
+        ended = _DECODERS.ask(self._message, data, self._config.max_seconds + _HANG_SECONDS)
         if ended == -signal.SIGKILL:  # the kernel's choice when the machine's memory is full: not for sure this image's fault
-            ended = _DECODER.ask(self._message, data, self._config.max_seconds + _HANG_SECONDS)
+            ended = _DECODERS.ask(self._message, data, self._config.max_seconds + _HANG_SECONDS)
         if isinstance(ended, Resized):
             return ended
         if ended == -signal.SIGPROF:
@@ -53,35 +52,33 @@ class GuardedResize:
 
 
 class _Decoder:
-    """The process, from the first image on until this one ends."""
+    """A process, from its first image on until this one ends. It takes one image after the other."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._connection: Connection
 
     def ask(self, config: bytes, data: bytes, seconds: float) -> Resized | int:
         """What became of an image, or the exit status of the process that it cost."""
-        with self._lock:
-            if self._process is not None and self._process.poll() is not None:
-                self._reap()  # it ended between two images
-            if self._process is None:
-                self._process = self._start()
-            process = self._process
-            try:
-                self._connection.send_bytes(config)
-                self._connection.send_bytes(data)
-                if self._connection.poll(seconds):
-                    answer: Resized = self._connection.recv()
-                    return answer
-                process.terminate()
-            except (EOFError, OSError):
-                pass  # it is gone
-            except BaseException:
-                process.kill()  # interrupted: the next image must not get the answer to this one
-                self._reap()
-                raise
-            return self._reap()
+        if self._process is not None and self._process.poll() is not None:
+            self._reap()  # it ended between two images
+        if self._process is None:
+            self._process = self._start()
+        process = self._process
+        try:
+            self._connection.send_bytes(config)
+            self._connection.send_bytes(data)
+            if self._connection.poll(seconds):
+                answer: Resized = self._connection.recv()
+                return answer
+            process.terminate()
+        except (EOFError, OSError):
+            pass  # it is gone
+        except BaseException:
+            process.kill()  # interrupted: the next image must not get the answer to this one
+            self._reap()
+            raise
+        return self._reap()
 
     def _start(self) -> subprocess.Popen[bytes]:
         self._connection, theirs = Pipe()
@@ -109,11 +106,30 @@ class _Decoder:
         return status
 
 
-_DECODER = _Decoder()
+class _Decoders:
+    """The processes that decode. Which of them takes an image does not matter."""
+
+    def __init__(self) -> None:
+        self.idle: list[_Decoder] = []
+
+    def ask(self, config: bytes, data: bytes, seconds: float) -> Resized | int:
+        try:
+            decoder = self.idle.pop()
+        except IndexError:
+            decoder = _Decoder()
+        try:
+            return decoder.ask(config, data, seconds)
+        finally:
+            self.idle.append(decoder)
+
+
+_DECODERS = _Decoders()
 
 
 def serve(descriptor: int) -> None:
     """The decoder's side: configurations and images in, results out, until the other end hangs up."""
+    from filtering.images.resize import Resize  # the processes that only ask do without what decodes
+
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
     resize_for = lru_cache(4)(lambda message: Resize(pickle.loads(message)))

@@ -23,10 +23,10 @@ from filtering import InputError
 from filtering.files import write_json, write_table
 from filtering.images.captioned import CaptionedImage, Row, json_value
 from filtering.images.fetch import Outcome
+from filtering.images.image_config import Resized
 from filtering.images.kept_rows import Cut
 from filtering.images.mirror import SIZES, Target
 from filtering.images.reasons import FAILURES, failure_of
-from filtering.images.resize import Resized
 from filtering.images.results import Record, Results, Retry, Validity, asked_again
 from filtering.schema import STATUS
 from filtering.shards import Describe, MakeWork, Marker, Runner, SharedWork, digest_of_markers, finished, reopen, sum_counts
@@ -101,6 +101,7 @@ def write_shards(
     label: str,
     retry: Retry = "none",
     at_once: int = 1,
+    cores: int = 1,
     describe: Describe | None = None,
     target: str = "",
     nothing: Nothing,
@@ -119,7 +120,15 @@ def write_shards(
     again = [shard for shard, marker in complete.items() if _has_failure(marker, retry)]
     reopen(out, again)
     markers = run(
-        make_work, sources, out, fingerprint=fingerprint, label=label, unit="images", at_once=at_once, describe=describe
+        make_work,
+        sources,
+        out,
+        fingerprint=fingerprint,
+        label=label,
+        unit="images",
+        at_once=at_once,
+        cores=cores,
+        describe=describe,
     )
     for left in out.glob("_work/[0-9]*"):
         _remove(left)  # by a kill after a shard was complete: it may hold all its images once more

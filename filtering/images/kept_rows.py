@@ -10,6 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filtering import InputError
+from filtering.files import read_table
 from filtering.images.captioned import carried
 from filtering.schema import CORPUS, KEY_LENGTH, OWN_NAMES, SAMPLE
 
@@ -34,7 +35,7 @@ class Corpus:
         """Some columns of each file, sorted by key and sample, each key once: rows with one key lie in one file."""
         for path in self.files:
             there = [name for name in columns if name in schema_of(path).names]
-            table = self._checked(path, pq.read_table(path, columns=there), columns)
+            table = self._checked(path, read_table(path, there), columns)
             yield without_repeats(table.sort_by([("key", "ascending"), (SAMPLE.name, "ascending")]))
 
     def _checked(self, path: Path, table: pa.Table, columns: Sequence[str]) -> pa.Table:

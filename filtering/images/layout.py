@@ -18,7 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filtering.files import write_json, write_table
+from filtering.files import read_table, write_json, write_table
 from filtering.images.captioned import CaptionedImage, ids_of
 from filtering.images.image_shards import shard_files
 from filtering.images.kept_rows import Cut, open_corpus, without_repeats
@@ -65,7 +65,7 @@ def known_of(out: Path, shard: str, images: Sequence[CaptionedImage], validity: 
         for name in names if of_url else []:
             known.add_shard(folder / f"{name}.parquet")
         if not of_url:
-            known.add(pq.read_table(folder / f"{_SORTED}{shards:05d}" / f"{shard}.parquet"), folder)
+            known.add(read_table(folder / f"{_SORTED}{shards:05d}" / f"{shard}.parquet"), folder)
         for name in names:
             for journal in sorted(folder.glob(f"{name}{validity.journal}")):
                 known.add_journal(journal)

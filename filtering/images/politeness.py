@@ -184,6 +184,14 @@ class Hosts:
             raise HostDown(answer)
         return answer
 
+    def allow(self, more: int) -> None:
+        """Let so many more requests be in flight in all than so far, or fewer."""
+        self._free += more
+        while self._free > 0 and self._ready:
+            ready, _ = self._ready.popitem(last=False)
+            if ready in self._hosts:
+                self._serve(ready, self._hosts[ready])
+
     def _serve(self, name: str, host: _Host) -> None:
         """Let those in who may; otherwise see to it that this is called again in time."""
         now = self._loop.time()
@@ -196,7 +204,7 @@ class Hosts:
             if (ready := max(host.free_at, host.rests_until)) > now:
                 self._serve_at(ready, name, host)
                 return
-            if not self._free:
+            if self._free <= 0:
                 self._ready[name] = None
                 return
             self._free -= 1
@@ -219,11 +227,7 @@ class Hosts:
 
     def _leave(self, name: str, host: _Host) -> None:
         host.running -= 1
-        self._free += 1
-        while self._free and self._ready:
-            ready, _ = self._ready.popitem(last=False)
-            if ready in self._hosts:
-                self._serve(ready, self._hosts[ready])
+        self.allow(1)
         self._serve(name, host)
 
     def _put_aside(self, name: str, host: _Host, now: float) -> None:

@@ -2,99 +2,25 @@
 
 import io
 import os
+import sys
 import threading
 import warnings
-from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
-from typing import Any, Literal
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
 from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 from filtering import InputError
+from filtering.images import same_transforms
 from filtering.images.containers import EXTENSIONS, Container, CostlyError, UnsupportedError, begins_as_bitmap, container_of
 from filtering.images.exif import orientation_of
+from filtering.images.image_config import ImageConfig, Resized
 from filtering.images.phash import phash
 from filtering.images.pixels import Picture, Size, bordered, cropped, decoded, is_jpeg, scaled, turned, upright
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImageConfig:
-    """Which images are good enough, and how they are stored. The resize options are img2dataset's, by its own names."""
-
-    image_size: int = 512
-    """Target in pixels: of the shorter side for keep_ratio and center_crop, else of the longer side."""
-    resize_mode: Literal["no", "keep_ratio", "keep_ratio_largest", "center_crop", "border"] = "keep_ratio"
-    """keep_ratio (shorter side to image_size), keep_ratio_largest (longer side), center_crop (square), border (white), or no:
-    the original file is kept, byte for byte and with its metadata, as jpg, png, webp, gif, bmp or avif."""
-    resize_only_if_bigger: bool = True
-    """Leave smaller images at their size instead of enlarging them."""
-    min_side: int = 32
-    """Shortest side in pixels; less is refused as "too_small"."""
-    max_aspect: float = 10.0
-    """Longer side divided by shorter; more is refused as "too_elongated"."""
-    max_area: int = 2**26
-    """Most pixels (width times height); more is refused as "too_many_pixels" before it is decoded."""
-    encode_format: Literal["jpg", "png", "webp"] = "jpg"
-    """Format of the stored image; png is lossless. Not with resize_mode=no."""
-    quality: int = 95
-    """JPEG or WebP quality of the stored image, 1 to 100."""
-    pixels: Literal["fast", "img2dataset"] = "fast"
-    """fast decodes JPEGs at a reduced scale if that is enough; img2dataset gives the very pixels of its version 1.47.0."""
-    max_seconds: float = 10.0
-    """Processor time in seconds that one image may take; more is refused as "too_costly"."""
-
-    def __post_init__(self) -> None:
-        for name in ("image_size", "min_side", "max_area"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name}: {getattr(self, name)} is below 1")
-        if self.max_aspect < 1:
-            raise InputError(f"max_aspect: {self.max_aspect} is below 1, which no image can meet")
-        if not 1 <= self.quality <= 100:
-            raise InputError(f"quality: {self.quality} is not between 1 and 100")
-        if not self.max_seconds > 0:
-            raise InputError(f"max_seconds: {self.max_seconds} is not above 0")
-        if self.resize_mode == "no" and self.encode_format != "jpg":
-            raise InputError(
-                f"encode_format: resize_mode=no keeps the original files, so there is no {self.encode_format} to write; "
-                "for images that are not made smaller set resize_mode=keep_ratio and a large image_size"
-            )
-
-    @property
-    def content(self) -> dict[str, Any]:
-        """The settings that the bytes of a stored image depend on, and whether there is one."""
-        settings = asdict(self)
-        del settings["max_seconds"]
-        if self.resize_mode == "no":
-            settings["encode_format"] = "original"
-        elif self.encode_format == "jpg":
-            del settings["encode_format"]  # what was stored before there was a choice stays valid
-        return settings
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resized:
-    """`image`, `extension`, `width`, `height` and `phash` are there if and only if `status` is "success".
-
-    Other statuses: not_an_image, unsupported_format, truncated, undecodable, too_many_pixels, too_small, too_elongated,
-    too_costly, client_error. Sizes are those of the upright picture; the original one is there if the header was legible.
-    `phash` is that of the kept picture without its border (`filtering.images.phash`), `message` what the decoder said.
-    """
-
-    status: str
-    image: bytes = field(default=b"", repr=False)
-    """The file to store."""
-    extension: str | None = None
-    """What kind of file it is: jpg, png, webp, gif, bmp or avif."""
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    phash: str | None = None
-    message: str | None = None
-
 
 # Pillow warns of many pixels (`max_area` decides about them) and of odd metadata, which thousands of web images have.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -105,6 +31,7 @@ _LARGEST_WEBP = 16_383
 _PNG_COMPRESSION = 6  # zlib's own default; OpenCV's gives files a quarter larger
 _MESSAGE_LENGTH = 200
 _ONE_AT_A_TIME = threading.Lock()
+_LIBRARY = "albumentations"
 
 
 class Resize:
@@ -123,7 +50,7 @@ class Resize:
         cv2.setNumThreads(1)
         self._resizer: Any = None
         if config.pixels == "img2dataset":
-            self._resizer = img2dataset_resizer()(
+            self._resizer = img2dataset_resizer(same_transforms)(
                 config.image_size,
                 config.resize_mode,
                 config.resize_only_if_bigger,
@@ -226,8 +153,11 @@ class Resize:
         return {"image": encoded, "extension": extension, "width": width, "height": height, "phash": phash(picture)}
 
 
-def img2dataset_resizer() -> Any:
-    """The class `img2dataset.resizer.Resizer`, from its file alone: the package brings torch, Ray and wandb (2 s, 600 MB)."""
+def img2dataset_resizer(transforms: ModuleType | None = None) -> Any:
+    """The class `img2dataset.resizer.Resizer`, from its file alone: the package brings torch, Ray and wandb (2 s, 600 MB).
+
+    `transforms` takes the place of albumentations, if given.
+    """
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # or albumentations asks the network for its newest version
     package = find_spec("img2dataset")
     if package is None:
@@ -237,7 +167,16 @@ def img2dataset_resizer() -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = module_from_spec(spec)
-    spec.loader.exec_module(module)
+    loaded = sys.modules.get(_LIBRARY)
+    if transforms is not None:
+        sys.modules[_LIBRARY] = transforms
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        if loaded is not None:
+            sys.modules[_LIBRARY] = loaded
+        elif transforms is not None:
+            del sys.modules[_LIBRARY]
     return module.Resizer
 
 

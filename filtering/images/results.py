@@ -15,9 +15,8 @@ from typing import Any, Literal, Self, get_args
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from filtering.files import write_json
+from filtering.files import read_table, write_json
 from filtering.images.captioned import CaptionedImage, ids_of
 from filtering.images.journal import Journal
 from filtering.images.reasons import Failure, failure_of
@@ -77,9 +76,9 @@ def located(statuses: Path) -> pa.Table | None:
     """What the shard whose table is `statuses` knows (schema LOCATED); None where the table is missing or damaged."""
     tar = statuses.with_suffix(".tar")
     try:
-        table = pq.read_table(fetched(statuses), columns=["key", "url", *RESULT.names])
+        table = read_table(fetched(statuses), ["key", "url", *RESULT.names])
         present(tar)
-    except (FileNotFoundError, pa.ArrowInvalid, pa.ArrowKeyError):
+    except (FileNotFoundError, pa.ArrowInvalid, KeyError):
         return None  # never written, damaged, or of another version: its links are asked for
     except OSError as error:
         if error.errno is not None:

@@ -11,8 +11,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cluster.failures import machine_problem
-from cluster.heartbeats import HangingCollectiveError, forget, heartbeats, is_timeout, placed
+from cluster.failures import HangingCollectiveError, machine_problem
+from cluster.heartbeats import forget, heartbeats, is_timeout, placed
 from filtering.files import write_json
 
 SECONDS = 1

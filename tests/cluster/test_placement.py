@@ -51,6 +51,19 @@ def test_data_workers_go_by_the_cores_that_they_may_use(settings: dict[str, Any]
 
 
 @pytest.mark.parametrize(
+    ("settings", "cores", "expected"),
+    [
+        ({}, [8.0], 4),
+        ({}, [3.0, 1.0, 0.0], 2),
+        ({"data_workers": 6}, [8.0], 6),
+    ],
+)
+def test_workers_that_keep_two_cores_busy_are_half_as_many(settings: dict[str, Any], cores: list[float], expected: int) -> None:
+    nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in cores]
+    assert workers_for(1000, nodes, SessionConfig(**settings), 2) == expected
+
+
+@pytest.mark.parametrize(
     ("use_gpu", "label", "nodes", "expected"),
     [
         (True, "role=train", NODES, (8, True)),

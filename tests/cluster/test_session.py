@@ -20,6 +20,7 @@ from pipelines.app.stage_marker import StageMarker, read_marker, write_marker
 
 PROBE = """
 import json, os, sys
+from pathlib import Path
 from cluster.session import SessionConfig, close_session, ensure_session
 
 ensure_session(SessionConfig(num_cpus=1, object_store_mb=100))
@@ -32,7 +33,13 @@ def look():
     names = ("OMP_NUM_THREADS", "MLFLOW_DISABLE_TELEMETRY", "RAY_AUTH_MODE")
     return {"packages": filtering.__file__, **{name: os.environ.get(name) for name in names}}
 
-print(json.dumps({"cpus": ray.cluster_resources()["CPU"], **ray.get(look.remote())}))
+def mine(process):
+    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    return {Path(part).name for part in (process / "cmdline").read_text().split("\0")} if parent == os.getpid() else set()
+
+started = set().union(*map(mine, Path("/proc").glob("[0-9]*")))
+services = sorted(started & {"raylet", "monitor.py", "log_monitor.py", "dashboard.py"})
+print(json.dumps({"cpus": ray.cluster_resources()["CPU"], "services": services, **ray.get(look.remote())}))
 close_session()
 """
 
@@ -59,6 +66,7 @@ def test_a_local_session_protects_itself_and_leaves_nothing_in_the_home_folder(t
     seen = json.loads(result.stdout)
     assert seen == {
         "cpus": 1.0,
+        "services": ["raylet"],
         "packages": str(REPO / "filtering" / "__init__.py"),
         "OMP_NUM_THREADS": "1",
         "MLFLOW_DISABLE_TELEMETRY": "true",

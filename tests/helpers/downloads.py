@@ -11,7 +11,7 @@ from filtering.files import digest_of_file
 from filtering.images.download import DownloadConfig
 from filtering.images.fetch import Fetcher, Outcome
 from filtering.images.fetch_config import FetchConfig
-from filtering.images.resize import ImageConfig
+from filtering.images.image_config import ImageConfig
 from filtering.schema import CORPUS, key_of
 from helpers.download_web import HOST, Web
 

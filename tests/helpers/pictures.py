@@ -7,7 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.image_config import ImageConfig
+from filtering.images.resize import Resize
 from helpers.download_web import picture
 
 MODES = ("keep_ratio", "keep_ratio_largest", "center_crop", "border")

@@ -16,8 +16,8 @@ from filtering.captions.corpus import FilterConfig
 from filtering.captions.reader import SourceConfig
 from filtering.images.download import DownloadConfig
 from filtering.images.fetch_config import FetchConfig
+from filtering.images.image_config import ImageConfig
 from filtering.images.progress import conclude, describe
-from filtering.images.resize import ImageConfig
 from filtering.images.results import Retry
 from helpers.download_web import Web
 from helpers.downloads import pages, write_corpus

@@ -14,7 +14,7 @@ import pytest
 
 from filtering import InputError
 from filtering.images.download import DownloadConfig, DownloadShard, download_corpus
-from filtering.images.resize import ImageConfig
+from filtering.images.image_config import ImageConfig
 from helpers.download_web import HOST, Web
 from helpers.downloads import by_path, config_for, contents, images, pages, statuses, table_of, write_corpus
 
@@ -158,7 +158,7 @@ import os, sys
 from pathlib import Path
 from filtering.images.download import *
 from filtering.images.fetch_config import FetchConfig
-from filtering.images.resize import ImageConfig
+from filtering.images.image_config import ImageConfig
 """
 
 

@@ -152,6 +152,32 @@ def test_a_body_keeps_its_turn_until_the_block_is_left(web: Web) -> None:
     assert web.requests.total() == 2
 
 
+@pytest.mark.parametrize("slow", [True, False])
+def test_fewer_links_are_asked_for_while_bodies_wait(web: Web, slow: bool) -> None:
+    """Or they would fill the memory; otherwise as many as may be."""
+
+    async def most_held() -> tuple[int, int]:
+        held = [0]
+        working = asyncio.Lock()
+
+        async def one(fetcher: Fetcher, url: str) -> None:
+            async with fetcher.fetch(url):
+                held.append(held[-1] + 1)
+                if slow:
+                    async with working:
+                        await asyncio.sleep(0.001)
+                held.append(held[-1] - 1)
+
+        async with Fetcher(FetchConfig(connect_to=web.connect_to, concurrency=300, per_host_rate=0.0)) as fetcher:
+            async with asyncio.TaskGroup() as tasks:
+                for number in range(400):
+                    tasks.create_task(one(fetcher, f"http://host{number % 40}.{HOST}/image?seed={number % 4}"))
+            return max(held), fetcher._at_once
+
+    most, at_last = asyncio.run(most_held())
+    assert most < 120 if slow else at_last == 300
+
+
 @pytest.mark.parametrize(("workers", "at_once"), [(1, 4), (2, 2), (100, 1)])
 def test_workers_share_the_limit_of_a_host(web: Web, workers: int, at_once: int) -> None:
     async def all_of_them() -> None:

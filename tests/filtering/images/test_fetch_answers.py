@@ -12,9 +12,10 @@ import pytest
 import zstandard
 
 from filtering.images.fetch import Outcome
+from filtering.images.image_config import ImageConfig
 from filtering.images.image_shards import finish
 from filtering.images.reasons import failure_of
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.resize import Resize
 from helpers.download_web import HOST, Raw, answer, picture
 from helpers.downloads import fetch_all, fetch_once
 

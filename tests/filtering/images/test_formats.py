@@ -18,7 +18,8 @@ from filtering.captions.reader import SourceConfig, read_links
 from filtering.images.captioned import CaptionedImage
 from filtering.images.download import DownloadConfig, content_digest, download_corpus
 from filtering.images.from_tars import select_corpus
-from filtering.images.resize import ImageConfig, Resize, img2dataset_resizer
+from filtering.images.image_config import ImageConfig
+from filtering.images.resize import Resize, img2dataset_resizer
 from filtering.images.results import Known, Results, Validity
 from filtering.schema import CORPUS, SAMPLE
 from helpers.download_web import Web, picture

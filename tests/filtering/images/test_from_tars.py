@@ -22,7 +22,7 @@ from filtering.images import from_tars as select
 from filtering.images.download import DownloadConfig, download_corpus
 from filtering.images.fetch_config import FetchConfig
 from filtering.images.from_tars import in_tars, select_corpus
-from filtering.images.resize import ImageConfig
+from filtering.images.image_config import ImageConfig
 from filtering.schema import CORPUS, SAMPLE, STATUS, key_of
 from filtering.shards import MakeWork, Marker, run_local
 from helpers.chain import run_well, summary

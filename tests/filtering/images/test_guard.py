@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,16 @@ from PIL import Image
 
 import filtering.images.guard as guard
 from filtering.images.guard import GuardedResize
+from filtering.images.image_config import ImageConfig
 from filtering.images.reasons import failure_of
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.resize import Resize
 from helpers.download_web import picture
 from helpers.hostile_images import CASES
 from helpers.pictures import saved
 
 
 def process_id() -> int:
-    process = guard._DECODER._process
+    process = guard._DECODERS.idle[-1]._process
     assert process is not None
     return process.pid
 
@@ -88,30 +90,21 @@ def test_memory_is_limited() -> None:
     assert done.stderr.splitlines()[-1] == "MemoryError"
 
 
-def test_several_threads_share_the_decoder() -> None:
-    images = [picture(seed) for seed in range(8)]
-    resize = GuardedResize(ImageConfig())
-    found: dict[int, object] = {}
-
-    def work(number: int) -> None:
-        found[number] = resize(images[number])
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    alone = Resize(ImageConfig())
-    assert found == {number: alone(data) for number, data in enumerate(images)}
+def test_as_many_decoders_as_threads() -> None:
+    images = [picture(seed) for seed in range(16)]
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(GuardedResize(ImageConfig()), images))
+    assert found == list(map(Resize(ImageConfig()), images))
+    assert len(guard._DECODERS.idle) <= 2
 
 
 def test_the_decoder_ends_with_the_process_that_it_serves() -> None:
     code = """
 import sys
 import filtering.images.guard as guard
-from filtering.images.resize import ImageConfig
+from filtering.images.image_config import ImageConfig
 guard.GuardedResize(ImageConfig())(b"")
-print(guard._DECODER._process.pid, flush=True)
+print(guard._DECODERS.idle[-1]._process.pid, flush=True)
 sys.stdin.read()
 """
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as parent:

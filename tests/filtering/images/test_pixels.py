@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 from pixels import photo, psnr
 
-from filtering.images.resize import ImageConfig, Resize, img2dataset_resizer
+from filtering.images.image_config import ImageConfig
+from filtering.images.resize import Resize, img2dataset_resizer
 from helpers.download_web import picture
 from helpers.paths import COCO_MINI
 from helpers.pictures import MODES, differing_bits, hash_of, kept, saved

@@ -6,7 +6,8 @@ import pytest
 from memory import reset_peak, resident
 from PIL import Image
 
-from filtering.images.resize import ImageConfig, Resize, Resized
+from filtering.images.image_config import ImageConfig, Resized
+from filtering.images.resize import Resize
 from helpers.download_web import picture
 from helpers.hostile_images import CASES, saved
 

@@ -19,8 +19,9 @@ from filtering import InputError
 from filtering.files import write_table
 from filtering.images import reasons
 from filtering.images.download import download_corpus
+from filtering.images.image_config import ImageConfig
 from filtering.images.reasons import FAILURES, failure_of
-from filtering.images.resize import ImageConfig, Resize
+from filtering.images.resize import Resize
 from filtering.reports.download import numbers, write
 from filtering.reports.download_meanings import meaning_of
 from filtering.schema import STATUS
