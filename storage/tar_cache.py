@@ -127,8 +127,9 @@ class CachedTars:
         except (InputError, OSError) as error:
             found = str(error)
         temporary = reply.with_name(f"{reply.name}.tmp")
-        temporary.write_bytes(pickle.dumps(found))
-        os.replace(temporary, reply)
+        with suppress(FileNotFoundError):  # the folder has gone, and who asked with it
+            temporary.write_bytes(pickle.dumps(found))
+            os.replace(temporary, reply)
 
     # ---- whole tars
 
@@ -162,16 +163,17 @@ class CachedTars:
                 return  # another process of this machine is at it
             if file.exists() or not room.make(index.header.tar_bytes):
                 return
-            temporary = file.with_name(f".{file.name}.tmp")
+            temporary, size = file.with_name(f".{file.name}.tmp"), index.header.tar_bytes
             try:
                 name = index.tar.relative_to(self._root).as_posix()
                 if self._store.download(name, temporary) is None:
                     raise InputError(f"{self._store.url}/{name}: is not there any more; run the download again")
                 self._check(index, temporary)
-                os.replace(temporary, file)
-            finally:
+            except BaseException:
                 temporary.unlink(missing_ok=True)
-                room.done(index.header.tar_bytes)
+                room.take_back(size)
+                raise
+            room.keep(temporary, file, size)
 
     def _check(self, index: IndexFile, file: Path) -> None:
         """Raise InputError where a tar has not the digest that the download recorded."""
@@ -238,7 +240,13 @@ class _Room:
             self.promised += size
             return True
 
-    def done(self, size: int) -> None:
-        """A tar that there was room for is on the disk, or will not come."""
+    def keep(self, temporary: Path, file: Path, size: int) -> None:
+        """The tar that there was room for is here, under a temporary name."""
+        with self.lock:  # at no moment is it counted twice
+            os.replace(temporary, file)
+            self.promised -= size
+
+    def take_back(self, size: int) -> None:
+        """It did not come."""
         with self.lock:
             self.promised -= size
