@@ -19,7 +19,7 @@ from helpers.paths import REPO
 from pipelines.app.stage_marker import StageMarker, read_marker, write_marker
 
 PROBE = """
-import json, os, sys
+import json, os, subprocess, sys
 from pathlib import Path
 from cluster.session import SessionConfig, close_session, ensure_session
 
@@ -33,11 +33,8 @@ def look():
     names = ("OMP_NUM_THREADS", "MLFLOW_DISABLE_TELEMETRY", "RAY_AUTH_MODE")
     return {"packages": filtering.__file__, **{name: os.environ.get(name) for name in names}}
 
-def mine(process):
-    parent = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    return {Path(part).name for part in (process / "cmdline").read_text().split("\0")} if parent == os.getpid() else set()
-
-started = set().union(*map(mine, Path("/proc").glob("[0-9]*")))
+listed = subprocess.run(["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
+started = {Path(word).name for word in listed.stdout.split()}
 services = sorted(started & {"raylet", "monitor.py", "log_monitor.py", "dashboard.py"})
 print(json.dumps({"cpus": ray.cluster_resources()["CPU"], "services": services, **ray.get(look.remote())}))
 close_session()
