@@ -24,9 +24,11 @@ DEATH = {"RAY_health_check_period_ms": "1000", "RAY_health_check_failure_thresho
 class Nodes:
     """A head without CPUs, and what nodes are started beside it. Each is the session of processes of one `ray start`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, jobs: bool = False) -> None:
+        """jobs: the head takes submitted jobs, at `api`."""
         self.folder = Path(tempfile.mkdtemp(prefix="nodes-", dir="/tmp"))  # short: the paths of Ray's sockets have a limit
-        self.port, client = free_ports(2)
+        self.port, client, dashboard = free_ports(3)
+        self.api = f"http://127.0.0.1:{dashboard}"
         self.address = f"127.0.0.1:{self.port}"
         token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
         self.environment = {
@@ -39,7 +41,8 @@ class Nodes:
             "OMP_NUM_THREADS": "1",
         }
         self.processes: list[subprocess.Popen[bytes]] = []
-        head = ["--head", f"--port={self.port}", "--num-cpus=0", "--include-dashboard=false"]
+        head = ["--head", f"--port={self.port}", "--num-cpus=0", f"--include-dashboard={str(jobs).lower()}"]
+        head += ["--dashboard-host=127.0.0.1", f"--dashboard-port={dashboard}"] if jobs else []
         self._start([*head, f"--temp-dir={self.folder}", f"--ray-client-server-port={client}"])
 
     def add(self, cpus: int, own_folder: Path | None = None, **ray: str) -> int:
@@ -134,9 +137,9 @@ assert taken, why
 
 
 @contextmanager
-def nodes() -> Iterator[Nodes]:
+def nodes(*, jobs: bool = False) -> Iterator[Nodes]:
     """A cluster with its head alone, ended with all that was started on it."""
-    cluster = Nodes()
+    cluster = Nodes(jobs=jobs)
     try:
         yield cluster
     finally:

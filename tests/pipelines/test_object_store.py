@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.chain import DEADLINE, SMOKE, Chain, environment, run_each, wait_for
-from helpers.nodes import Nodes, nodes
+from helpers.nodes import nodes
 from helpers.paths import REPO
 from helpers.s3 import KEY, S3, SECRET, Fault, s3_server
 from storage.client import Store
@@ -168,17 +168,20 @@ def test_kills_and_another_machine_end_with_the_same(s3: S3, chain: Chain, tmp_p
 
 
 @pytest.mark.slow
-def test_nodes_that_share_nothing_but_the_bucket(s3: S3, chain: Chain, tmp_path: Path) -> None:
-    """Each node has a scratch folder of its own at the same path, in a mount namespace of its own."""
+def test_a_submitted_job_on_nodes_that_share_nothing_but_the_bucket(s3: S3, chain: Chain, tmp_path: Path) -> None:
+    """Each node has a scratch folder of its own at the same path, in a mount namespace of its own; the head has the third."""
     scratch = tmp_path / "scratch"
     scratch.mkdir()
-    with nodes() as cluster:
-        apart(cluster, scratch)
-        output = run("full", scratch, f"session.address={cluster.address}", "session.data_workers=2")
-        assert digests(stored("summary.json")) == digests(chain.summary), output[-3000:]
-
-
-def apart(cluster: Nodes, scratch: Path) -> None:
-    """Two nodes, whose scratch folders are their own."""
-    for _ in range(2):
-        cluster.add(cpus=1, own_folder=scratch)
+    with nodes(jobs=True) as cluster:
+        for _ in range(2):
+            cluster.add(cpus=1, own_folder=scratch)
+        settings = [f"run_dir={RUN}", f"storage.scratch={scratch}", "session.num_cpus=null", "session.data_workers=2"]
+        job = ["python", "pipelines/full.py", "--config", SMOKE, *settings]
+        submit = ["ray", "job", "submit", "--address", cluster.api, "--working-dir", ".", "--", *job]
+        done = subprocess.run(
+            submit, cwd=REPO, env=cluster.environment, capture_output=True, text=True, check=False, timeout=2 * DEADLINE
+        )
+        assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
+        assert digests(stored("summary.json")) == digests(chain.summary)
+    assert str(scratch) not in done.stdout
+    no_secret_in(tmp_path)
