@@ -9,7 +9,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from functools import cached_property
 from pathlib import Path
@@ -31,8 +31,9 @@ RETRIES = {
     "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
 }
 """Of the client, which asks again at once; what lasts longer is waited for here."""
-TELL_SECONDS, LONGEST_WAIT = 2.0, 30.0
+LONGEST_WAIT = 30.0
 TELL_AGAIN_SECONDS = 60.0
+BRIEF_SECONDS = 5.0
 
 T = TypeVar("T")
 
@@ -49,7 +50,7 @@ class StorageConfig:
     """Ask without credentials, for public buckets."""
     scratch: str = ""
     """Folder on each machine's own disk for copies of what lies in object stores, the same path on all of them; "" = a folder
-    owseg-scratch in the machine's temporary one."""
+    owseg-scratch-UID in the temporary one."""
     cache_gb: float = 100.0
     """Room on each machine's disk for shards that are trained on, in 10^9 bytes; the least recently used are removed."""
     patience: float = 600.0
@@ -202,6 +203,11 @@ class Store:
 
         self._asked("delete", delete)
 
+    @property
+    def brief(self) -> "Store":
+        """The same for what is not worth a long wait."""
+        return replace(self, config=replace(self.config, patience=min(self.config.patience, BRIEF_SECONDS)))
+
     def check(self) -> None:
         """Raise InputError where objects cannot be written, read and removed here: before any work is done."""
         name, content = f".check-{os.urandom(8).hex()}", b"can this be written?"
@@ -215,8 +221,8 @@ class Store:
         options = {"timeout": "1h", "read_timeout": "30s", "connect_timeout": "5s"}
         given: dict[str, Any] = {}
         if self.config.endpoint:
-            given["endpoint"] = self.config.endpoint
-        if self.config.region:
+            given["base_url" if self.url.startswith("gs:") else "endpoint"] = self.config.endpoint
+        if self.config.region and self.url.startswith("s3"):
             given["region"] = self.config.region
         if self.config.anonymous:
             given["skip_signature"] = True

@@ -42,7 +42,8 @@ def travelling() -> Travelling:
 
 def workspace_of(url: str, config: StorageConfig) -> Workspace:
     """The copy on this machine of what lies at a URL of an object store; its path is the same on all machines."""
-    scratch = Path(config.scratch).expanduser() if config.scratch else Path(tempfile.gettempdir(), "owseg-scratch")
+    own = Path(tempfile.gettempdir(), f"owseg-scratch-{os.getuid()}")
+    scratch = Path(config.scratch).expanduser() if config.scratch else own
     url = url.rstrip("/")
     digest = hashlib.sha256(f"{config.endpoint} {url}".encode()).hexdigest()[:16]
     return Workspace(Store(url, config), scratch.resolve() / f"{url.rpartition('/')[2]}-{digest}")

@@ -9,7 +9,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -43,7 +43,8 @@ class Lease:
         self._over.set()
         self._thread.join()
         if not self.lost:
-            self.store.delete(NAME)
+            with suppress(InputError):  # of a store that stays away: then it ends by itself
+                self.store.brief.delete(NAME)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_EVERY):

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 RANGES_AT_ONCE, TARS_AT_ONCE = 16, 2
 SECONDS_BETWEEN_USES = 60.0
 POLL_SECONDS = 0.002
+OLD_SECONDS = 3600.0
 
 
 def tars_of(shards: Sequence[Path]) -> OpenTars:
@@ -60,6 +61,10 @@ class CachedTars:
         self._used: dict[Path, float] = {}
         self._over = threading.Event()
         self._folder.mkdir(parents=True, exist_ok=True)
+        for reply in self._folder.glob(".reply-*"):  # that a killed loader process left
+            with suppress(FileNotFoundError):
+                if time.time() - reply.stat().st_mtime > OLD_SECONDS:
+                    reply.unlink()
         threading.Thread(target=self._serve, name="ranges", daemon=True).start()
 
     @contextmanager

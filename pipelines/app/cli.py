@@ -11,10 +11,11 @@ from owseg import near_miss
 from pipelines.app.arguments import Parser, command_line, command_name
 from pipelines.app.config import ConfigError, flatten, load, to_dict
 from pipelines.app.describe import Entry, describe
+from pipelines.app.object_store import inputs_here
 from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
-from storage.client import StorageConfig, is_object_store
+from storage.client import StorageConfig, is_object_store, use
 from storage.copies import at, shown, workspace_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -94,7 +95,8 @@ def main(
                 flush=True,
             )
         if given.instead:
-            given.instead(replace(config, run_dir=str(run_folder(config, given.file))))
+            use(config.storage)
+            given.instead(inputs_here(replace(config, run_dir=str(run_folder(config, given.file)))))
             return
         restart = bool(given.chosen.pop("restart", False))
         with open_run_dir(config, given.file, restart=restart) as held:

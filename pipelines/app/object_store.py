@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +46,11 @@ def held_copy(url: str, config: StorageConfig) -> Iterator[Path]:
             workspace.open(without=LARGE)
             try:
                 yield workspace.root
-            finally:
-                save(workspace.root)
+            except BaseException:
+                with suppress(InputError):  # what ended the run is to be told, and soon
+                    _save(replace(workspace, store=workspace.store.brief))
+                raise
+            _save(workspace)
             workspace.make_room()
         finally:
             detach(workspace)
@@ -54,13 +58,16 @@ def held_copy(url: str, config: StorageConfig) -> Iterator[Path]:
 
 def save(run_dir: Path) -> None:
     """Bring the store to what is in a run's folder here; nothing for a plain folder."""
-    workspace = at(run_dir)
-    if workspace is None:
-        return
-    if (run_dir / DATABASE).is_file():
+    if workspace := at(run_dir):
+        _save(workspace)
+
+
+def _save(workspace: Workspace) -> None:
+    database = workspace.root / DATABASE
+    if database.is_file():
         with tempfile.TemporaryDirectory() as folder:
             backup = Path(folder) / DATABASE
-            with closing(sqlite3.connect(run_dir / DATABASE)) as live, closing(sqlite3.connect(backup)) as whole:
+            with closing(sqlite3.connect(database)) as live, closing(sqlite3.connect(backup)) as whole:
                 live.backup(whole)
             workspace.store.put(DATABASE, backup)
     workspace.push()
