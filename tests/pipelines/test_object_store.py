@@ -63,8 +63,11 @@ def stored(name: str) -> dict[str, Any]:
 def digests(summary: Mapping[str, Any]) -> dict[str, Any]:
     """Of all that a run makes."""
     stages = summary["stages"]
-    found = {stage: stages[stage]["digest"] for stage in ("filter", "download")}
-    return {**found, "train": stages["train"]["methods"], "scores": stages["evaluate"]["scores"]}
+    return {
+        **{name: stage["digest"] for name, stage in stages.items()},
+        **stages["train"]["methods"],
+        **stages["evaluate"]["mIoU"],
+    }
 
 
 def no_secret_in(*folders: Path) -> None:
