@@ -109,7 +109,7 @@ def fit(
     """Train `method` in place.
 
     batches(scheduled, step) yields this rank's batches of a phase from `step` on; checkpoints keep the `ledger` of them.
-    `resume` is a folder that one was saved to: training resumes after its step as if it had never stopped, on any number of ranks.
+    `resume` is a folder that one was saved to: training resumes after its step as if it had never stopped, on any ranks.
 
     Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
     trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
