@@ -21,8 +21,8 @@ from storage.client import Entry, Store
 SMALL_BYTES = 4096
 AT_ONCE = 16
 """Objects that are under way at the same time."""
-RECORDS = ".store"
-"""The folder in a copy that holds the records."""
+RECORDS = ".records"
+"""What the folder beside a copy that holds its records has more in its name."""
 WORK = "_work"
 """Folders of this name are scratch: never pushed."""
 MARKER = ".done.json"
@@ -52,6 +52,11 @@ class Workspace:
 
     store: Store
     root: Path
+
+    @property
+    def records(self) -> Path:
+        """The folder of what is known of the store's files."""
+        return self.root.with_name(f"{self.root.name}{RECORDS}")
 
     # ---- the whole, or a folder of it
 
@@ -291,7 +296,7 @@ class Workspace:
         return path.relative_to(self.root).as_posix()
 
     def _records(self, prefix: str = "") -> Iterator[tuple[str, Record]]:
-        top = self.root / RECORDS
+        top = self.records
         for at, _, names in os.walk(top / prefix):
             for name in names:
                 relative = (Path(at) / name).relative_to(top).as_posix()
@@ -300,19 +305,19 @@ class Workspace:
 
     def _record(self, name: str) -> Record | None:
         try:
-            return Record(*json.loads((self.root / RECORDS / name).read_text(encoding="utf-8")))
+            return Record(*json.loads((self.records / name).read_text(encoding="utf-8")))
         except (OSError, ValueError, TypeError):
             return None
 
     def _write(self, name: str, record: Record) -> None:
-        file = self.root / RECORDS / name
+        file = self.records / name
         file.parent.mkdir(parents=True, exist_ok=True)
         temporary = file.with_name(f".{file.name}.{os.getpid()}-{os.urandom(4).hex()}")
         temporary.write_text(json.dumps(record), encoding="utf-8")
         os.replace(temporary, file)
 
     def _forget(self, name: str) -> None:
-        (self.root / RECORDS / name).unlink(missing_ok=True)
+        (self.records / name).unlink(missing_ok=True)
 
 
 def _each(work: Callable[..., None], items: Iterable[object]) -> None:

@@ -111,7 +111,10 @@ def _copied(url: str, key: str, config: StorageConfig) -> Path:
 def _forget_old(workspace: Workspace) -> None:
     """Remove copies of other runs that nobody has worked on for days."""
     workspace.root.touch()
-    for folder in workspace.root.parent.iterdir():
+    workspace.records.mkdir(exist_ok=True)
+    for records in workspace.root.parent.glob(f"*{RECORDS}"):
+        folder = records.with_name(records.name.removesuffix(RECORDS))
         with suppress(OSError):
-            if (folder / RECORDS).is_dir() and time.time() - folder.stat().st_mtime > FORGOTTEN_DAYS * 86_400:
+            if time.time() - folder.stat().st_mtime > FORGOTTEN_DAYS * 86_400:
                 shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(records, ignore_errors=True)

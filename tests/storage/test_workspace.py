@@ -36,10 +36,10 @@ def write(workspace: Workspace, **files: str) -> None:
 
 
 def tree(workspace: Workspace) -> dict[str, str]:
-    """The files of a copy, without its records."""
+    """The files of a copy."""
     files = [path for path in workspace.root.rglob("*") if path.is_file()]
     named = {path.relative_to(workspace.root).as_posix(): path for path in files}
-    return {name: path.read_text(encoding="utf-8") for name, path in named.items() if not name.startswith(".store/")}
+    return {name: path.read_text(encoding="utf-8") for name, path in named.items()}
 
 
 def stored(workspace: Workspace) -> set[str]:
