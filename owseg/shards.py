@@ -70,6 +70,8 @@ class ShardReader:
 
     def expect(self, indices: Sequence[int]) -> None:
         """These samples are read next, by this process."""
+        if not self._open.far:
+            return
         ranges = []
         for index in indices:
             shard, *places = self.samples.place(index)
@@ -79,6 +81,8 @@ class ShardReader:
 
     def prefetch(self, indices: np.ndarray) -> None:
         """These samples are read from now on, in this order."""
+        if not self._open.far:
+            return
         tars, first = np.unique(self.samples.tars[indices], return_index=True)
         self._open.prefetch([self.indexes[number] for number in tars[np.argsort(first)].tolist()])
 

@@ -48,6 +48,8 @@ def tars_of(shards: Sequence[Path]) -> OpenTars:
 class CachedTars:
     """The tars of one training. Made before loader processes are forked, which ask this one for what is not on the disk."""
 
+    far = True
+
     def __init__(self, workspace: Workspace, most_bytes: float) -> None:
         self._store, self._root = workspace.store, workspace.root
         self._folder = workspace.root.parent / "tars" / workspace.root.name

@@ -26,6 +26,9 @@ Range = tuple[IndexFile, int, int]
 class OpenTars(Protocol):
     """Where tars are."""
 
+    far: bool
+    """Whether it is of use to say what is read next."""
+
     def __call__(self, index: IndexFile, /) -> AbstractContextManager[OpenTar]:
         """The tar of an index. Raises InputError where it cannot be read, or is not the one that was indexed."""
         ...
@@ -40,14 +43,16 @@ class OpenTars(Protocol):
 class LocalTars:
     """Tars on a disk; each is looked at once in each process, whether it is the one that its index tells of."""
 
+    far = False
+
     def __init__(self) -> None:
         self._fitting: set[Path] = set()
 
     def expect(self, ranges: Sequence[Range]) -> None:
-        """Nothing: the system reads ahead."""
+        """Nothing: they are here."""
 
     def prefetch(self, tars: Sequence[IndexFile]) -> None:
-        """Nothing: they are here."""
+        """Nothing, too."""
 
     @contextmanager
     def __call__(self, index: IndexFile) -> Iterator[OpenTar]:
