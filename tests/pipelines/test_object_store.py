@@ -50,7 +50,7 @@ def start(verb: str, scratch: Path, *settings: str, log: Path | None = None) -> 
 def run(verb: str, scratch: Path, *settings: str, code: int = 0) -> str:
     """What a verb prints, which ends with the code."""
     process = start(verb, scratch, *settings)
-    output, _ = process.communicate(timeout=DEADLINE)
+    output, _ = process.communicate(timeout=3 * DEADLINE)
     assert process.returncode == code, output[-6000:]
     return output
 
@@ -182,7 +182,7 @@ def test_a_submitted_job_on_nodes_that_share_nothing_but_the_bucket(s3: S3, chai
         job = ["python", "pipelines/full.py", "--config", SMOKE, *settings]
         submit = ["ray", "job", "submit", "--address", cluster.api, "--working-dir", ".", "--", *job]
         done = subprocess.run(
-            submit, cwd=REPO, env=cluster.environment, capture_output=True, text=True, check=False, timeout=2 * DEADLINE
+            submit, cwd=REPO, env=cluster.environment, capture_output=True, text=True, check=False, timeout=3 * DEADLINE
         )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
         assert digests(stored("summary.json")) == digests(chain.summary)
