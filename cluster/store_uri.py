@@ -75,4 +75,6 @@ def sqlite_file(uri: str) -> Path | None:
 
 
 if __name__ == "__main__":  # for `make up RUN_DIR=...`
+    if "://" in sys.argv[1]:
+        sys.exit(f"RUN_DIR: {sys.argv[1]} is no folder here; copy its mlflow.db and mlartifacts/ into one, and give that")
     print(sqlite_uri(Path(sys.argv[1]).resolve() / "mlflow.db"))

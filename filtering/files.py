@@ -11,7 +11,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from storage.copies import fetched, size_of
+from storage.copies import fetched, release, size_of
 
 
 @contextmanager
@@ -89,6 +89,15 @@ def losses(folder: Path, files: Mapping[str, Recorded], *, verify: bool = False)
             found[name] = "missing"
         elif recorded.bytes is not None and size != recorded.bytes:
             found[name] = "of another size"
-        elif verify and digest_of_file(fetched(folder / name)) != recorded.sha256:
+        elif verify and _stored_digest(folder / name) != recorded.sha256:
             found[name] = "changed"
     return found
+
+
+def _stored_digest(path: Path) -> str:
+    """SHA-256 of a file, which does not stay here if it was only in a store."""
+    was_here = path.is_file()
+    digest = digest_of_file(fetched(path))
+    if not was_here:
+        release(path)
+    return digest

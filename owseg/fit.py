@@ -111,9 +111,8 @@ def fit(
     batches(scheduled, step) yields this rank's batches of a phase from `step` on; checkpoints keep the `ledger` of them.
     `resume` is a folder that one was saved to: training resumes after its step as if it had never stopped, on any ranks.
 
-    Each phase has an engine of its own, which takes over the optimiser's state of the parameters that the phase before
-    trained too (a parameter that pauses for a phase starts afresh), and one schedule runs on over them. A phase with an
-    `optim` of its own begins a new training: weights alone are kept.
+    Each phase has an engine of its own, which takes over the optimiser's state of parameters that the phase before trained too
+    (one that pauses starts afresh). A phase with an `optim` of its own begins a new training: weights alone are kept.
 
     A step whose losses or gradients are not finite changes nothing, and no checkpoint is written after it but the last one.
     Raises InputError after `max_skipped` of them in a row, and where weights to be kept are not finite.

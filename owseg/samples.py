@@ -18,7 +18,7 @@ Place = tuple[int, int]
 """Offset and size of a file in its tar."""
 
 _RAW, _ANY = "surrogateescape", "surrogatepass"
-_USABLE, _LARGE, _NO_IMAGE, _EMPTY_IMAGE, _NO_CAPTION, _EMPTY_CAPTION, _NO_ENTITIES = range(7)
+_USABLE, _LARGE, _NO_IMAGE, _EMPTY_IMAGE, _NO_CAPTION, _EMPTY_CAPTION, _NO_ENTITIES, _NO_TEXT = range(8)
 _REASONS = (
     "",
     "has a file of 4 GiB or more",
@@ -27,6 +27,7 @@ _REASONS = (
     "has no caption",
     "has an empty caption",
     "carries no list of entities; curate the corpus (pipelines/filter.py) first",
+    "has no .txt; if a field of its JSON is the caption, name that (train.caption_field)",
 )
 
 
@@ -175,6 +176,8 @@ def _reasons(records: np.ndarray, wanted: Wanted) -> np.ndarray:
         by_field = np.zeros(len(records), bool)
     found[~by_field & (records["caption_bytes"] == 0)] = _EMPTY_CAPTION
     found[~by_field & (records["caption"] == 0)] = _NO_CAPTION
+    if not wanted.caption_field:
+        found[(records["caption"] == 0) & (records["about_bytes"] > 0)] = _NO_TEXT
     found[records["image_bytes"] == 0] = _EMPTY_IMAGE
     found[records["image"] == 0] = _NO_IMAGE
     found[np.max([records[f"{file}_bytes"] for file in ("image", "caption", "about")], axis=0) == TOO_LARGE] = _LARGE

@@ -25,6 +25,8 @@ from storage.errors import passes, refused, short
 logger = logging.getLogger(__name__)
 
 _URL = re.compile(r"(s3|s3a|gs|az|azure|abfs|abfss|adl)://[^/]+")
+_ODD = re.compile(r"[#?%\x00-\x1f]|//|(?:^|/)\.\.?(?:/|$)")
+"""What the client would take for a sign of its own, so that two names were one."""
 RETRIES = {
     "max_retries": 3,
     "retry_timeout": timedelta(seconds=10),
@@ -119,6 +121,14 @@ class Store:
     url: str
     config: StorageConfig = field(default_factory=in_effect)
 
+    def __post_init__(self) -> None:
+        bucket, _, folder = self.url.partition("://")[2].partition("/")
+        if not bucket or "@" in bucket or ":" in bucket or _ODD.search(bucket) or _ODD.search(folder):
+            raise InputError(
+                f"{masked_user(self.url)}: no credentials, and none of '#', '?', '%', '//', '.', '..' and control characters "
+                "as or in a folder's name, may be in the URL of an object store; give another"
+            )
+
     def get(self, name: str) -> bytes | None:
         """An object's content; None where there is none."""
         return self._asked("read", lambda: bytes(obstore.get(self._client, name).bytes()))
@@ -178,12 +188,12 @@ class Store:
     def entries(self, prefix: str = "") -> Iterator[Entry]:
         """The objects whose names begin with the folder `prefix`, in any order."""
         found = self._asked("list", lambda: [_entry(one) for one in obstore.list(self._client, prefix or None).collect()])
-        yield from found or []
+        yield from _without_markers(found or [])
 
     def files(self, folder: str = "") -> list[Entry]:
         """The objects directly in a folder."""
         found = self._asked("list", lambda: obstore.list_with_delimiter(self._client, folder or None)["objects"])
-        return [_entry(one) for one in found or []]
+        return _without_markers([_entry(one) for one in found or []])
 
     def folders(self, folder: str = "") -> list[str]:
         """The names of the folders directly in a folder."""
@@ -273,6 +283,23 @@ class Store:
             if told is not None:
                 logger.warning("%s: the store answers again", self.url)
             return found
+
+
+def masked_user(url: str) -> str:
+    """A URL without what may be a password in it."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+def _without_markers(entries: list[Entry]) -> list[Entry]:
+    """Without the empty objects by which consoles show folders: they end with a slash, which the client does not tell."""
+    folders = {parent for entry in entries for parent in _parents(entry.name)}
+    return [one for one in entries if one.bytes or (one.name not in folders and "." in one.name.rpartition("/")[2])]
+
+
+def _parents(name: str) -> Iterator[str]:
+    while name:
+        name = name.rpartition("/")[0]
+        yield name
 
 
 def _delete(client: Any, name: str) -> None:

@@ -45,8 +45,9 @@ def workspace_of(url: str, config: StorageConfig) -> Workspace:
     own = Path(tempfile.gettempdir(), f"owseg-scratch-{os.getuid()}")
     scratch = Path(config.scratch).expanduser() if config.scratch else own
     url = url.rstrip("/")
-    digest = hashlib.sha256(f"{config.endpoint} {url}".encode()).hexdigest()[:16]
-    return Workspace(Store(url, config), scratch.resolve() / f"{url.rpartition('/')[2]}-{digest}")
+    endpoint = config.endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
+    digest = hashlib.sha256(f"{endpoint} {url}".encode()).hexdigest()[:16]
+    return Workspace(Store(url, config), scratch.resolve() / f"{url.rpartition('/')[2][:60]}-{digest}")
 
 
 def attach(workspace: Workspace, *, apart: tuple[str, ...] = (), ensure: Callable[[], None] = lambda: None) -> None:
@@ -77,6 +78,12 @@ def fetched(path: Path) -> Path:
     """The same path, where in a copy there is now what the store has."""
     workspace = at(path)
     return workspace.fetch(path) if workspace else path
+
+
+def release(path: Path) -> None:
+    """Make room: in a copy, the file is only in the store from now on."""
+    if workspace := at(path):
+        workspace.drop(path)
 
 
 def present(path: Path) -> bool:

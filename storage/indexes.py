@@ -69,7 +69,10 @@ def read(index: IndexFile) -> TarIndex:
         return read_index(index.file)
     except (UnfitIndexError, OSError) as error:
         log.warning("%s: %s; it is made anew", index.file, error)
-        return read_index(_made(index.tar).file)
+        made = _made(index.tar)
+        if made.header != index.header:
+            raise InputError(f"{index.file}: was damaged, and has been made anew; start again") from error
+        return read_index(made.file)
 
 
 def write_index(tar: Path, file: Path) -> None:

@@ -4,18 +4,21 @@ The store's own clock decides whether a lease is over, so that machines' clocks 
 """
 
 import json
+import logging
 import os
 import socket
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from storage import InputError
-from storage.client import Entry, Store, Version
+from storage.client import BRIEF_SECONDS, Entry, Store, Version
+
+logger = logging.getLogger(__name__)
 
 NAME = ".lease.json"
 SECONDS, RENEWED_EVERY = 90.0, 20.0
@@ -25,8 +28,8 @@ SECONDS, RENEWED_EVERY = 90.0, 20.0
 class Lease:
     """A lease that is held, and renewed by a thread of its own."""
 
-    def __init__(self, store: Store, version: Version) -> None:
-        self.store, self.version = store, version
+    def __init__(self, store: Store, version: Version, on_loss: Callable[[], None]) -> None:
+        self.store, self.version, self.on_loss = store, version, on_loss
         self.lost = ""
         """Why it is not held any more."""
         self._over = threading.Event()
@@ -41,32 +44,43 @@ class Lease:
     def give_back(self) -> None:
         """Let others have the folder."""
         self._over.set()
-        self._thread.join()
+        self._thread.join(timeout=BRIEF_SECONDS)  # it may wait for a store that stays away
         if not self.lost:
             with suppress(InputError):  # of a store that stays away: then it ends by itself
                 self.store.brief.delete(NAME)
 
     def _renew(self) -> None:
         while not self._over.wait(RENEWED_EVERY):
-            content = _content()
             try:
-                version = self.store.update(NAME, content, self.version)
-                # A write may have arrived whose answer did not.
-                if version is None and self.store.get(NAME) == content and (there := self.store.head(NAME)):
-                    version = there.version
+                version = self._renewed(_content())
             except InputError as error:
-                self.lost = str(error)
+                self._lose(str(error))
                 return
             if version is None:
-                self.lost = f"run_dir: {self.store.url} was taken over by another process while this one could not reach it"
+                self._lose(f"run_dir: {self.store.url} was taken over by another process while this one could not reach it")
                 return
             self.version = version
 
+    def _renewed(self, content: bytes) -> Version | None:
+        version = self.store.update(NAME, content, self.version)
+        if version is None and self.store.get(NAME) == content and (there := self.store.head(NAME)):
+            version = there.version  # a write may have arrived whose answer did not
+        return version or self.store.create(NAME, content)  # it may have been deleted by hand
+
+    def _lose(self, why: str) -> None:
+        self.lost = why
+        if not self._over.is_set():
+            logger.warning("%s", why)
+            self.on_loss()
+
 
 @contextmanager
-def leased(store: Store) -> Iterator[Lease]:
-    """Hold the folder of a store. Raises InputError, one line that names the holder, where another process has it."""
-    lease = Lease(store, _taken(store))
+def leased(store: Store, on_loss: Callable[[], None] = lambda: None) -> Iterator[Lease]:
+    """Hold the folder of a store; `on_loss` is called, from a thread, where another process has taken it.
+
+    Raises InputError, one line that names the holder, where another process has it.
+    """
+    lease = Lease(store, _taken(store), on_loss)
     try:
         yield lease
     finally:
@@ -88,7 +102,7 @@ def _taken(store: Store) -> Version:
             break
         if version := store.update(NAME, content, there.version):
             return version
-    who = f"process {holder.get('pid', '?')} on {holder.get('host', 'another machine')}"
+    who = f"process {holder.get('pid', '?')} on {str(holder.get('host', 'another machine'))[:100]}"
     raise InputError(
         f"run_dir: {store.url} is in use by {who}; wait for it (if it died, its hold ends {SECONDS:.0f} s after) or choose "
         "another with run_dir=URL"

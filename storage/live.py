@@ -2,10 +2,11 @@
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from storage import InputError
+from storage.client import BRIEF_SECONDS
 from storage.copies import at
 
 SECONDS = 2.0
@@ -53,7 +54,15 @@ def _repeated(work: Callable[[], None]) -> Iterator[None]:
     thread.start()
     try:
         yield
-    finally:
+    except Exception:
         over.set()
-        thread.join()
-        work()
+        thread.join(timeout=BRIEF_SECONDS)
+        with suppress(InputError):  # what ended the work is to be told
+            work()
+        raise
+    except BaseException:  # an interrupt is to end within seconds
+        over.set()
+        raise
+    over.set()
+    thread.join()
+    work()

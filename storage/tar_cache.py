@@ -28,6 +28,7 @@ from storage import InputError
 from storage.client import in_effect
 from storage.copies import at
 from storage.indexes import IndexFile
+from storage.tar_index import fingerprint
 from storage.tar_reads import LocalTars, OpenTar, OpenTars, Range
 from storage.workspace import Workspace
 
@@ -37,6 +38,7 @@ RANGES_AT_ONCE, TARS_AT_ONCE = 16, 2
 SECONDS_BETWEEN_USES = 60.0
 POLL_SECONDS = 0.002
 OLD_SECONDS = 3600.0
+LONGEST_MISTAKE = 600
 
 
 def tars_of(shards: Sequence[Path]) -> OpenTars:
@@ -62,6 +64,7 @@ class CachedTars:
         self._ahead: dict[Range, bytes] = {}
         self._used: dict[Path, float] = {}
         self._over = threading.Event()
+        self._wrong = mp.RawArray("c", LONGEST_MISTAKE)  # which loader processes share
         self._folder.mkdir(parents=True, exist_ok=True)
         for reply in self._folder.glob(".reply-*"):  # that a killed loader process left
             with suppress(FileNotFoundError):
@@ -71,7 +74,9 @@ class CachedTars:
 
     @contextmanager
     def __call__(self, index: IndexFile) -> Iterator[OpenTar]:
-        """The open tar: the one on the disk, or its ranges in the store."""
+        """The open tar: the one on the disk, or its ranges in the store. Raises InputError where any tar was found wrong."""
+        if self._wrong.value:
+            raise InputError(self._wrong.value.decode())
         file = self._file(index)
         if file.exists():
             with suppress(FileNotFoundError), self._local(index._replace(tar=file)) as tar:
@@ -134,7 +139,8 @@ class CachedTars:
         except (InputError, OSError) as error:
             found = str(error)
         temporary = reply.with_name(f"{reply.name}.tmp")
-        with suppress(FileNotFoundError):  # the folder has gone, and who asked with it
+        with suppress(FileNotFoundError):  # the folder is going, and who asked with it
+            reply.parent.mkdir(parents=True, exist_ok=True)
             temporary.write_bytes(pickle.dumps(found))
             os.replace(temporary, reply)
 
@@ -152,7 +158,8 @@ class CachedTars:
             except OSError as error:
                 room.full = f"{self._folder}: {error.strerror or error}"
             except InputError as error:
-                room.full = str(error)
+                self._wrong.value = str(error).encode()[: LONGEST_MISTAKE - 1]
+                over.set()
             if room.full and not over.is_set():
                 over.set()
                 logger.warning("%s; tars that are not on this machine's disk are read from the store", room.full)
@@ -183,7 +190,7 @@ class CachedTars:
             room.keep(temporary, file, size)
 
     def _check(self, index: IndexFile, file: Path) -> None:
-        """Raise InputError where a tar has not the digest that the download recorded."""
+        """Raise InputError where a tar has not the digest that the download recorded, or is not the one that was indexed."""
         marker = index.tar.parent / "_done" / f"{index.tar.stem}.done.json"
         told = self._store.get(marker.relative_to(self._root).as_posix())
         wanted = json.loads(told)["files"].get(index.tar.name) if told else None
@@ -191,7 +198,14 @@ class CachedTars:
             with file.open("rb") as opened:
                 found = hashlib.file_digest(opened, "sha256").hexdigest()
             if found != wanted:
-                raise InputError(f"{self._store.url}: {index.tar.name} is not as the download wrote it; run that with --verify")
+                url = f"{self._store.url}/{index.tar.relative_to(self._root).as_posix()}"
+                raise InputError(f"{url}: is not as the download wrote it; run that with --verify, which makes it again")
+            return
+        with file.open("rb", buffering=0) as opened:
+            fits = fingerprint(opened.fileno(), file.stat().st_size) == index.header.fingerprint
+        if not fits:
+            url = f"{self._store.url}/{index.file.relative_to(self._root).as_posix()}"
+            raise InputError(f"{url}: is the index of another tar than {index.tar.name} is now; delete it, and start again")
 
     def _file(self, index: IndexFile) -> Path:
         return self._folder / f"{index.header.fingerprint.hex()[:16]}-{index.tar.name}"

@@ -66,11 +66,11 @@ class Workspace:
         for path in self._files(self.root):
             name = self._name(path)
             record = self._record(name)
-            if record is None or name not in there or not record.matches(path.stat()):
+            if record is None or name not in there or record.tag != there[name].tag or not record.matches(path.stat()):
                 path.unlink()
         self._remove_empty_folders()
-        for name, _ in list(self._records()):
-            if name not in there:
+        for name, record in list(self._records()):
+            if name not in there or (record.changed and not (self.root / name).exists()):
                 self._forget(name)
         seen = [entry for entry in there.values() if not entry.name.startswith(".")]
         self._get(entry for entry in seen if entry.bytes <= SMALL_BYTES or not _matches(entry.name, without))
@@ -96,8 +96,7 @@ class Workspace:
 
     def push(self, folder: Path | None = None) -> None:
         """Bring the store to what is here: what was written, changed or removed since. Markers come last."""
-        folder, (without, ensure) = folder or self.root, HELD.get(self.root, FREE)
-        ensure()
+        folder, (without, _) = folder or self.root, HELD.get(self.root, FREE)
         prefix = "" if folder == self.root else self._name(folder)
         here = {self._name(path): path for path in self._files(folder)}
         here = {name: path for name, path in here.items() if not _matches(name, without)}
@@ -134,13 +133,14 @@ class Workspace:
 
     def pull_small(self, folder: Path, patterns: Collection[str]) -> None:
         """Bring here the files directly in a folder that match one of the patterns; the sizes of the others are known then."""
-        found = self.store.files(self._name(folder))
+        found = self.store.files("" if folder == self.root else self._name(folder))
         self._get(entry for entry in found if _matches(entry.name, patterns))
         self._remember(found)
 
     def _remember(self, entries: Iterable[Entry]) -> None:
         for entry in entries:
-            if not self._record(entry.name):
+            record = self._record(entry.name)
+            if not record or (not record.changed and record.tag != entry.tag):
                 self._write(entry.name, Record(entry.tag, entry.bytes, 0))
 
     def pull_beside(self, name: str, most: int) -> Path | None:
@@ -213,9 +213,8 @@ class Workspace:
     def names(self, folder: Path) -> list[str]:
         """The files directly in a folder, here or in the store, as far as known from the last look at it."""
         prefix = f"{self._name(folder)}/" if folder != self.root else ""
-        known = (name for name, _ in self._records(prefix.rstrip("/")))
-        here = (self._name(path) for path in self._files(folder))
-        found = {name.removeprefix(prefix) for name in (*known, *here)}
+        known = [name for name, _ in self._records(prefix.rstrip("/"))] + [self._name(path) for path in self._files(folder)]
+        found = {name.removeprefix(prefix) for name in known}
         return sorted(name for name in found if "/" not in name)
 
     def folders(self, folder: Path) -> list[str]:
@@ -224,7 +223,7 @@ class Workspace:
         return sorted(here | set(self.store.folders(self._name(folder))))
 
     def url(self, path: Path) -> str:
-        """Where a file of the copy lies in the store."""
+        """Where a path lies in the store."""
         return self.store.url if path == self.root else f"{self.store.url}/{self._name(path)}"
 
     # ---- parts
@@ -251,6 +250,7 @@ class Workspace:
         self._write(entry.name, Record(got.tag, got.bytes, changed))
 
     def _put(self, names: Iterable[str]) -> None:
+        ensure_held(self)
         _each(self._put_one, names)
 
     def _put_one(self, name: str) -> None:
@@ -264,6 +264,7 @@ class Workspace:
 
     def _delete(self, names: list[str]) -> None:
         if names:
+            ensure_held(self)
             self.store.delete(*names)
         for name in names:
             self._forget(name)
@@ -318,6 +319,11 @@ class Workspace:
 
     def _forget(self, name: str) -> None:
         (self.records / name).unlink(missing_ok=True)
+
+
+def ensure_held(workspace: Workspace) -> None:
+    """Raise InputError where this process held the folder alone, and another one has taken it since."""
+    HELD.get(workspace.root, FREE)[1]()
 
 
 def _each(work: Callable[..., None], items: Iterable[object]) -> None:

@@ -50,7 +50,8 @@ class DownloadConfig:
     shard_size: int = 1000
     """Captions per shard, about and at most: links are spread over a power of two of shards, by a hash of their URLs."""
     target: str = ""
-    """Where complete shards are copied as well: a URL that fsspec can write to, such as "s3://bucket/shards"; "" = nowhere."""
+    """Where complete shards are copied as well: an object store, such as "s3://bucket/shards", or another URL that fsspec
+    writes to; "" = nowhere."""
 
     def __post_init__(self) -> None:
         if self.shard_size < 1:

@@ -15,7 +15,7 @@ from pipelines.app.object_store import inputs_here
 from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
 from pipelines.app.settings import Config
-from storage.client import StorageConfig, is_object_store, use
+from storage.client import Store, is_object_store, use
 from storage.copies import at, shown, workspace_of
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
@@ -137,7 +137,7 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
         raise ConfigError(f"unknown option '{unknown[0]}'; the options are {known} and --help, settings are key=value")
     if not parsed.config:
         raise ConfigError("--config needs a file: --config FILE")
-    given = _Given(_config_file(parsed.config), parsed.settings)
+    given = _Given(_config_file(parsed.config, parsed.settings), parsed.settings)
     for name, flag in flags.items():
         value = getattr(parsed, name.removeprefix("--"))
         if isinstance(value, list):
@@ -151,14 +151,18 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
     return given
 
 
-def _config_file(name: str) -> Path:
+def _config_file(name: str, settings: Sequence[str]) -> Path:
     """The file that --config names: a path, the URL of one in an object store, or the bare name of a shipped config."""
     if is_object_store(name):
         parent, _, file = name.rpartition("/")
-        found = workspace_of(parent, StorageConfig()).pull_beside(file, 0)
-        if found is None:
+        storage = load(Config, None, [one for one in settings if one.startswith("storage.")]).storage
+        content = Store(parent, storage).get(file)
+        if content is None:
             raise ConfigError(f"--config {name}: there is no such object; correct the address")
-        return found
+        given = workspace_of(parent, storage).root.with_suffix(".config") / file
+        given.parent.mkdir(parents=True, exist_ok=True)
+        given.write_bytes(content)
+        return given
     shipped = CONFIGS / f"{name}.yaml"
     return shipped if name.isidentifier() and not Path(name).exists() and shipped.is_file() else Path(name)
 

@@ -126,7 +126,9 @@ def open_context(config: Config, *, verify: bool = False) -> Iterator[Context]:
     settings = recorded(config)
     config_digest = digest_of_run(config)
     run_dir = Path(config.run_dir)
-    with open_tracker(config.tracking, run_dir, name=run_dir.name, settings=settings, digest=config_digest) as tracker:
+    with open_tracker(
+        config.tracking, run_dir, name=shown(run_dir).rstrip("/").rpartition("/")[2], settings=settings, digest=config_digest
+    ) as tracker:
         context = Context(config, tracker, verify)
         yield context
     # After the tracker has closed: who finds the summary need not look again at anything.

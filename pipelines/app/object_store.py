@@ -1,6 +1,8 @@
 """A run's folder in an object store: this process works on a copy of it, holds it alone, and saves what it has done."""
 
+import os
 import shutil
+import signal
 import sqlite3
 import tempfile
 import time
@@ -17,7 +19,7 @@ from storage import InputError
 from storage.client import StorageConfig, is_object_store
 from storage.copies import at, attach, detach, workspace_of
 from storage.lease import leased
-from storage.workspace import RECORDS, Workspace
+from storage.workspace import RECORDS, Workspace, ensure_held
 
 DATABASE = "mlflow.db"
 """MLflow's SQLite file, in use while the run goes on: a copy of it is saved, never the file itself."""
@@ -40,10 +42,11 @@ def held_copy(url: str, config: StorageConfig) -> Iterator[Path]:
     workspace = workspace_of(url, config)
     workspace.root.mkdir(parents=True, exist_ok=True)
     _forget_old(workspace)
-    with leased(workspace.store) as lease:
+    with leased(workspace.store, on_loss=lambda: os.kill(os.getpid(), signal.SIGTERM)) as lease:
         attach(workspace, apart=(f"{DATABASE}*",), ensure=lease.ensure_held)
         try:
             workspace.open(without=LARGE)
+            artifacts_here(workspace.root / DATABASE)
             try:
                 yield workspace.root
             except BaseException:
@@ -62,7 +65,22 @@ def save(run_dir: Path) -> None:
         _save(workspace)
 
 
+def artifacts_here(database: Path) -> None:
+    """Let MLflow's SQLite file, which may come from another machine, name the files beside it here."""
+    if not database.is_file():
+        return
+    here = (database.parent / "mlartifacts").as_uri()
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(database)) as opened:  # MLflow says what is the matter
+        before = opened.execute("select artifact_location from experiments where artifact_location like 'file:%/mlartifacts'")
+        for (there,) in before.fetchall():
+            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
+                moved = f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?"
+                opened.execute(moved, (here, len(there) + 1, len(there), there))
+        opened.commit()
+
+
 def _save(workspace: Workspace) -> None:
+    ensure_held(workspace)
     database = workspace.root / DATABASE
     if database.is_file():
         with tempfile.TemporaryDirectory() as folder:

@@ -8,11 +8,15 @@ from filtering.files import digest_of
 from owseg import InputError
 from owseg.listing import files_below
 from pipelines.app.context import Result
+from storage.client import in_effect, is_object_store
+from storage.copies import attach, names_in, pull_small, workspace_of
 from storage.indexes import Tell, indexes_of
 
 
 def tars_at(given: str) -> list[Path]:
     """The tars that a folder and those in it hold, or that a pattern names, in order. InputError where there are none."""
+    if is_object_store(given):
+        return _tars_in_store(given)
     path = Path(given).expanduser().resolve()
     if path.is_dir():
         found = [file for file in files_below(path) if file.suffix == ".tar"]
@@ -22,6 +26,17 @@ def tars_at(given: str) -> list[Path]:
         what = "holds no .tar" if path.is_dir() else "is neither a folder nor a pattern that names a .tar"
         raise InputError(f'train.shards: {given} {what}; give a folder of WebDataset tars, or a pattern such as "tars/*.tar"')
     return sorted(found)
+
+
+def _tars_in_store(url: str) -> list[Path]:
+    """Those directly in a folder of an object store, by their places in this machine's copy, which has none of them."""
+    workspace = workspace_of(url, in_effect())
+    attach(workspace)
+    pull_small(workspace.root)
+    found = [workspace.root / name for name in names_in(workspace.root) if name.endswith(".tar")]
+    if not found:
+        raise InputError(f"train.shards: {url} holds no .tar; give the folder that has them")
+    return found
 
 
 def own_shards(given: str) -> Result:

@@ -38,6 +38,10 @@ def open_run_dir(config: Config, config_file: Path | None, *, restart: bool = Fa
     restart: what was trained there with other settings is no reason.
     """
     use(config.storage)
+    if "://" in config.run_dir and not is_object_store(config.run_dir) and not config.run_dir.startswith("file://"):
+        raise ConfigError(
+            f"run_dir: {config.run_dir} is no folder and no store that is known; give a path, or s3://, gs:// or az://"
+        )
     if is_object_store(config.run_dir):
         with held_copy(config.run_dir, config.storage) as folder, _open_folder(config, folder, restart=restart) as held:
             yield held
@@ -183,8 +187,9 @@ def _take(lock: int, folder: Path) -> None:
 
 
 def recorded(config: Config) -> dict[str, object]:
-    """The settings as they are kept: what lies in object stores goes by its URL."""
-    return {key: _by_url(value) for key, value in to_dict(config).items()}
+    """The settings as they are kept: what lies in object stores goes by its URL, and where its copies lie is the machine's."""
+    tree = {key: _by_url(value) for key, value in to_dict(config).items()}
+    return {**tree, "storage": {**tree["storage"], "scratch": ""}}
 
 
 def _by_url(value: Any) -> Any:

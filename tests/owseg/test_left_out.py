@@ -96,7 +96,7 @@ def test_halves_of_samples_and_broken_json_are_counted(tmp_path: Path) -> None:
     assert [(bad.key, bad.reason.partition(";")[0]) for bad in reader.bad] == [
         ("0001", "carries no list of entities"),
         ("0002", "has no image"),
-        ("0003", "has no caption"),
+        ("0003", "has no .txt"),
     ]
     assert len(reader) == 5
     assert len(ShardReader([tmp_path / "0.tar"])) == 6, "JSON has no say where entities are not needed"

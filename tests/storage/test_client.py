@@ -23,9 +23,9 @@ def test_objects_come_back_as_they_were_written(store: Store, tmp_path: Path) ->
     large = tmp_path / "large"
     large.write_bytes(bytes(range(256)) * 50_000)  # more than one part of an upload
     store.put("a/b.json", b"hello")
-    store.put("empty", b"")
+    store.put("empty.txt", b"")
     version = store.put("a/large", large)
-    assert (store.get("a/b.json"), store.get("empty"), store.get("nothing")) == (b"hello", b"", None)
+    assert (store.get("a/b.json"), store.get("empty.txt"), store.get("nothing")) == (b"hello", b"", None)
     assert store.get_range("a/b.json", 1, 3) == b"ell"
     got = store.download("a/large", tmp_path / "copy")
     assert got is not None
@@ -33,7 +33,7 @@ def test_objects_come_back_as_they_were_written(store: Store, tmp_path: Path) ->
     assert got.tag == version.tag
     assert {entry.name: entry.bytes for entry in store.entries("a")} == {"a/b.json": 5, "a/large": 12_800_000}
     assert store.folders() == ["a"]
-    assert [entry.name for entry in store.files()] == ["empty"]
+    assert [entry.name for entry in store.files()] == ["empty.txt"]
     store.delete("a/b.json", "never there")
     assert store.head("a/b.json") is None
     with pytest.raises(FileNotFoundError):

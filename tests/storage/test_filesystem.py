@@ -22,14 +22,14 @@ def test_folders_go_there_and_back(store: Store, s3: S3, tmp_path: Path) -> None
     source, back = tmp_path / "checkpoint", tmp_path / "back"
     (source / "deeper").mkdir(parents=True)
     (source / "weights").write_bytes(b"w" * 100_000)
-    (source / "empty").touch()
+    (source / "empty.txt").touch()
     (source / "deeper" / "list").write_text("a")
     files = PyFileSystem(FSSpecHandler(StoreFileSystem(store)))
     before = len(s3.requests)
     s3.faults = lambda method, path, number: Fault(status=503, code="SlowDown") if number in (before, before + 3) else None
     copy_files(str(source), "train/checkpoint", destination_filesystem=files)
     copy_files("train/checkpoint", str(back), source_filesystem=files)
-    assert {path.relative_to(back).as_posix() for path in back.rglob("*")} == {"weights", "empty", "deeper", "deeper/list"}
+    assert {path.relative_to(back).as_posix() for path in back.rglob("*")} == {"weights", "empty.txt", "deeper", "deeper/list"}
     assert (back / "weights").read_bytes() == b"w" * 100_000
     found = files.get_file_info(FileSelector("train", recursive=False))
     assert [(info.base_name, info.type) for info in found] == [("checkpoint", FileType.Directory)]

@@ -131,9 +131,24 @@ def test_a_lost_or_damaged_cache_is_survived(copy: Workspace, tmp_path: Path) ->
     assert keys(batches_from(found, 0, 6, workers=0)) == expected
 
 
-def test_a_tar_that_is_not_as_it_was_written_stays_out(copy: Workspace, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_tar_that_is_not_as_it_was_written_ends_the_training(copy: Workspace) -> None:
     copy.store.put("shards/_done/0.done.json", b'{"files": {"0.tar": "' + b"0" * 64 + b'"}}')
     found = batches(shards(copy))
     found.prefetch(0)
-    wait_until(lambda: "is not as the download wrote it" in caplog.text)
+    for workers in (0, 1):
+        with pytest.raises(
+            InputError, match=r"^s3://.*/run/shards/0.tar: is not as the download wrote it; run that with --verify"
+        ):
+            wait_until(lambda workers=workers: not keys(batches_from(found, 0, 6, workers=workers)))
     assert "0.tar" not in cached(copy)
+
+
+def test_a_tar_that_took_the_place_of_the_indexed_one_ends_it_too(copy: Workspace, tmp_path: Path) -> None:
+    found = batches(shards(copy))
+    content = (tmp_path / "0.tar").read_bytes()
+    copy.store.put("shards/0.tar", content[:1000] + bytes([content[1000] ^ 1]) + content[1001:])
+    found.prefetch(0)
+    with pytest.raises(
+        InputError, match=r"^s3://.*/run/shards/0.index: is the index of another tar than 0.tar is now; delete it"
+    ):
+        wait_until(lambda: not keys(batches_from(found, 0, 6, workers=0)))

@@ -68,16 +68,21 @@ def test_a_database_in_use_is_saved_whole(store: Store, tmp_path: Path) -> None:
     with held_copy(URL, StorageConfig(scratch=str(tmp_path))) as folder:
         copy = tmp_path / "copy.db"
         with closing(sqlite3.connect(folder / DATABASE)) as live:
-            live.execute("create table runs (name text)")
+            live.execute("create table experiments (artifact_location text)")
+            live.execute("create table runs (name text, artifact_uri text)")
+            files = "file:///another/machine/mlartifacts"
+            live.execute("insert into experiments values (?)", (files,))
             live.commit()
-            live.execute("insert into runs values ('under way')")  # not committed
+            live.execute("insert into runs values ('under way', ?)", (f"{files}/1/artifacts",))  # not committed
             save(folder)
             copy.write_bytes(store.get(DATABASE) or b"")
             with closing(sqlite3.connect(copy)) as saved:
                 assert saved.execute("select count(*) from runs").fetchall() == [(0,)]
             live.commit()
     with held_copy(URL, StorageConfig(scratch=str(tmp_path))) as folder, closing(sqlite3.connect(folder / DATABASE)) as again:
-        assert again.execute("select name from runs").fetchall() == [("under way",)]
+        here = (folder / "mlartifacts").as_uri()  # MLflow finds the files of a run that another machine began
+        assert again.execute("select * from experiments").fetchall() == [(here,)]
+        assert again.execute("select * from runs").fetchall() == [("under way", f"{here}/1/artifacts")]
 
 
 def test_copies_that_nobody_worked_on_for_days_go(store: Store, tmp_path: Path) -> None:
