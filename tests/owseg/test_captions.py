@@ -141,7 +141,7 @@ def test_a_field_of_the_json_is_the_caption_where_there_is_no_text(tmp_path: Pat
     abouts = [{"alt": "ein Käfer"}, {"alt": 3}, {"other": "x"}, {"alt": "no"}, *[{"alt": "more"}] * 5]
     files += [(f"img.v1.{number}.json", json.dumps(about).encode()) for number, about in enumerate(abouts)]
     tar = write(tmp_path / "x.y-0.tar", [*files, ("img.v1.3.txt", b"a text")])
-    with pytest.raises(InputError, match=r"cannot be used: .*img\.v1\.0 has no caption"):
+    with pytest.raises(InputError, match=r"cannot be used: .*img\.v1\.0 has no \.txt; .*train\.caption_field"):
         ShardReader([tar], max_bad_share=0.2)
     reader = ShardReader([tar], caption_field="alt")
     assert (len(reader), reader.read(0).captions, reader.read(3).captions) == (9, ["ein Käfer"], ["a text"])

@@ -140,7 +140,7 @@ def test_weights_that_are_not_finite_are_never_kept(tmp_path: Path) -> None:
     engine = TorchEngine(method, phase_groups(method, (Phase(steps=1, train=("layer.",)),), OptimConfig())[0], OptimConfig())
     with torch.no_grad():
         method.layer.weight[0, 0] = INF
-    save = fit._saver(method, (Phase(steps=1, train=("layer.",)),), engine, 7, 4)
+    save = fit._saver(method, (Phase(steps=1, train=("layer.",)),), engine, 7, 4, None)
     with pytest.raises(InputError, match=r"training diverged: layer\.weight is not finite after step 7; .* of step 4, is kept"):
         save(tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -151,7 +151,7 @@ def test_the_installed_command_outside_the_clone(installed: Path, tmp_path: Path
     assert (done.returncode, done.stderr) == (0, "")
     done = outside(installed, tmp_path, "train", "--help")
     assert done.returncode == 0, done.stderr
-    assert "usage: owseg train [--restart] [--verify] [--config FILE]" in done.stdout
+    assert "usage: owseg train [--restart] [--verify] [--keys STEP]" in done.stdout
     done = outside(installed, tmp_path, "train", "--config", "nowhere.yaml")
     assert (done.returncode, done.stderr) == (2, "error: nowhere.yaml: no such file; give an existing one with --config FILE\n")
 
