@@ -22,6 +22,7 @@ from filtering import InputError
 from filtering.files import digest_of_file
 from filtering.listing import is_data, is_looked_into
 from storage.client import is_object_store
+from storage.copies import at, present
 from storage.filesystem import filesystem_of
 
 MAX_HASHED = 64 << 20  # bytes; a larger local file is known by size and time
@@ -224,6 +225,8 @@ def _is_local(path: str) -> bool:
 
 def _filesystem(path: str) -> tuple[Any, str]:
     if "://" not in path:
+        if at(Path(path)) and not os.path.exists(path):  # the run's own links, on a machine that has a copy of the run
+            present(Path(path))
         return LocalFileSystem(), LocalFileSystem._strip_protocol(path)
     if is_object_store(path):
         return filesystem_of(path)

@@ -55,6 +55,7 @@ def held_copy(url: str, config: StorageConfig) -> Iterator[Path]:
                 raise
             _save(workspace)
             workspace.make_room()
+            (workspace.root / DATABASE).unlink(missing_ok=True)  # the store has it
         finally:
             detach(workspace)
 
