@@ -54,7 +54,7 @@ class StorageConfig:
     """Folder on each machine's own disk for copies of what lies in object stores, the same path on all of them; "" = a folder
     owseg-scratch-UID in the temporary one."""
     cache_gb: float = 100.0
-    """Room on each machine's disk for shards that are trained on, in 10^9 bytes; the least recently used are removed."""
+    """Room on each machine's disk for shards that are trained on, in 10^9 bytes; those of other trainings make room."""
     patience: float = 600.0
     """Seconds that a store that does not answer is waited for before the run stops."""
 
@@ -217,14 +217,6 @@ class Store:
     def brief(self) -> "Store":
         """The same for what is not worth a long wait."""
         return replace(self, config=replace(self.config, patience=min(self.config.patience, BRIEF_SECONDS)))
-
-    def check(self) -> None:
-        """Raise InputError where objects cannot be written, read and removed here: before any work is done."""
-        name, content = f".check-{os.urandom(8).hex()}", b"can this be written?"
-        self.put(name, content)
-        if self.get(name) != content:
-            raise InputError(f"{self.url}: what is written does not come back")
-        self.delete(name)
 
     @cached_property
     def _client(self) -> Any:

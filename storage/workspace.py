@@ -77,7 +77,7 @@ class Workspace:
         self._remember(seen)
 
     def pull(self, folder: Path, *, without: Collection[str] = (), most: int | None = None, changed: bool = False) -> None:
-        """Get what the store has of a folder, or of one of at most `most` bytes; what was removed there is removed here.
+        """Get what the store has of a folder, or its files of at most `most` bytes; what was removed there is removed here.
 
         changed: only what is new or another since it was last here; what was changed here and not pushed stays.
         """

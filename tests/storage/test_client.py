@@ -95,7 +95,7 @@ def test_patience_ends_in_a_line_that_says_how_to_go_on(s3: S3) -> None:
 def test_a_refusal_is_one_line_with_the_cure(store: Store, s3: S3, fault: Fault, told: str) -> None:
     s3.faults = lambda method, path, number: fault
     with pytest.raises(InputError, match=told) as caught:
-        Store(store.url, BRIEF).check()
+        Store(store.url, BRIEF).put("a", b"1")
     line = str(caught.value)
     assert line.startswith(store.url)
     assert "\n" not in line
@@ -105,7 +105,7 @@ def test_a_refusal_is_one_line_with_the_cure(store: Store, s3: S3, fault: Fault,
 
 def test_a_missing_bucket_is_a_mistake_and_not_a_missing_object(s3: S3) -> None:
     nowhere = Store("s3://no-such-bucket-anywhere/run", BRIEF)
-    for ask in (nowhere.check, lambda: nowhere.get("a"), lambda: list(nowhere.entries())):
+    for ask in (lambda: nowhere.put("a", b"1"), lambda: nowhere.get("a"), lambda: list(nowhere.entries())):
         with pytest.raises(InputError, match="there is no such bucket"):
             ask()
 
