@@ -33,7 +33,7 @@ def look():
     names = ("OMP_NUM_THREADS", "MLFLOW_DISABLE_TELEMETRY", "RAY_AUTH_MODE")
     return {"packages": filtering.__file__, **{name: os.environ.get(name) for name in names}}
 
-listed = subprocess.run(["ps", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
+listed = subprocess.run(["ps", "-ww", "-o", "args=", "--ppid", str(os.getpid())], capture_output=True, text=True, check=True)
 started = {Path(word).name for word in listed.stdout.split()}
 services = sorted(started & {"raylet", "monitor.py", "log_monitor.py", "dashboard.py"})
 print(json.dumps({"cpus": ray.cluster_resources()["CPU"], "services": services, **ray.get(look.remote())}))
