@@ -52,15 +52,17 @@ def _report(context: Context, config: FilterConfig, corpus: Result) -> dict[str,
     def work() -> Result:
         leakage = find_leakage(config, out, benchmarks)
         told = shares(leakage, corpus["kept"])
+        shown = {**{key: corpus[key] for key in SUMMARY}, "leakage": told}
+        content = report.write(out, shown, leakage, source=config.source.paths)
         with context.tracker.child("filter", stage="filter") as run:
-            run.metrics(report.numbers(report.write(out, {**{key: corpus[key] for key in SUMMARY}, "leakage": told}, leakage)))
+            run.metrics(report.numbers(content))
             for name in REPORT:
                 run.artifact(out / name)
         return {"leakage": told, "digest": digest_of(told)}
 
     if out.is_symlink():  # a sweep's cells share the corpus, and the report on it
         return shares(find_leakage(config, out, benchmarks), corpus["kept"])
-    fingerprint = digest_of([corpus["digest"], benchmarks])
+    fingerprint = digest_of([corpus["digest"], benchmarks, config.source.paths])
     result = context.part("filter-report", fingerprint, out / REPORT[0], work, files=lambda: [out / name for name in REPORT])
     leakage: dict[str, float] = result["leakage"]
     return leakage

@@ -1,7 +1,7 @@
 """What a corpus build did and why, for people: `report.json`, the page `report.html` and the picture `report.png`."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,20 @@ Content = dict[str, Any]
 """What `report.json` holds."""
 
 
-def write(out: Path, summary: Mapping[str, Any], leakage: Mapping[str, Any]) -> Content:
+def write(out: Path, summary: Mapping[str, Any], leakage: Mapping[str, Any], *, source: Sequence[str]) -> Content:
     """Write the report of the corpus in `out`; returns what `report.json` holds.
 
-    The same corpus gives the same bytes: no dates, and no paths of the machine.
+    The same corpus from files of the same names gives the same bytes: no dates, and no paths of the machine.
 
     Args:
         out: what `build_corpus` left.
         summary: what it returned.
         leakage: what `find_leakage` finds of it.
+        source: the paths or URLs that it was made from; their last parts are told.
     """
     findings = json.loads((out / BUILD / FINDINGS).read_text(encoding="utf-8"))
     content = describe(summary, findings["statistics"], findings["details"], leakage, pq.read_table(out / "entities.parquet"))
+    content["source"] = [_last_part(path) for path in source]
     write_json(out / "report.json", content)
     report_picture.draw(out / "report.png", content)
     report_page.write(out / "report.html", content)
@@ -180,3 +182,8 @@ def _head(counts: list[int]) -> float:
 def _without_folders(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The same settings with paths cut to their last part: a report tells nothing about the machine."""
     return {key: Path(value).name if key in ("path", "tagger") else value for key, value in settings.items()}
+
+
+def _last_part(path: str) -> str:
+    """The name of a file or folder; of a URL without its query, which may hold a signature."""
+    return path.partition("?")[0].rstrip("/").rpartition("/")[2] if "://" in path else Path(path).name

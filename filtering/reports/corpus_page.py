@@ -47,6 +47,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         "headline": f"{links:,} links → {kept:,} captions",
         "tiles": _tiles(content, ways),
         "digest": content["digest"],
+        "source": content["source"],
         "links": links,
         "kept": kept,
         "dropped": content["dropped"],

@@ -11,6 +11,7 @@ from filtering import InputError
 from filtering.files import write_json
 from filtering.images.reasons import FAILURES, failure_of
 from filtering.reports import download_page, download_picture, lookalikes
+from filtering.reports.contact_sheet import thumbnails
 from filtering.reports.download_hosts import Top
 from filtering.reports.download_meanings import CLASSES, meaning_of
 from filtering.reports.download_tally import Counts, Tally
@@ -47,7 +48,7 @@ def write(out: Path, summary: Mapping[str, Any], settings: Mapping[str, Any]) ->
             )
     write_json(out / "report.json", content)
     download_picture.draw(out / "report.png", content)
-    download_page.write(out / "report.html", content)
+    download_page.write(out / "report.html", content, thumbnails(out))
     return content
 
 

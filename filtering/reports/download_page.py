@@ -1,11 +1,12 @@
 """The download's report as one page, `report.html`: what the template `download.html` shows."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from filtering.images.progress import size
 from filtering.reports import charts
+from filtering.reports.contact_sheet import Thumbnail
 from filtering.reports.download_hosts import SHOWN
 from filtering.reports.parts import percent, share, write_page
 
@@ -15,8 +16,8 @@ COLORS = {"obtained": "kept", "permanent": "rejected", "transient": "lost", "pol
 """The style sheet's colours of what can become of a link."""
 
 
-def write(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the page of a `filtering.reports.download.Content`."""
+def write(path: Path, content: Mapping[str, Any], sheet: Sequence[Thumbnail]) -> None:
+    """Write the page of a `filtering.reports.download.Content`, with a contact sheet of some images."""
     links, obtained, captions = content["links"], content["obtained"], content["captions"]
     of_captions = f"{captions:,} captions of " if captions != links else ""
     outcome = [("obtained", obtained, "an image that meets the rules", "in the tars")]
@@ -29,6 +30,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         "outcome": outcome,
         "colors": COLORS,
         "chart": _sizes(content["sizes"]),
+        "sheet": sheet,
         "shown_hosts": SHOWN,
         "settings": dict(_flat(content["settings"])),
     }

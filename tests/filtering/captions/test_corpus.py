@@ -260,7 +260,7 @@ def test_report(tmp_path: Path) -> None:
     write_links(tmp_path / "links.tsv")
     out = tmp_path / "corpus"
     summary = build_corpus(config_for(tmp_path / "links.tsv"), out)
-    report = write_report(out, summary, find_leakage(config_for(tmp_path / "links.tsv"), out, {}))
+    report = write_report(out, summary, find_leakage(config_for(tmp_path / "links.tsv"), out, {}), source=["links.tsv"])
     assert report == json.loads((out / "report.json").read_text())
     assert report["digest"] == summary["digest"]
     assert [step["rule"] for step in report["funnel"]] == list(summary["dropped"])

@@ -91,6 +91,14 @@ def corpus(captions: list[str], **more: Any) -> dict[str, Any]:
     }
 
 
+SOURCE = [
+    "/home/me/links.tsv",
+    "<b>more.tsv",
+    "https://me:hunter2@host/2.parquet?key=hunter2",
+    *(f"/{n}.tsv" for n in range(11)),
+]
+
+
 def write(
     out: Path, told: dict[str, Any], entities: tuple[tuple[str, int, bool], ...] = (("dog", 9, True), ("cat", 4, False))
 ) -> str:
@@ -101,7 +109,7 @@ def write(
     ]
     write_table(out / "entities.parquet", pa.Table.from_pylist(table, schema=ENTITIES))
     write_json(out / BUILD / FINDINGS, {"statistics": told["statistics"], "details": told["details"]})
-    report.write(out, told["summary"], told["leakage"])
+    report.write(out, told["summary"], told["leakage"], source=SOURCE)
     return (out / "report.html").read_text(encoding="utf-8")
 
 
@@ -145,6 +153,13 @@ def test_page_needs_nothing_beside_it(hostile: str) -> None:
             assert (attributes["href"] or "").removeprefix("#") in ids
     assert not re.search(r"@import|url\(|expression\(", hostile)
     assert "default-src 'none'" in hostile
+
+
+def test_the_source_is_named_without_its_folders_and_secrets(hostile: str) -> None:
+    assert (
+        "Made from links.tsv, <b>more.tsv, 2.parquet, 0.tsv, 1.tsv, 2.tsv, 3.tsv, 4.tsv and 6 more paths." in Page(hostile).text
+    )
+    assert "hunter2" not in hostile
 
 
 def test_same_corpus_same_bytes_and_no_trace_of_the_machine(tmp_path: Path) -> None:
