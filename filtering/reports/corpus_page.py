@@ -67,7 +67,7 @@ def write(path: Path, content: Mapping[str, Any]) -> None:
         "shown_hosts": SHOWN_HOSTS,
         "host_sample": HOST_SAMPLE,
         "samples": content["samples"],
-        "settings": _settings(content),
+        "settings": flat_settings(content),
     }
     write_page(path, "corpus.html", shown)
 
@@ -134,7 +134,7 @@ def _charts(content: Mapping[str, Any]) -> list[tuple[str, str, charts.Chart]]:
     ]
 
 
-def _settings(content: Mapping[str, Any]) -> dict[str, object]:
+def flat_settings(content: Mapping[str, Any]) -> dict[str, object]:
     """The filter's settings by dotted key, the rules apart."""
     shown: dict[str, object] = {f"vocabulary.{key}": value for key, value in content["list"].items()}
     for key, value in content["settings"].items():
