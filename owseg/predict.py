@@ -12,6 +12,7 @@ import logging
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,14 +56,21 @@ class Segmentation:
     """The photo upright, [H, W, 3] uint8."""
     names: tuple[str, ...]
     """The labels that were asked for."""
-    labels: np.ndarray
-    """[H, W] int16: the index in `names` of each pixel's label, -1 where it is none of them."""
+    nearest: np.ndarray
+    """[H, W] int16: the index in `names` of each pixel's best label, -1 where the method's own background is better."""
     scores: np.ndarray
     """[H, W] float32: the highest score that any label has at a pixel (of the method: a mask's value, a cosine)."""
     best: Best
     """The label that comes nearest to being found anywhere, or is found most surely."""
     threshold: float | None = None
     """The score that a label must exceed; None where each pixel has a label, or the method draws the background itself."""
+
+    @cached_property
+    def labels(self) -> np.ndarray:
+        """[H, W] int16: the index in `names` of each pixel's label, -1 where it is none of them."""
+        if self.threshold is None:
+            return self.nearest
+        return np.where(self.scores > np.float32(self.threshold), self.nearest, np.int16(NOTHING))
 
     @property
     def colours(self) -> np.ndarray:
@@ -133,7 +141,6 @@ class Model:
         self.segmenter = load_segmenter(checkpoint.method, checkpoint.encoder, checkpoint.weights).to(self.device)
         self._embedded: tuple[tuple[str, ...], Tensor] | None = None
 
-    @torch.inference_mode()
     def segment(self, photo: Photo, labels: Sequence[str], *, background: bool = True) -> Segmentation:
         """Give each pixel of a photo the label that fits it best.
 
@@ -143,28 +150,47 @@ class Model:
         """
         names = clean_labels(labels)
         image = read_photo(photo)
-        classes = self._embed(names)
-        threshold = self.segmenter.background_threshold if background else None
-        own_plane = background and threshold is None
+        return self.decide(image, names, self.score(image, names, background=background), background=background)
+
+    @torch.inference_mode()
+    def score(self, image: np.ndarray, names: tuple[str, ...], *, background: bool = True) -> Tensor:
+        """The first half of `segment`: scores [n, h, w] of clean labels in an RGB image [H, W, 3] uint8 at the view's size.
+
+        With `background`, a method that draws the background itself has that plane in front: [1 + n, h, w].
+        """
         checkpoint = self.checkpoint
-        scores = predict_scores(
+        return predict_scores(
             self.segmenter,
             image,
-            classes,
-            own_plane,
+            self._embed(names),
+            background and self.draws_background,
             checkpoint.view,
             checkpoint.normalisation,
             batch=max(1, min(WINDOW_BATCH, PLANES_AT_ONCE // len(names))),
         )
+
+    @torch.inference_mode()
+    def decide(self, image: np.ndarray, names: tuple[str, ...], scores: Tensor, *, background: bool = True) -> Segmentation:
+        """The second half of `segment`: what `score` of the same arguments, or a mean of several, says of each pixel."""
+        own_plane = background and self.draws_background
         best, winner = upsample_argmax(scores, (image.shape[0], image.shape[1]))
-        chosen = winner.sub_(int(own_plane)).to(torch.int16)
+        nearest = winner.sub_(int(own_plane)).to(torch.int16)
         surest = (
-            Best(names[int(chosen.view(-1)[best.argmax()])], float(best.max())) if not own_plane else _peak(scores[1:], names)
+            Best(names[int(nearest.view(-1)[best.argmax()])], float(best.max())) if not own_plane else _peak(scores[1:], names)
         )
-        if threshold is not None:
-            chosen[best <= threshold] = NOTHING
-        of_pixels, values = chosen.cpu().numpy(), best.cpu().numpy()
-        return Segmentation(image=image, names=names, labels=of_pixels, scores=values, best=surest, threshold=threshold)
+        return Segmentation(
+            image=image,
+            names=names,
+            nearest=nearest.cpu().numpy(),
+            scores=best.cpu().numpy(),
+            best=surest,
+            threshold=self.segmenter.background_threshold if background else None,
+        )
+
+    @property
+    def draws_background(self) -> bool:
+        """Whether the method draws the background as a plane of its own, so that no threshold decides on it."""
+        return self.segmenter.background_threshold is None
 
     def _embed(self, names: tuple[str, ...]) -> Tensor:
         if self._embedded is None or self._embedded[0] != names:

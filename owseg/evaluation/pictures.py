@@ -27,6 +27,8 @@ MARGIN = 12
 LINE = 22
 NAME = 60
 """Characters after which a name in a legend is cut."""
+SMALLEST_TEXT, LARGEST_TEXT = 9, 32
+"""Sizes in pixels of the text of a legend inside of a picture."""
 
 
 def palette(classes: int) -> np.ndarray:
@@ -133,6 +135,37 @@ def legend_below(image: Image.Image, legend: Legend, note: str = "") -> Image.Im
     for number, line in enumerate(lines):
         draw.text((MARGIN, below + number * LINE), line, fill="black", font=font)
     return canvas
+
+
+def legend_panel(legend: Legend, width: int, height: int) -> Image.Image:
+    """Names and their colours, one a line, as a panel for a corner of a picture of width x height pixels.
+
+    It takes half of either side at most; what does not fit is counted in its last line. A picture with no room for a readable
+    line gets a panel without pixels.
+    """
+    size = min(max(height // 32, SMALLEST_TEXT), LARGEST_TEXT)
+    font, line = ImageFont.load_default(size), round(1.5 * size)
+    lines = height // 2 // line
+    shown = legend if len(legend) <= lines else [*legend[: max(lines - 1, 0)], (f"+{len(legend) - lines + 1} more", None)]
+    names = [_fitting(name, width // 2 - 2 * line, font) for name, _ in shown]
+    if lines < 1 or not all(names):
+        return Image.new("RGB", (0, 0))
+    panel = Image.new("RGB", (round(max(map(font.getlength, names))) + 2 * line, len(shown) * line + line // 4), "white")
+    draw = ImageDraw.Draw(panel)
+    for row, (name, (_, colour)) in enumerate(zip(names, shown, strict=True)):
+        top = row * line + line // 4
+        if colour is not None:
+            draw.rectangle((line // 3, top, line // 3 + size, top + size), fill=tuple(int(value) for value in colour))
+        draw.text((line // 3 + line, top + size // 2), name, fill="black", font=font, anchor="lm")
+    return panel
+
+
+def _fitting(name: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> str:
+    """A name, or as much of it as a line of so many pixels holds; empty where that is nothing."""
+    if font.getlength(name) <= width:
+        return name
+    kept = next((end for end in range(len(name), 0, -1) if font.getlength(f"{name[:end]}...") <= width), 0)
+    return f"{name[:kept]}..." if kept else ""
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.ImageFont) -> list[str]:

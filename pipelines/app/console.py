@@ -15,7 +15,7 @@ VERBS = {
     "download": "the corpus in, image shards out",
     "train": "image shards in, trained methods out",
     "evaluate": "trained methods in, the table of zero-shot mIoU out",
-    "segment": "photos and labels in, segmented photos out",
+    "segment": "photos or videos and labels in, segmented ones out",
     "sweep": "a grid of settings times seeds, each a run of its own",
     "convert": "official benchmark archives in, folders fit to be scored out",
     "official": "published checkpoints into trained folders, and back",

@@ -109,7 +109,7 @@ def test_options_reach_the_model(tiny_run: Path, photo: Path, tmp_path: Path, ca
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--labels", "a"], "the following arguments are required: IMAGE"),
+        (["--labels", "a"], "the following arguments are required: INPUT"),
         (["{photo}"], "the following arguments are required: --labels"),
         (["{photo}", "--labels", ""], "labels: there are none"),
         (["{photo}", "--labels", "cat,,dog"], "labels: number 2 is empty"),
@@ -164,12 +164,12 @@ def test_without_weights_at_hand_it_says_what_to_do(
 def test_what_is_not_looked_at_in_a_folder_is_counted_and_named(
     tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """HEIC files, videos and notes; not what systems leave, nor what this verb wrote. Linked folders are looked into."""
+    """HEIC files, sounds and notes; not what systems leave, nor what this verb wrote. Linked folders are looked into."""
     holiday, elsewhere = tmp_path / "holiday", tmp_path / "elsewhere"
     for folder in (holiday, elsewhere):
         folder.mkdir()
         shutil.copy(photo, folder / f"{folder.name}.png")
-    for name in ("a.heic", "b.mov", "notes.txt", "c.json", ".DS_Store", "._holiday.png", "Thumbs.db", "holiday.png~"):
+    for name in ("a.heic", "b.mp3", "notes.txt", "c.json", ".DS_Store", "._holiday.png", "Thumbs.db", "holiday.png~"):
         (holiday / name).write_bytes(b"\x00\x05\x16\x07")
     (holiday / "linked").symlink_to(elsewhere)
     (elsewhere / "back").symlink_to(holiday)
@@ -178,7 +178,7 @@ def test_what_is_not_looked_at_in_a_folder_is_counted_and_named(
         out, err = capsys.readouterr()
         assert err == ""
         (note,) = [line for line in out.splitlines() if line.startswith("note: ")]
-        assert note.startswith(f"note: {holiday}: 4 files (a.heic, b.mov, c.json, notes.txt) of other kinds not looked at; ")
+        assert note.startswith(f"note: {holiday}: 4 files (a.heic, b.mp3, c.json, notes.txt) of other kinds not looked at; ")
         assert [line.split(":")[0] for line in out.splitlines() if line.startswith("[")] == [
             f"[1/2] {holiday}/holiday.png",
             f"[2/2] {holiday}/linked/elsewhere.png",
@@ -205,14 +205,14 @@ def test_an_empty_photo_and_a_folder_without_any_are_named(
     tiny_run: Path, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (photo.parent / "empty.jpg").touch()
-    videos = tmp_path / "videos"
-    videos.mkdir()
+    sounds = tmp_path / "sounds"
+    sounds.mkdir()
     for number in range(7):
-        (videos / f"{number}.mov").touch()
-    assert call(tiny_run, photo.parent / "empty.jpg", photo, videos, "--labels", "a", "--out", tmp_path / "out") == 2
+        (sounds / f"{number}.mp3").touch()
+    assert call(tiny_run, photo.parent / "empty.jpg", photo, sounds, "--labels", "a", "--out", tmp_path / "out") == 2
     one, two = capsys.readouterr().err.splitlines()
     assert one == f"error: {photo.parent}/empty.jpg: not a readable image (the file is empty)"
-    assert two.endswith("), but 7 files (0.mov, 1.mov, 2.mov, 3.mov, 4.mov, ...)")
+    assert two.endswith("), but 7 files (0.mp3, 1.mp3, 2.mp3, 3.mp3, 4.mp3, ...)")
     assert (tmp_path / "out" / "photo.mask.png").is_file()
 
 
