@@ -202,11 +202,16 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def trained_in(folder: Path) -> dict[str, Path]:
+    """The folders of what a run trained, by method; none where it is no run's folder."""
+    return {file.parent.name: file.parent for file in sorted(folder.glob(f"train/*/{MODEL}"))}
+
+
 def _folder_in(folder: Path, method: str) -> Path:
     """`folder` itself where it holds a checkpoint, or that of one method where it is a run's."""
     if (folder / MODEL).is_file():
         return folder
-    trained = {file.parent.name: file.parent for file in sorted(folder.glob(f"train/*/{MODEL}"))}
+    trained = trained_in(folder)
     if method in training_free() and trained:
         # All that use a CLIP use the run's one; these two always do.
         return next(trained[name] for name in (ClipConfig().name, TclConfig().name, *trained) if name in trained)

@@ -39,6 +39,8 @@ PLANES_AT_ONCE = 256
 """Masks of windows that are held at a time, so that many labels take time and not memory."""
 OVERLAY_SIDE = 1600
 """Longest side of an overlay in pixels; masks keep the photo's own size."""
+OPACITY = 0.6
+"""Of the labels' colours on a photo."""
 
 
 class Best(NamedTuple):
@@ -109,14 +111,21 @@ class Segmentation:
         mask.putpalette([0, 0, 0, *self.colours.ravel().tolist()])
         return mask
 
-    def overlay(self, side: int = OVERLAY_SIDE) -> Image.Image:
-        """The labels' colours on the photo, with a legend below; photos longer than `side` are scaled down to it."""
+    def at(self, threshold: float) -> "Segmentation":
+        """The same photo with the labels of another threshold. Without one, each pixel has a label or it is not ours to set."""
+        return self if self.threshold is None else replace(self, threshold=threshold)
+
+    def overlay(self, side: int = OVERLAY_SIDE, opacity: float = OPACITY) -> Image.Image:
+        """The labels' colours on the photo, with a legend below; photos longer than `side` are scaled down to it.
+
+        opacity: of the colours, 0..1.
+        """
         height, width = self.labels.shape
         scale = min(1.0, side / max(height, width))
         size = (max(round(width * scale), 1), max(round(height * scale), 1))
         image = np.asarray(Image.fromarray(self.image).resize(size, Image.Resampling.BOX))
         rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], (height, width), strict=True))
-        drawn = overlay(image, self.labels[rows[:, None], columns], self.colours, ignore=NOTHING)
+        drawn = overlay(image, self.labels[rows[:, None], columns], self.colours, opacity, ignore=NOTHING)
         shares = [*self.shares().items()]
         found = [(name, share, colour) for (name, share), colour in zip(shares, self.colours, strict=True) if share]
         legend: Legend = [(f"{name} {percent(share)}", colour) for name, share, colour in found]

@@ -16,11 +16,14 @@ VERBS = {
     "train": "image shards in, trained methods out",
     "evaluate": "trained methods in, the table of zero-shot mIoU out",
     "segment": "photos or videos and labels in, segmented ones out",
+    "app": "a page to try models on: drop a photo, name labels, see masks",
     "sweep": "a grid of settings times seeds, each a run of its own",
     "convert": "official benchmark archives in, folders fit to be scored out",
     "official": "published checkpoints into trained folders, and back",
 }
 """Each is a module of `pipelines`, whose own --help tells the rest."""
+MODULES = {"app": "playground"}
+"""Where the module has another name: `pipelines.app` is what verbs share."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -36,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments.called_as = f"owseg {verb}"
     sys.argv = [verb, *rest]
     try:
-        runpy.run_module(f"pipelines.{verb}", run_name="__main__", alter_sys=True)
+        runpy.run_module(f"pipelines.{MODULES.get(verb, verb)}", run_name="__main__", alter_sys=True)
     except (ImportError, OSError, MemoryError) as error:  # met while the verb's own imports were read
         if (message := explain(error)) is None:
             raise

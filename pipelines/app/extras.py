@@ -5,6 +5,7 @@ EXTRAS = {
     "download": ("aiodns", "aiohttp", "cv2", "pycares"),
     "train": ("open_clip", "safetensors", "scipy", "timm", "torch", "torchvision", "transformers"),
     "cluster": ("deepspeed", "mlflow", "ray"),
+    "app": ("gradio",),
     "img2dataset": ("albumentations", "img2dataset"),
 }
 """The modules that each extra in pyproject.toml is for."""

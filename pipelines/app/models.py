@@ -50,7 +50,12 @@ def add_inference_options(parser: Parser) -> None:
     add("--grid-scale", type=float, metavar="FACTOR", help="show windows enlarged, 1 to 4: a finer grid of tokens, and slower")
     add("--refine", choices=("none", "pamr"), help="draw scores to the photo's edges (pamr); slow with many labels")
     add_encoder_options(parser)
-    add("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
+    add_device_option(parser)
+
+
+def add_device_option(parser: Parser) -> None:
+    """Where models run."""
+    parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
 
 
 def with_inference_options(checkpoint: "Checkpoint", arguments: argparse.Namespace) -> "Checkpoint":

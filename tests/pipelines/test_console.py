@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 from helpers import tiny
 from helpers.chain import environment
 from helpers.paths import REPO
-from pipelines.app.console import VERBS, main
+from pipelines.app.console import MODULES, VERBS, main
 from pipelines.app.extras import EXTRAS, missing_extra
 
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -83,7 +83,7 @@ def test_every_module_of_an_extra_is_declared_by_it() -> None:
 
 def test_every_library_that_the_packages_import_is_declared() -> None:
     distributions = packages_distributions()
-    names = {canonicalize_name(one.name) for extra in ("", "cluster", "img2dataset") for one in declared(extra)}
+    names = {canonicalize_name(one.name) for extra in ("", "app", "cluster", "img2dataset") for one in declared(extra)}
     for package in PACKAGES:
         for path in (REPO / package).rglob("*.py"):
             for module in imported(path) - {*sys.stdlib_module_names, *PACKAGES}:
@@ -120,7 +120,9 @@ def test_help_and_unknown_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     assert main(["fliter"]) == 2
     assert capsys.readouterr().err.startswith("error: unknown verb 'fliter' (did you mean 'filter'?); choose from full, ")
-    assert {path.stem for path in (REPO / "pipelines").glob("*.py")} - {"__init__", "benchmark_check"} == {*VERBS}
+    assert {path.stem for path in (REPO / "pipelines").glob("*.py")} - {"__init__", "benchmark_check"} == {
+        MODULES.get(verb, verb) for verb in VERBS
+    }
 
 
 @pytest.fixture(scope="module")
