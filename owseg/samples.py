@@ -18,7 +18,7 @@ Place = tuple[int, int]
 """Offset and size of a file in its tar."""
 
 _RAW, _ANY = "surrogateescape", "surrogatepass"
-_USABLE, _LARGE, _NO_IMAGE, _EMPTY_IMAGE, _NO_CAPTION, _EMPTY_CAPTION, _NO_ENTITIES, _NO_TEXT = range(8)
+_FORGOTTEN, _USABLE, _LARGE, _NO_IMAGE, _EMPTY_IMAGE, _NO_CAPTION, _EMPTY_CAPTION, _NO_ENTITIES, _NO_TEXT = range(-1, 8)
 _REASONS = (
     "",
     "has a file of 4 GiB or more",
@@ -41,6 +41,14 @@ class Wanted:
     """Where a sample has no `key.txt`, this field of its JSON is the caption; "" = it has none."""
     max_bad_share: float = MAX_SHARE
     """Largest share of samples, 0..1, that may be unusable; 3 always may."""
+    forgotten: frozenset[str] = frozenset()
+    """Keys of samples that are left out since somebody asked for it: they are not bad."""
+
+    @property
+    def identity(self) -> str:
+        """What tells apart what different wishes make of the same samples."""
+        told = f"{self.entities} {self.caption_field!r}"
+        return f"{told} without {sha256(repr(sorted(self.forgotten)).encode()).hexdigest()}" if self.forgotten else told
 
 
 class Samples:
@@ -50,9 +58,9 @@ class Samples:
         """Put the indexes behind each other. Raises InputError where more samples are bad than may be."""
         self._indexes, self._wanted = indexes, wanted
         self.total = sum(index.header.samples for index in indexes)
-        """The samples in the tars, bad ones among them."""
+        """The samples in the tars, bad and forgotten ones among them."""
         digests = b"".join(index.header.digest for index in indexes)
-        key = f"samples 1 {wanted.entities} {wanted.caption_field!r} {sha256(digests).hexdigest()}"
+        key = f"samples 1 {wanted.identity} {sha256(digests).hexdigest()}"
         arrays = node_arrays(key, self.total, self._merge)
         number, entities = arrays["counts"].tolist()
         self.keys, self.key_ends = arrays["keys"], arrays["key_ends"][: number + 1]
@@ -117,6 +125,8 @@ class _Merged:
     def add(self, number: int, index: TarIndex) -> None:
         """The next tar's samples."""
         reasons = _reasons(index.records, self._wanted)
+        if self._wanted.forgotten:
+            reasons[[index.key(at) in self._wanted.forgotten for at in range(len(reasons))]] = _FORGOTTEN
         usable = reasons == _USABLE
         first, self._number = self._number, self._number + int(usable.sum())
         self._tars[first : self._number] = number
@@ -143,7 +153,7 @@ class _Merged:
 
     def _keep_bad(self, number: int, index: TarIndex, reasons: np.ndarray) -> None:
         """Of more than may be, a few are enough: they are named before all are refused."""
-        bad = np.flatnonzero(reasons).tolist()
+        bad = np.flatnonzero(reasons > _USABLE).tolist()
         self._number_bad += len(bad)
         too_many = self._number_bad > most(self._total, self._wanted.max_bad_share)
         for at in bad[:NAMED] if too_many else bad:

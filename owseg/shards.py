@@ -40,9 +40,12 @@ class ShardReader:
         entities: bool = False,
         caption_field: str = "",
         max_bad_share: float = MAX_SHARE,
+        forgotten: frozenset[str] = frozenset(),
         open_tars: OpenTars | None = None,
     ) -> None:
         """Read the tars' indexes, made where there are none, with what `key.json` has as "entities" where asked for.
+
+        Samples whose keys are among those `forgotten` are as if they were not there.
 
         Raises InputError where a tar is unreadable, cut, or holds fewer samples than its record says, where there is no sample
         at all, or where more than `max_bad_share` of them lack an image, a caption or that list.
@@ -52,9 +55,8 @@ class ShardReader:
         for index in self.indexes:
             refuse_fewer(index.tar, index.header.samples)
         self.with_entities, self.caption_field, self.max_bad_share = entities, caption_field, max_bad_share
-        self.samples = Samples(
-            self.indexes, Wanted(entities=entities, caption_field=caption_field, max_bad_share=max_bad_share)
-        )
+        wanted = Wanted(entities=entities, caption_field=caption_field, max_bad_share=max_bad_share, forgotten=forgotten)
+        self.samples = Samples(self.indexes, wanted)
         self.entities, self.bad, self.total = self.samples.entities, self.samples.bad, self.samples.total
         self._open = open_tars or LocalTars()
         if not len(self.samples):

@@ -94,6 +94,8 @@ class TrainJob:
     out: Path
     start: Path | None = None
     """Weights that training begins with, official or this project's; None = as the method begins."""
+    forgotten: tuple[str, ...] = ()
+    """Keys of samples that are left out as if the tars did not have them."""
     seed: int = 0
     train: LoopConfig = LoopConfig()
 
@@ -189,6 +191,7 @@ def usable_device(name: str | torch.device) -> torch.device:
 def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
     """All that decides the weights, as it is kept beside a checkpoint: a dotted key for each setting."""
     data = [[shard.name, size_of(shard)] for shard in job.shards]
+    data += [["without", key] for key in sorted(job.forgotten)]
     given = {"seed": job.seed, "bf16": job.train.bf16, "shards": data}
     given |= {"caption_field": job.train.caption_field} if job.train.caption_field else {}
     given |= {"ranks": ranks} if job.method.depends_on_ranks else {}
@@ -305,6 +308,7 @@ def reader_of(job: TrainJob, method: TrainableMethod) -> ShardReader:
         entities=entities,
         caption_field=job.train.caption_field,
         max_bad_share=job.train.max_bad_share,
+        forgotten=frozenset(job.forgotten),
         open_tars=tars_of(job.shards),
     )
 
@@ -328,18 +332,6 @@ def batches_of(
         partners=scheduled.phase.partners,
         views=method.views,
     )
-
-
-def keys_of_step(job: TrainJob, step: int) -> list[str]:
-    """The keys of the samples of a step (from 0) in their places, as any run of this training shows them.
-
-    Samples that cannot be read are found as training finds them: images are opened. Raises InputError for steps beyond its end.
-    """
-    if not 0 <= step < job.steps:
-        raise InputError(f"step {step}: training {job.method.name} has the steps 0 to {job.steps - 1}")
-    method = build(job)
-    scheduled = next(one for one in job.scheduled_phases if step < one.stop)
-    return batches_of(job, method, reader_of(job, method), scheduled, rank=0, workers=1).keys(step)
 
 
 def shards_of(folder: Path) -> Iterator[Path]:

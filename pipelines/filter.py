@@ -6,6 +6,7 @@ from pathlib import Path
 from cluster.data import run_on_ray
 from filtering.captions.corpus import FilterConfig, build_corpus, find_leakage, shares
 from filtering.files import digest_of
+from filtering.link_set import forgotten_in
 from filtering.reports import corpus as report
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.context import Context, Result, open_context
@@ -29,7 +30,8 @@ def run_filter(context: Context) -> Result:
 
     def work() -> Result:
         with context.tracker.child("filter", stage="filter") as run:
-            result = build_corpus(config, out, run=run_on_ray(context.config.session), benchmarks=excluded)
+            runner, forgotten = run_on_ray(context.config.session), forgotten_in(context.run_dir)
+            result = build_corpus(config, out, run=runner, benchmarks=excluded, forgotten=forgotten)
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
             run.dataset("links", source=config.source.shown, digest=fingerprint, context="filtering")

@@ -25,7 +25,7 @@ def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
     check_target(config)
     with open_context(config, verify=verify) as context:
         if config.train.shards:
-            run_train(context, own_shards(config.train.shards))
+            run_train(context, own_shards(config))
             run_evaluate(context)
         else:
             corpus = run_filter(context)

@@ -18,18 +18,19 @@ from owseg import InputError
 from owseg.checkpoint import Checkpoint, files_at, located, write_model
 from owseg.encoders import PRETRAIN, EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import view_of
+from owseg.exposure import keys_of_step
 from owseg.fields import file_name, path_settings, training_settings
 from owseg.fit import WEIGHTS
 from owseg.ledger import LEDGER
 from owseg.method_config import TrainableConfig
 from owseg.step_log import costs_of, left_out_of
-from owseg.training import TrainJob, keys_of_step, shards_of
+from owseg.training import TrainJob, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
 from pipelines.app.cli import RESTART, VERIFY, Option, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
-from pipelines.app.own_shards import own_shards, tars_at
+from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
 from pipelines.app.resolve import (
     given_weights,
     methods_to_train,
@@ -88,8 +89,8 @@ def run_train(context: Context, shards: Result) -> Result:
 def ensure_trained(context: Context) -> None:
     """The stages up to train; none of them where each method has its weights or needs none."""
     if methods_to_train(context.config):
-        given = context.config.train.shards
-        run_train(context, own_shards(given) if given else run_download(context, run_filter(context)))
+        own = context.config.train.shards
+        run_train(context, own_shards(context.config) if own else run_download(context, run_filter(context)))
     else:
         print("train: skipped, nothing is to be trained", flush=True)
 
@@ -129,7 +130,8 @@ def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]
     return settings
 
 
-def _job(config: Config, method: TrainableConfig, encoder: EncoderConfig, run_dir: Path) -> RayTrainJob:
+def job_of(config: Config, method: TrainableConfig, encoder: EncoderConfig, run_dir: Path) -> RayTrainJob:
+    """A method's training in a run's folder."""
     own = run_dir / "shards"
     return RayTrainJob(
         method=located(method, Path()),
@@ -138,6 +140,7 @@ def _job(config: Config, method: TrainableConfig, encoder: EncoderConfig, run_di
         shards=tuple(tars_at(config.train.shards) if config.train.shards else shards_of(own)),
         out=run_dir / "train" / method.name,
         start=starting_weights(config).get(method.name),
+        forgotten=forgotten_keys(replace(config, run_dir=str(run_dir))),
         seed=config.seed,
         train=spread_training(config, method),
     )
@@ -150,7 +153,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     if method.name == "clip":
         encoder = replace(encoder, pretrained=PRETRAIN)
     tuning = tuning_config(context) if _keeps_best(context.config, method) else None
-    job = replace(_job(context.config, method, encoder, context.run_dir), tuning=tuning)
+    job = replace(job_of(context.config, method, encoder, context.run_dir), tuning=tuning)
     settings = deciding_settings(context.config, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [method])])
 
@@ -221,7 +224,7 @@ def print_keys(config: Config, step: str) -> None:
     if not step.isdigit():
         raise InputError(f"--keys: a step is a number from 0 on, not {step!r}")
     folder, encoder = Path(config.run_dir), replace(resolve_encoder_paths(config), pretrained=PRETRAIN)
-    jobs = [_job(config, method, encoder, folder) for method in methods_to_train(config)]
+    jobs = [job_of(config, method, encoder, folder) for method in methods_to_train(config)]
     for job in [job for job in jobs if int(step) < job.steps] or jobs:  # shorter trainings end before it
         for place, key in enumerate(keys_of_step(job, int(step))):
             print(f"{job.method.name} step {step} place {place}: {key}")

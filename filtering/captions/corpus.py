@@ -29,6 +29,7 @@ from filtering.captions.leakage import count_leaks, leaked
 from filtering.captions.lexicon import load_lexicon
 from filtering.captions.matching import add_tallies, entity_counts
 from filtering.captions.near_duplicates import NearDuplicates
+from filtering.captions.opt_outs import Forgotten
 from filtering.captions.outcome import check_kept, check_rows, no_entity_kept
 from filtering.captions.passes import BUILD, NEAR, ConfirmWork, MakeWords, MarkWork, SignWork, SplitWork, Words
 from filtering.captions.read_pass import ReadWork, point_at_parts, secret_paths, shards_for
@@ -38,6 +39,7 @@ from filtering.captions.rules import DEFAULT_RULES, ENTITY_RULES, RuleConfig
 from filtering.captions.statistics import merge
 from filtering.captions.vocabulary import FrequencyList, ListConfig
 from filtering.files import digest_of, digest_of_file, write_json, write_table
+from filtering.link_set import LinkSet
 from filtering.partition import point_at_shards, remove_strangers
 from filtering.schema import FORMS, KEY_LENGTH
 from filtering.shards import Marker, Rule, Runner, digest_of_markers, run_local, sum_counts
@@ -102,13 +104,19 @@ class FilterConfig:
 
 
 def build_corpus(
-    config: FilterConfig, out: Path, *, run: Runner = run_local, benchmarks: Benchmarks | None = None
+    config: FilterConfig,
+    out: Path,
+    *,
+    run: Runner = run_local,
+    benchmarks: Benchmarks | None = None,
+    forgotten: LinkSet = LinkSet(),  # noqa: B008 -- frozen
 ) -> dict[str, Any]:
     """Build the corpus of `config` in the folder `out`; what an earlier call finished is not done again.
 
     `out` gets `kept/*.parquet` (schema `CORPUS`), `dropped/*.parquet` (`DROPPED`), `entities.parquet` (`ENTITIES`),
     `index.parquet` (`INDEX`). The folder `_build` holds what resuming needs, and `FINDINGS` for `filtering.reports.corpus`.
-    `benchmarks` are the evaluation's classes, for the leakage and for `exclude_benchmark_classes`.
+    `benchmarks` are the evaluation's classes, for the leakage and for `exclude_benchmark_classes`. Images that are `forgotten`
+    are dropped last: the vocabulary, and what was dropped for another reason, stay as they are.
 
     Returns:
         {"links": rows read, "kept": rows kept, "dropped": {reason: rows}, "entities": names kept, "shards": files,
@@ -139,15 +147,12 @@ def build_corpus(
 
     tables = [digest_of_file(path) for path in (out / "entities.parquet", build / "forms.parquet")]
     chosen = digest_of([marking, tables, config.confidence])
-    rules: list[Rule] = []
     repeated, repeated_digest = None, ""
     if config.near_duplicates:
         repeated, repeated_digest = find_near_duplicates(config, config.near_duplicates, make_words, shards, out, chosen, run)
-    if config.balance:
-        rules.append(config.balance.rule(dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True))))
     late = [part and asdict(part) for part in (config.near_duplicates, config.balance)]
-    splitting = digest_of([chosen, late, repeated_digest])  # what a shard repeats may lie in another one
-    split = partial(SplitWork, make_words, config.confidence, out, rules, repeated)
+    splitting = digest_of([chosen, late, repeated_digest, *_of(forgotten)])  # what a shard repeats may lie in another one
+    split = partial(SplitWork, make_words, config.confidence, out, _late_rules(config, entities, forgotten), repeated)
     markers = run(split, shards, out, fingerprint=splitting, label="split")
     check_kept(markers, out / "dropped")
     _remove_leftovers(out, markers)
@@ -178,10 +183,26 @@ def shares(leakage: Mapping[str, Any], kept: int) -> dict[str, float]:
     return {name: round(count / max(1, kept), 6) for name, count in leakage["captions"].items()}
 
 
-def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
+def _late_rules(config: FilterConfig, entities: pa.Table, forgotten: LinkSet) -> list[Rule]:
+    """What judges the rows that mention a kept entity; `entities` are the vocabulary (schema `ENTITIES`)."""
+    counts = dict(zip(*(entities[name].to_pylist() for name in ("entity", "count")), strict=True)) if config.balance else {}
+    balance: list[Rule] = [config.balance.rule(counts)] if config.balance else []
+    return [*balance, *([Forgotten(forgotten)] if forgotten else [])]
+
+
+def _of(forgotten: LinkSet) -> list[str]:
+    """What it adds to a fingerprint: nothing where nothing is forgotten."""
+    return [forgotten.digest] if forgotten else []
+
+
+def corpus_fingerprint(
+    config: FilterConfig,
+    benchmarks: Benchmarks,
+    forgotten: LinkSet = LinkSet(),  # noqa: B008 -- frozen
+) -> str:
     """Changes with whatever changes the corpus: the settings, and the content of the links, the list and the tagger they name.
 
-    The benchmarks' classes are among it where they are left out of the list.
+    The benchmarks' classes are among it where they are left out of the list, and so is what is `forgotten`.
 
     Raises:
         InputError: as `build_corpus` does for a source, a list or a tagger that is not there.
@@ -190,7 +211,7 @@ def corpus_fingerprint(config: FilterConfig, benchmarks: Benchmarks) -> str:
     del settings["source"]["path"]  # the same files elsewhere are the same links
     words = Words(config.vocabulary, config.stop_words, config.tagger)
     excluded = benchmarks if config.exclude_benchmark_classes else None
-    return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), excluded])
+    return digest_of([VERSION, settings, source_fingerprint(config.source), words.fingerprint(), excluded, *_of(forgotten)])
 
 
 def read(config: FilterConfig, found: Sequence[Part], build: Path, run: Runner) -> tuple[list[Path], int]:

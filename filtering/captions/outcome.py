@@ -22,6 +22,7 @@ _ADVICE = {
     _PARTED: "the files of a sample must follow each other in a tar, as tar --sort=name puts them",
     "no_entity": "see filter.vocabulary and filter.stop_words",
     "rare_entity": "see filter.vocabulary and filter.top_k",
+    "forgotten": "see forgotten.txt in the run's folder",
 }
 
 

@@ -23,6 +23,7 @@ from filtering.captions.balance import Balanced
 from filtering.captions.caption_counts import counts_of
 from filtering.captions.markup import MAYBE, is_markup
 from filtering.captions.near_duplicates import NearDuplicate
+from filtering.captions.opt_outs import Forgotten
 from filtering.captions.row_rules import ColumnRule
 from filtering.captions.text import PERSON_TOKEN, normalised, says_twice
 from filtering.captions.words import normalised_of
@@ -343,5 +344,5 @@ class RareEntity:
         return pa.array([not self.kept.isdisjoint(names) for names in table["entities"].to_pylist()], pa.bool_())
 
 
-ENTITY_RULES = (NoEntity, RareEntity, NearDuplicate, Balanced)
+ENTITY_RULES = (NoEntity, RareEntity, NearDuplicate, Balanced, Forgotten)
 """In the order in which they judge; a rule's first docstring line is its explanation in the report, as with `RuleConfig`."""

@@ -1,7 +1,6 @@
 """An image and the rows of the corpus that caption it: asked for once, stored once, with all of its captions."""
 
 import math
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from filtering.schema import CAPTIONS, CORPUS, SAMPLE
-from filtering.url import LinkError, link_of
+from filtering.url import id_of
 
 Row = dict[str, Any]
 """A kept row: a value per column."""
@@ -45,29 +44,6 @@ class CaptionedImage:
             "caption_keys": of_rows["key"],
         }
         return {**first, **captions}
-
-
-_USUAL = re.compile(r"https?://[a-z0-9-]+(?:\.[a-z0-9-]*[a-z][a-z0-9-]*)+/(?!\.)(?:[A-Za-z0-9_~&=?,.-]|/(?!\.))*")
-
-
-def id_of(url: str | None, key: str) -> str:
-    """What a link's result is remembered by: its URL as it goes on the wire, whatever its captions are.
-
-    What is no link is remembered as it is written, and a row without a URL by its key.
-    """
-    text = (url or "").strip()
-    if not text or _USUAL.fullmatch(text):  # most URLs are written as they are asked for
-        return text or key
-    try:
-        link = link_of(text).url
-        return f"{link.origin()}{link.raw_path_qs}"
-    except LinkError:
-        return text
-
-
-def ids_of(table: pa.Table) -> list[str]:
-    """`id_of` of every row, by its columns url and key."""
-    return [id_of(url, key) for url, key in zip(table["url"].to_pylist(), table["key"].to_pylist(), strict=True)]
 
 
 def by_url(rows: Iterable[Row]) -> list[CaptionedImage]:

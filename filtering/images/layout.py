@@ -19,11 +19,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filtering.files import read_table, write_json, write_table
-from filtering.images.captioned import CaptionedImage, ids_of
+from filtering.images.captioned import CaptionedImage
 from filtering.images.image_shards import shard_files
 from filtering.images.kept_rows import Cut, open_corpus, without_repeats
 from filtering.images.results import LOCATED, Known, Validity, located
 from filtering.partition import regroup
+from filtering.url import ids_of
 from storage.copies import at, pulled
 
 BATCH_ROWS = 1 << 16

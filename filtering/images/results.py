@@ -17,12 +17,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from filtering.files import read_table, write_json
-from filtering.images.captioned import CaptionedImage, ids_of
+from filtering.images.captioned import CaptionedImage
 from filtering.images.journal import Journal
 from filtering.images.reasons import Failure, failure_of
 from filtering.samples import IMAGE_KINDS
 from filtering.schema import RESULT
 from filtering.shards import LIVE
+from filtering.url import ids_of
 from storage.copies import fetched, present
 
 Record = dict[str, Any]

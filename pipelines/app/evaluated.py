@@ -1,7 +1,10 @@
 """The classes that a run evaluates, for what is told of them beside the scores: leakage, and a vocabulary without them."""
 
+from pathlib import Path
+
 from filtering import InputError as FilteringInputError
 from filtering.captions.corpus import Benchmarks, FilterConfig, corpus_fingerprint
+from filtering.link_set import forgotten_in
 from miniature.benchmarks import CLASSES, SUBSETS
 from owseg import InputError
 from owseg.evaluation.class_names import Classes, scored_classes
@@ -49,4 +52,4 @@ def excluded_classes(config: Config) -> Benchmarks:
 
 def fingerprint_of(config: Config, settings: FilterConfig) -> str:
     """The fingerprint of the run's corpus; `settings` are the filter's with its source."""
-    return corpus_fingerprint(settings, excluded_classes(config))
+    return corpus_fingerprint(settings, excluded_classes(config), forgotten_in(Path(config.run_dir)))

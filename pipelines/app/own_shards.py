@@ -5,12 +5,14 @@ from pathlib import Path
 
 from cluster.progress import Progress
 from filtering.files import digest_of
+from filtering.link_set import forgotten_in
 from owseg import InputError
 from owseg.listing import files_below
 from pipelines.app.context import Result
+from pipelines.app.settings import Config
 from storage.client import in_effect, is_object_store
 from storage.copies import attach, names_in, pull_small, workspace_of
-from storage.indexes import Tell, indexes_of
+from storage.indexes import Tell, indexes_of, read
 
 
 def tars_at(given: str) -> list[Path]:
@@ -39,12 +41,23 @@ def _tars_in_store(url: str) -> list[Path]:
     return found
 
 
-def own_shards(given: str) -> Result:
-    """What training asks of shards: the digest of what they hold. Tars without an index get one."""
-    tars = tars_at(given)
+def own_shards(config: Config) -> Result:
+    """What training asks of shards: the digest of what they hold, but for what is forgotten. Tars without an index get one."""
+    tars = tars_at(config.train.shards)
     with Progress("index", total=len(tars), unit="tars") as progress:
         indexes = indexes_of(tars, _shown(progress, len(tars)))
-    return {"digest": digest_of([[index.tar.name, index.header.digest.hex()] for index in indexes])}
+    told = [[index.tar.name, index.header.digest.hex()] for index in indexes]
+    return {"digest": digest_of([*told, *(["without", key] for key in forgotten_keys(config))])}
+
+
+def forgotten_keys(config: Config) -> tuple[str, ...]:
+    """The keys of samples in tars of the user's own that the run is to leave out, in order; its own shards lack theirs."""
+    forgotten = forgotten_in(Path(config.run_dir))
+    if not config.train.shards or not forgotten:
+        return ()
+    indexes = map(read, indexes_of(tars_at(config.train.shards)))
+    keys = {index.key(number) for index in indexes for number in range(index.header.samples)}
+    return tuple(sorted(keys & forgotten.ids))
 
 
 def _shown(progress: Progress, tars: int) -> Tell:

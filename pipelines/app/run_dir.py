@@ -37,21 +37,34 @@ def open_run_dir(config: Config, config_file: Path | None, *, restart: bool = Fa
 
     restart: what was trained there with other settings is no reason.
     """
+    with held_folder(config, config_file) as folder:
+        config = replace(config, run_dir=str(folder))
+        prepare_run_dir(config, restart=restart)
+        yield inputs_here(config)
+
+
+@contextmanager
+def held_folder(config: Config, config_file: Path | None) -> Iterator[Path]:
+    """Hold the folder of a run, here or in an object store, which no other process may write meanwhile; yields its path here.
+
+    Raises ConfigError where it cannot be used.
+    """
     use(config.storage)
     if "://" in config.run_dir and not is_object_store(config.run_dir) and not config.run_dir.startswith("file://"):
         raise ConfigError(
             f"run_dir: {config.run_dir} is no folder and no store that is known; give a path, or s3://, gs:// or az://"
         )
     if is_object_store(config.run_dir):
-        with held_copy(config.run_dir, config.storage) as folder, _open_folder(config, folder, restart=restart) as held:
-            yield held
+        with held_copy(config.run_dir, config.storage) as folder, _locked(folder):
+            yield folder
     else:
-        with _open_folder(config, run_folder(config, config_file), restart=restart) as held:
-            yield held
+        folder = run_folder(config, config_file)
+        with _locked(folder):
+            yield folder
 
 
 @contextmanager
-def _open_folder(config: Config, folder: Path, *, restart: bool) -> Iterator[Config]:
+def _locked(folder: Path) -> Iterator[None]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
@@ -61,9 +74,7 @@ def _open_folder(config: Config, folder: Path, *, restart: bool) -> Iterator[Con
         ) from None
     try:
         _take(lock, folder)
-        config = replace(config, run_dir=str(folder))
-        prepare_run_dir(config, restart=restart)
-        yield inputs_here(config)
+        yield
     finally:
         os.close(lock)
 

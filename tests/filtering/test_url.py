@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from filtering.captions.rules import BadUrl
-from filtering.url import PLAIN_URL, LinkError, hosts_of, is_url, link_of
+from filtering.url import PLAIN_URL, LinkError, hosts_of, id_of, is_url, link_of
 
 
 @pytest.mark.parametrize(
@@ -98,3 +98,32 @@ def test_plain_links_need_no_second_look() -> None:
 def test_hosts() -> None:
     urls = ["http://A.example/1", "http:\\\\b.example\\1", "http://c.example.:80/", "no link", None]
     assert hosts_of(pa.array(urls)).to_pylist() == ["a.example", "b.example", "c.example", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("link", "spellings"),
+    [
+        ("http://photos.test/my%20photo.jpg", ["http://photos.test/my photo.jpg", "HTTP://Photos.TEST/my photo.jpg#there"]),
+        ("http://photos.test/", ["http://photos.test", "http://photos.test:80/", "http://photos.test#top"]),
+        ("http://photos.test/b?c=d", ["http://photos.test/a/../b?c=d", "http://photos.test\\b?c=d "]),
+        ("http://127.0.0.1/a?b=c", ["http://2130706433/a?b=c", " http://0x7f.1/a?b=c"]),
+    ],
+)
+def test_spellings_of_one_link_are_one_link(link: str, spellings: list[str]) -> None:
+    assert {id_of(url, "key") for url in [link, *spellings]} == {link}
+
+
+def test_different_links_stay_different_and_what_is_no_link_stays_what_it_is() -> None:
+    urls = [
+        "http://a.test/x",
+        "https://a.test/x",
+        "http://a.test/X",
+        "http://a.test/x?",
+        "http://a.test/x/",
+        "ftp://a.test/x",
+        "x",
+    ]
+    assert len({id_of(url, "key") for url in urls}) == len(urls)
+    usual = ["https://images.example.com/a-b_c/d.jpg?w=1&h=2", "http://a.b/~c,d=e"]
+    assert [id_of(url, "key") for url in usual] == usual
+    assert (id_of("", "key"), id_of(None, "key"), id_of("no link", "key")) == ("key", "key", "no link")

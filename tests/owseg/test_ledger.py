@@ -10,10 +10,11 @@ import pytest
 from helpers import tiny
 from helpers.tar_files import samples, write
 from owseg import InputError, ledger
+from owseg.exposure import keys_of_step
 from owseg.ledger import LEDGER, Ledger
 from owseg.snapshots import POSITION
 from owseg.step_log import read_log
-from owseg.training import CHECKPOINT, LoopConfig, TrainJob, keys_of_step, train
+from owseg.training import CHECKPOINT, LoopConfig, TrainJob, train
 
 KEYS = [f"key {number}" for number in range(8)]
 

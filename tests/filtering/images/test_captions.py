@@ -13,7 +13,6 @@ import pytest
 
 from filtering import InputError
 from filtering.files import digest_of_file, write_table
-from filtering.images.captioned import id_of
 from filtering.images.download import DownloadShard, download_corpus, validity_of
 from filtering.images.journal import Journal
 from filtering.images.layout import cut_corpus
@@ -95,35 +94,6 @@ def test_spaces_around_a_link_make_no_other_link_and_rows_without_one_are_rows_e
     report = download_corpus(config_for(web), corpus, tmp_path / "shards")
     assert report["by_status"] == {"success": 1, "bad_url": 3}
     assert (report["links"], report["captions"], web.requests.total()) == (4, 5, 1)
-
-
-@pytest.mark.parametrize(
-    ("link", "spellings"),
-    [
-        ("http://photos.test/my%20photo.jpg", ["http://photos.test/my photo.jpg", "HTTP://Photos.TEST/my photo.jpg#there"]),
-        ("http://photos.test/", ["http://photos.test", "http://photos.test:80/", "http://photos.test#top"]),
-        ("http://photos.test/b?c=d", ["http://photos.test/a/../b?c=d", "http://photos.test\\b?c=d "]),
-        ("http://127.0.0.1/a?b=c", ["http://2130706433/a?b=c", " http://0x7f.1/a?b=c"]),
-    ],
-)
-def test_spellings_of_one_link_are_one_link(link: str, spellings: list[str]) -> None:
-    assert {id_of(url, "key") for url in [link, *spellings]} == {link}
-
-
-def test_different_links_stay_different_and_what_is_no_link_stays_what_it_is() -> None:
-    urls = [
-        "http://a.test/x",
-        "https://a.test/x",
-        "http://a.test/X",
-        "http://a.test/x?",
-        "http://a.test/x/",
-        "ftp://a.test/x",
-        "x",
-    ]
-    assert len({id_of(url, "key") for url in urls}) == len(urls)
-    usual = ["https://images.example.com/a-b_c/d.jpg?w=1&h=2", "http://a.b/~c,d=e"]
-    assert [id_of(url, "key") for url in usual] == usual
-    assert (id_of("", "key"), id_of(None, "key"), id_of("no link", "key")) == ("key", "key", "no link")
 
 
 def test_lost_images_account_for_all_their_captions(web: Web, tmp_path: Path) -> None:
