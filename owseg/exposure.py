@@ -1,7 +1,7 @@
 """Which samples a training's steps show, and which steps show a sample: both follow from the samples, the seed and the step."""
 
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -86,7 +86,7 @@ class Exposure:
         key = self.reader.samples.key
         return [number for number in range(len(self.reader)) if key(number) in keys] if keys else []
 
-    def agrees_with(self, ledger: dict[str, object]) -> bool:
+    def agrees_with(self, ledger: Mapping[str, object]) -> bool:
         """Whether the first epoch that a training's ledger tells of has the digest that these samples give."""
         rows, since, step = ledger["epochs"], int(str(ledger["since"])), int(str(ledger["step"]))
         if not isinstance(rows, list) or not rows:

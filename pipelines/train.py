@@ -46,6 +46,8 @@ from storage.copies import pulled, shown
 
 ENCODER = "encoder.safetensors"
 KEYS = {"--keys": Option("STEP", "print the keys of the samples that a step (from 0) of each training shows, and end")}
+FINGERPRINT = "fingerprint"
+"""In a training's folder: what tells it from others."""
 BEFORE = "before"
 """Folder of trainings that others, on other data or weights, have taken the place of."""
 
@@ -193,7 +195,7 @@ def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
 
 def set_other_aside(folder: Path, fingerprint: str) -> None:
     """Make `folder` this training's. What one on other data or weights left there moves away, lest it be gone on from."""
-    file = folder / "fingerprint"
+    file = folder / FINGERPRINT
     if not file.is_file() or file.read_text(encoding="utf-8") != fingerprint:
         if folder.is_dir() and any(folder.iterdir()):
             places = (folder.parent / BEFORE / f"{folder.name}.{number}" for number in count(1))

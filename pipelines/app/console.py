@@ -18,6 +18,7 @@ VERBS = {
     "segment": "photos or videos and labels in, segmented ones out",
     "app": "a page to try models on: drop a photo, name labels, see masks",
     "sweep": "a grid of settings times seeds, each a run of its own",
+    "lineage": "who saw this image: its shard, steps and checkpoints; opt-outs",
     "convert": "official benchmark archives in, folders fit to be scored out",
     "official": "published checkpoints into trained folders, and back",
 }
