@@ -7,7 +7,7 @@ RUN_DIR ?= runs/demo
 COMPARE_DIR ?= runs/compare
 export RUN_DIR COMPARE_DIR methods # recipes read them as "$$RUN_DIR": a folder may have spaces and marks in its name
 
-.PHONY: help setup demo compare test test-all check bench up submit clean
+.PHONY: help setup demo compare test test-all check docs bench up submit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -39,6 +39,10 @@ check: setup ## style, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: setup ## the pages as a site, in site/; asks the network for nothing. For its search: python -m http.server --directory site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	@echo "open site/index.html"
 
 bench: setup ## side by side with the reference implementations and peers (hours on 2 cores)
 	$(BIN)/python benchmarks/curation.py

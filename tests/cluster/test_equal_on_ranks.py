@@ -46,7 +46,7 @@ def test_two_ranks_take_the_steps_of_one(tmp_path: Path, free_port: Callable[[],
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_the_table(tmp_path: Path, free_port: Callable[[], int]) -> None:
-    """Writes the table of docs/training.md, and that of a training that goes from 2 to 1 to 4 ranks and over all stages."""
+    """Writes the table of docs/training_measured.md, and a training that goes from 2 to 1 to 4 ranks and over all stages."""
     tiny.write_shards(tmp_path)
     for ranks in (1, 2, 4):
         cells = [(method, engine) for method in METHODS for engine in ENGINES]
