@@ -7,12 +7,12 @@ import hashlib
 import io
 import os
 import shutil
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from storage.client import StorageConfig, Store, in_effect, use
+from storage.private import make_private, private_path
 from storage.ranges import Ranges
 from storage.workspace import HELD, Workspace
 
@@ -42,12 +42,11 @@ def travelling() -> Travelling:
 
 def workspace_of(url: str, config: StorageConfig) -> Workspace:
     """The copy on this machine of what lies at a URL of an object store; its path is the same on all machines."""
-    own = Path(tempfile.gettempdir(), f"owseg-scratch-{os.getuid()}")
-    scratch = Path(config.scratch).expanduser() if config.scratch else own
+    scratch = Path(config.scratch).expanduser().resolve() if config.scratch else private_path("scratch")
     url = url.rstrip("/")
     endpoint = config.endpoint or os.environ.get("AWS_ENDPOINT_URL", "")
     digest = hashlib.sha256(f"{endpoint} {url}".encode()).hexdigest()[:16]
-    return Workspace(Store(url, config), scratch.resolve() / f"{url.rpartition('/')[2][:60]}-{digest}")
+    return Workspace(Store(url, config), scratch / f"{url.rpartition('/')[2][:60]}-{digest}")
 
 
 def attach(workspace: Workspace, *, apart: tuple[str, ...] = (), ensure: Callable[[], None] = lambda: None) -> None:
@@ -55,6 +54,8 @@ def attach(workspace: Workspace, *, apart: tuple[str, ...] = (), ensure: Callabl
 
     Names that match one of `apart` are never pushed, and `ensure` is called before anything is: it may raise.
     """
+    if workspace.root.is_relative_to(private := private_path("scratch")):
+        make_private(private)
     workspace.root.mkdir(parents=True, exist_ok=True)
     _attached[workspace.root] = workspace
     HELD[workspace.root] = (apart, ensure)

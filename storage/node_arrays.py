@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from storage import InputError
+from storage.private import make_private, private_path
 
 SHARED_FROM = 1 << 17
 """Elements from which on arrays are shared."""
@@ -29,16 +29,15 @@ Allocate = Callable[[str, np.typing.DTypeLike, int], np.ndarray]
 def node_arrays(key: str, elements: int, make: Callable[[Allocate], None]) -> dict[str, np.ndarray]:
     """The arrays that `make` allocates and fills, by name, read-only; `key` says all that they depend on.
 
-    Where there are few elements, each process has its own. Raises InputError where the machine's scratch folder is full.
+    Where there are few elements, each process has its own. Raises InputError where the machine's temporary folder is full,
+    or the folder there somebody else's.
     """
     if elements < SHARED_FROM:
         return _private(make)
-    root = Path(tempfile.gettempdir()) / f"owseg-arrays-{os.getuid()}"
+    root = private_path("arrays")
     folder = root / hashlib.sha256(key.encode()).hexdigest()[:32]
     try:
-        root.mkdir(mode=0o700, exist_ok=True)
-        if root.stat().st_uid != os.getuid():
-            raise PermissionError(f"{root} belongs to somebody else")
+        make_private(root)
         with _locked(root / f"{folder.name}.lock"):
             if not folder.is_dir():
                 _delete_old(root)

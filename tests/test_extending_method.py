@@ -50,7 +50,7 @@ def test_it_trains_and_is_a_row_of_the_table(copy: Path, chain: Chain, tmp_path:
     """The recipe's command, on the shards and the CLIP of the smallest run."""
     folder = tmp_path / "run"
     shutil.copytree(chain.folder, folder, ignore=shutil.ignore_patterns("config.yaml", "mlflow*", "evaluate", "tcl"))
-    smallest = ("--config", "configs/smoke.yaml", f"run_dir={folder}", "evaluate.datasets=[voc21, ade20k]")
+    smallest = ("--config", "configs/smoke.yaml", f"run_dir={folder}", "train.workers=1", "evaluate.datasets=[voc21, ade20k]")
     printed = run(copy, "pipelines/full.py", *smallest, *command("full", "colours"))
     assert "download: skipped, complete already" in printed
     assert re.search(r"^│ colours +│", printed, flags=re.MULTILINE)

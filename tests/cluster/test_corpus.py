@@ -30,7 +30,7 @@ def test_the_number_of_workers_and_the_order_of_files_change_nothing(tmp_path: P
     for part in range(workers):  # dealt to as many files, in another order
         (folder / f"{part}.tsv").write_text("\n".join(lines[::-1][part::workers]))
     spread = replace(config, source=replace(config.source, path=str(folder)))
-    session = SessionConfig(num_cpus=8, object_store_mb=100, data_workers=workers)
+    session = SessionConfig(num_cpus=workers, object_store_mb=100, data_workers=workers)
     assert build_corpus(spread, tmp_path / "ray", run=run_on_ray(session)) == straight
     assert bytes_of(tmp_path / "ray") == bytes_of(tmp_path / "straight")
 

@@ -15,7 +15,7 @@ from storage.node_arrays import OLD_SECONDS, Allocate
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(node_arrays, "SHARED_FROM", 0)
-    monkeypatch.setattr(node_arrays.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
     return tmp_path / f"owseg-arrays-{os.getuid()}"
 
 

@@ -56,8 +56,9 @@ class Lexicon:
         return Lexicon(names=followed | names)
 
 
+@lru_cache(maxsize=4)  # making one takes a third of a second, and each pass of a corpus asks for it
 def load_lexicon(stop: tuple[str, ...] = ()) -> Lexicon:
-    """The shipped lexicon; `stop` adds to the shipped stop list."""
+    """The shipped lexicon, which all who ask share; `stop` adds to the shipped stop list."""
     names: dict[str, str] = {}
     for file in VISIBLE:
         names.update((spelling(name), canonical) for name, canonical in _lines(file))

@@ -1,5 +1,6 @@
 """The part-of-speech tagger: a spaCy model of the user's choice, or the small one that ships in `model/`."""
 
+from functools import cache
 from pathlib import Path
 
 import spacy
@@ -21,8 +22,18 @@ def load_tagger(name: str = "") -> Language:
     Raises:
         InputError: spaCy finds no such model, or the model does not tag with Penn Treebank tags.
     """
+    return _load(name) if name else _shipped()
+
+
+@cache
+def _shipped() -> Language:
+    """Loaded once: each pass of a corpus asks for it, and its files do not change."""
+    return _load(str(SHIPPED))
+
+
+def _load(name: str) -> Language:
     try:
-        nlp = spacy.load(name or SHIPPED)
+        nlp = spacy.load(name)
     except (OSError, ValueError) as error:
         raise InputError(
             f"filter.tagger: spaCy cannot load {name!r}; install it (python -m spacy download {name}) "

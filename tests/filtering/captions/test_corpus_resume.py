@@ -5,10 +5,10 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -51,19 +51,33 @@ class Counting:
 PASSES = ("read 00000", *(f"{label} {shard:05d}" for label in ("mark", "split") for shard in range(4)))
 
 
+class Whole(NamedTuple):
+    """A corpus that was built in one go."""
+
+    config: FilterConfig
+    folder: Path
+    summary: Mapping[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    write_links(folder / "links.tsv")
+    config = config_for(folder / "links.tsv")
+    return Whole(config, folder / "corpus", build_corpus(config, folder / "corpus"))
+
+
 @pytest.mark.parametrize("limit", [0, 1, 3, 7])
-def test_interrupted_anywhere_it_goes_on_and_ends_the_same(tmp_path: Path, limit: int) -> None:
-    write_links(tmp_path / "links.tsv")
-    config = config_for(tmp_path / "links.tsv")
-    whole = build_corpus(config, tmp_path / "whole", run=Counting())
+def test_interrupted_anywhere_it_goes_on_and_ends_the_same(whole: Whole, tmp_path: Path, limit: int) -> None:
+    config = whole.config
     with pytest.raises(KeyboardInterrupt):
         build_corpus(config, tmp_path / "cut", run=Counting(limit))
     rest = Counting()
-    assert build_corpus(config, tmp_path / "cut", run=rest) == whole
+    assert build_corpus(config, tmp_path / "cut", run=rest) == whole.summary
     assert tuple(rest.done) == PASSES[limit:]
-    assert bytes_of(tmp_path / "cut") == bytes_of(tmp_path / "whole")
+    assert bytes_of(tmp_path / "cut") == bytes_of(whole.folder)
     again = Counting()
-    assert build_corpus(config, tmp_path / "cut", run=again) == whole
+    assert build_corpus(config, tmp_path / "cut", run=again) == whole.summary
     assert again.done == []
 
 
@@ -139,11 +153,10 @@ build_corpus(FilterConfig(source=SourceConfig(path=sys.argv[1]), top_k=3, shards
 
 
 @pytest.mark.parametrize("rename", [3, 13, 30, 45, 55])
-def test_kill_minus_nine(tmp_path: Path, rename: int) -> None:
+def test_kill_minus_nine(whole: Whole, tmp_path: Path, rename: int) -> None:
     """Every file appears by a rename: killed before the n-th one, in whichever pass that is."""
-    write_links(tmp_path / "links.tsv")
-    config, out = config_for(tmp_path / "links.tsv"), tmp_path / "corpus"
-    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "links.tsv"), str(out), str(rename)]
+    config, out = whole.config, tmp_path / "corpus"
+    command = [sys.executable, "-c", SCRIPT, config.source.path, str(out), str(rename)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "stopped\n"
@@ -154,6 +167,6 @@ def test_kill_minus_nine(tmp_path: Path, rename: int) -> None:
     rest = Counting()
     summary = build_corpus(config, out, run=rest)
     assert len(rest.done) == len(PASSES) - finished
-    assert summary == build_corpus(config, tmp_path / "whole")
-    assert bytes_of(out) == bytes_of(tmp_path / "whole")
+    assert summary == whole.summary
+    assert bytes_of(out) == bytes_of(whole.folder)
     assert not list(out.rglob("*.tmp"))
