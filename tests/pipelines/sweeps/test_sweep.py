@@ -23,6 +23,7 @@ REAL = (
 
 class Sweep(NamedTuple):
     folder: Path
+    seeds: int
     before: dict[str, bytes]
     """Bytes of what was finished when the first start was killed, the logs of its works among them."""
     output: str
@@ -38,15 +39,15 @@ def finished_files(folder: Path) -> dict[str, bytes]:
     return {file.relative_to(folder).as_posix(): file.read_bytes() for file in files}
 
 
-@pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> Sweep:
-    """Two sides times two seeds, killed with -9 when the first cell is finished, and started again."""
-    folder = tmp_path_factory.mktemp("real") / "sweep"
-    kill_when(lambda: any(folder.glob("cells/*/summary.json")), "sweep", folder, *REAL, "--seeds", "2", group=True)
+@pytest.fixture(scope="module", params=[1, pytest.param(2, marks=pytest.mark.slow)])
+def real(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sweep:
+    """Two sides times one seed or two, killed with -9 when the first cell is finished, and started again."""
+    folder, seeds = tmp_path_factory.mktemp("real") / "sweep", str(request.param)
+    kill_when(lambda: any(folder.glob("cells/*/summary.json")), "sweep", folder, *REAL, "--seeds", seeds, group=True)
     before = finished_files(folder)
-    assert len(list(folder.glob("cells/*/summary.json"))) < 4, "the kill came too late to test anything"
-    output = run_well("sweep", folder, *REAL, "--seeds", "2")
-    return Sweep(folder, before, output, json.loads((folder / "sweep.json").read_text()))
+    assert len(list(folder.glob("cells/*/summary.json"))) < 2 * request.param, "the kill came too late to test anything"
+    output = run_well("sweep", folder, *REAL, "--seeds", seeds)
+    return Sweep(folder, request.param, before, output, json.loads((folder / "sweep.json").read_text()))
 
 
 def test_nothing_finished_is_done_again(real: Sweep) -> None:
@@ -54,7 +55,7 @@ def test_nothing_finished_is_done_again(real: Sweep) -> None:
     after = finished_files(real.folder)
     assert {name: after[name] for name in real.before} == real.before
     logs = {file.parent.name: file.read_text() for file in real.folder.glob("*/*/log.txt")}
-    for part, times in (("filter", 1), ("download", 1), ("train-clip", 2)):
+    for part, times in (("filter", 1), ("download", 1), ("train-clip", real.seeds)):
         assert sum(log.count(f"\n{part}: done") for log in logs.values()) == times, part
     assert all("evaluate: done" in logs[cell["name"]] for cell in real.told["cells"])
     assert not any("MLflow cannot be reached" in log for log in logs.values()), "a store that several write loses nothing"
@@ -71,7 +72,7 @@ def test_one_parent_with_a_run_for_each_cell(real: Sweep) -> None:
     runs = client.search_runs([experiment.experiment_id], max_results=1000)
     names = {cell["name"] for cell in real.told["cells"]}
     below = {run.info.run_name: run for run in runs if run.data.tags.get("mlflow.parentRunId") == where["run_id"]}
-    assert len(below) == len(names) + 3, "the cells, the corpus and two encoders"
+    assert len(below) == len(names) + 1 + real.seeds, "the cells, the corpus and an encoder for each seed"
     assert names <= below.keys()
     assert {cell["run_id"] for cell in real.told["cells"]} == {below[name].info.run_id for name in names}
     for cell in real.told["cells"]:
@@ -88,13 +89,13 @@ def test_one_parent_with_a_run_for_each_cell(real: Sweep) -> None:
 
 def test_what_a_sweep_leaves(real: Sweep) -> None:
     told = real.told
-    assert told["grid"] == {"vary": {"evaluate.short_side": {SIDES[0]: 64, SIDES[1]: 80}}, "seeds": [0, 1]}
+    assert told["grid"] == {"vary": {"evaluate.short_side": {SIDES[0]: 64, SIDES[1]: 80}}, "seeds": [*range(real.seeds)]}
     assert [(cell["setting"], cell["column"], cell["seed"]) for cell in told["cells"]] == [
-        ("", side, seed) for seed in (0, 1) for side in SIDES
+        ("", side, seed) for seed in range(real.seeds) for side in SIDES
     ]
     for row, side in zip(told["rows"], SIDES, strict=True):
         scores = [cell["mIoU"]["maskclip"]["average"] for cell in told["cells"] if cell["column"] == side]
-        expected = {"mean": sum(scores) / 2, "lowest": min(scores), "highest": max(scores)}
+        expected = {"mean": sum(scores) / len(scores), "lowest": min(scores), "highest": max(scores)}
         assert row["mIoU"]["average"] == pytest.approx(expected)
         low, high = row["intervals"]["average"]
         assert low < row["mIoU"]["average"]["mean"] < high
