@@ -34,11 +34,12 @@ test: setup ## the tests, without those marked slow, in two processes
 test-all: setup ## all tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
 
-check: setup ## style, types and import contracts
+check: setup ## style, types, import contracts, known vulnerabilities
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/audit.py
 
 docs: setup ## the pages as a site, in site/; asks the network for nothing. For its search: python -m http.server --directory site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from helpers.chain import Chain, run_well, summary
+from helpers.chain import PLANTED, Chain, run_well, summary
 from helpers.download_web import Web
 
 TESTS = Path(__file__).parent
@@ -44,7 +44,10 @@ def free_port() -> Callable[[], int]:
 def chain(tmp_path_factory: pytest.TempPathFactory) -> Chain:
     """The whole chain in its smallest size, run once for all tests that look at it or go on from a copy of it."""
     folder = tmp_path_factory.mktemp("chain") / "run"
-    output = run_well("full", folder)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in PLANTED.items():
+            patch.setenv(name, value)
+        output = run_well("full", folder)
     return Chain(folder, output, summary(folder))
 
 

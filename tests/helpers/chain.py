@@ -17,6 +17,16 @@ DEADLINE = 400.0
 """Seconds after which a test that waits for a process gives up; far above what a quiet machine needs."""
 
 
+PLANTED = {
+    "AWS_ACCESS_KEY_ID": "AKIA0planted0key",
+    "AWS_SECRET_ACCESS_KEY": "planted/secret+of+a+store",
+    "DATABASE_URL": "postgresql://owner:planted0password@db.test/runs",
+    "HF_TOKEN": "hf_planted0token",
+    "SERVICE_PASSWORD": "planted.word",
+}
+"""Secrets in the environment of the chain, as people's shells have them."""
+
+
 class Chain(NamedTuple):
     """A complete run."""
 
