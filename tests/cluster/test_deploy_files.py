@@ -144,5 +144,7 @@ def test_kubernetes_pods_ask_for_what_the_image_holds(file: str) -> None:
 
 def test_the_team_server_runs_the_pinned_mlflow() -> None:
     services = yaml.safe_load((REPO / "deploy" / "mlflow.yaml").read_text())["services"]
-    assert f"mlflow=={pinned('mlflow')} " in services["server"]["build"]["dockerfile_inline"]
+    image = services["server"]["build"]["dockerfile_inline"]
+    assert f"mlflow[auth]=={pinned('mlflow')} " in image
+    assert f" psycopg2-binary=={pinned('psycopg2-binary')} boto3=={pinned('boto3')}\n" in image
     assert services["server"]["ports"] == ["127.0.0.1:5000:5000"]
