@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +19,16 @@ from helpers.documented import KINDS, PAGES, SHELL, Block, blocks_in, blocks_of,
 from helpers.paths import REPO
 from miniature.world import WorldConfig, scene_of
 from pipelines.app.config import ConfigError
+from pipelines.app.describe import describe
+from pipelines.app.settings import Config
 
 STAND_INS = {"make demo": "python pipelines/full.py --config configs/smoke.yaml run_dir=runs/demo"}
 """What is run in the place of a command that takes a quarter of an hour: the same chain in minutes, into the same folder."""
 FOUND = [page for page in PAGES if page.exists()]
 NAMES = [page.stem for page in FOUND]
+FILES = (".json", ".jsonl", ".md", ".py", ".txt", ".yaml")
 ACTIVATE = "source .venv/bin/activate"
+CLUSTERS = [REPO / "ray_cluster.yaml", *sorted((REPO / "deploy").glob("*.yaml"))]
 INLINE = re.compile(r"`((?:python (?:pipelines|benchmarks|tools)/|owseg [a-z]|make [a-z])[^`]*)`")
 """Commands in running text and tables."""
 
@@ -71,6 +76,16 @@ def test_commands_are_understood(page: Path, tmp_path: Path) -> None:
         check(page.name, [word for word in words[:2] if word.islower()], given)
 
 
+@pytest.mark.parametrize("file", [*sorted((REPO / "configs").glob("*.yaml")), *CLUSTERS], ids=lambda file: file.name)
+def test_commands_at_the_head_of_a_file_are_understood(file: Path) -> None:
+    """A config file says how it is run, a cluster's file how a job is submitted to it."""
+    comment = re.match(r"(#.*\n)*", file.read_text(encoding="utf-8"))
+    assert comment
+    text = re.sub(r"^#(?: Run:)?", "", comment[0], flags=re.MULTILINE)
+    for found in re.finditer(r"^ *(?=python pipelines/|owseg |ray job submit )", text, re.MULTILINE):
+        check(file.name, next(commands_of(text[found.end() :])), {})
+
+
 def check(place: str, words: list[str], given: dict[str, str]) -> None:
     try:
         check_command(words, help_of, given)
@@ -85,6 +100,28 @@ def written(page: Path, folder: Path) -> dict[str, str]:
         if block.file:
             files[block.file].write_text(block.text, encoding="utf-8")
     return {name: str(file) for name, file in files.items()}
+
+
+HISTORY = ("decisions",)
+"""Pages that tell of settings as they were."""
+
+
+@pytest.mark.parametrize("page", [page for page in FOUND if page.stem not in HISTORY], ids=lambda page: page.stem)
+def test_settings_in_the_text_are_settings(page: Path) -> None:
+    """`filter.top_k`, `train.workers=2`: every dotted name of a section is a key of it, or a section."""
+    sections = {field.name for field in fields(Config) if is_dataclass(field.default)}
+    for found in re.finditer(r"`([a-z_]+)(\.[a-z_0-9.]+)(?:=[^`]*)?`", page.read_text(encoding="utf-8")):
+        name = found[1] + found[2]
+        if found[1] in sections and not name.endswith(FILES):
+            chosen = name.removesuffix(".name")  # of alternatives, which are told apart by it
+            assert chosen in keys(), f"{page.name}: no setting {name}"
+
+
+@cache
+def keys() -> set[str]:
+    """Every dotted key, and every section; alternatives without the names of those that have them."""
+    names = {re.sub(r"\([^)]*\)", "", entry.key) for entry in describe(Config)}
+    return {".".join(name.split(".")[:length]) for name in names for length in range(1, name.count(".") + 2)}
 
 
 @pytest.mark.parametrize(
@@ -123,13 +160,12 @@ def test_quick_commands_run(block: Block) -> None:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A reader's clone, with the environment set up, a run of the demo's stand-in, and what readers bring along."""
+    """A reader's clone, with the environment set up, and what readers bring along: a photo."""
     folder = tmp_path_factory.mktemp("reader") / "clone"
     ours = shutil.ignore_patterns(".git", ".venv", "runs", "site", "__pycache__", ".*_cache")
     shutil.copytree(REPO, folder, ignore=ours, symlinks=True)
     (folder / ".venv").symlink_to(sys.prefix)
-    scene_of(WorldConfig(size=256), 7)[0].image.save(folder / "photo.jpg")
-    run(f"{ACTIVATE}\n{STAND_INS['make demo']}", folder)
+    scene_of(WorldConfig(size=160), 7)[0].image.save(folder / "photo.jpg")
     return folder
 
 
@@ -147,10 +183,13 @@ def test_a_reader_of_the_page_gets_to_its_end(page: Path, clone: Path) -> None:
         if block.kind == "server":
             (port,) = re.findall(r"--port (\d+)", block.script)
             script += ["(", block.script, ") < <(tail -f /dev/null) >server.log 2>&1 &"]  # a terminal's input does not end
-            script += [f"until (: </dev/tcp/127.0.0.1/{port}) 2>/dev/null; do kill -0 $! && sleep 0.2; done"]
+            script += [f"until (: </dev/tcp/127.0.0.1/{port}) 2>/dev/null; do kill -0 $!; sleep 0.2; done"]
         elif block.kind == "slow":
             script += [STAND_INS.get(line, line) for line in block.script.splitlines()]
-    run("\n".join(script), clone)
+    commands = "\n".join(script)
+    if "runs/demo" in commands and "make demo" not in page.read_text(encoding="utf-8"):
+        run(f"{ACTIVATE}\n{STAND_INS['make demo']}", clone)
+    run(commands, clone)
 
 
 def run(script: str, folder: Path) -> None:

@@ -28,7 +28,7 @@ PAGES = [REPO / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md")
 KINDS = ("quick", "slow", "server", "parse", "by")
 SHELL = ("sh", "console")
 """Languages of blocks that hold commands; in a `console` they follow "$ ", and what they print is there, too."""
-PROGRAMS = {"cat", "cd", "cp", "curl", "docker", "export", "git", "kubectl", "mkdir", "mlflow", "openssl", "pip", "ray"}
+PROGRAMS = {"cat", "cd", "cp", "curl", "docker", "export", "git", "jq", "kubectl", "mkdir", "mlflow", "pip", "ray", "watch"}
 """What else a reader may be asked to run; not looked into."""
 
 _FENCE = re.compile(
