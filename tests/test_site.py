@@ -57,6 +57,11 @@ def test_every_page_is_in_the_site_and_in_the_index(site: Path) -> None:
             assert f"({page.name})" in index or f"(../{page.name})" in index, f"docs/README.md: no link to {page.name}"
 
 
+def test_every_picture_is_shown() -> None:
+    text = "".join(page.read_text(encoding="utf-8") for page in PAGES if page.exists())
+    assert not [file.name for file in (REPO / "docs" / "pictures").iterdir() if f"pictures/{file.name})" not in text]
+
+
 def test_every_setting_is_in_the_reference(site: Path) -> None:
     reference = (site / "configuration.html").read_text(encoding="utf-8")
     for entry in describe(Config):
