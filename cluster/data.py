@@ -17,6 +17,7 @@ from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings, rows_in
 from cluster.lone_ray import plan_without_autoscaler
 from cluster.progress import Progress
+from cluster.run_log import Ticket, join, ticket
 from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
 from cluster.waiting import Waiting
 from filtering import InputError
@@ -109,8 +110,11 @@ class RunShards:
     Ray calls it from as many threads as shards may be in work at once.
     """
 
-    def __init__(self, make_work: MakeWork, workers: int, out: Path, fingerprint: str, copies: Travelling) -> None:
+    def __init__(
+        self, make_work: MakeWork, workers: int, out: Path, fingerprint: str, copies: Travelling, log: Ticket | None
+    ) -> None:
         copies.attach()
+        join(log)
         self.make_work, self.workers, self.out, self.fingerprint = make_work, workers, out, fingerprint
         self.work: ShardWork | None = None
         self.making = Lock()
@@ -175,6 +179,7 @@ def _results(
                     "out": out,
                     "fingerprint": fingerprint,
                     "copies": travelling(),
+                    "log": ticket(),
                 },
                 compute=ray.data.ActorPoolStrategy(
                     min_size=1,

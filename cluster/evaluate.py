@@ -12,6 +12,7 @@ from torch import Tensor
 from cluster.capacity import await_room, on_nodes, room
 from cluster.inputs import bring_here
 from cluster.progress import Progress
+from cluster.run_log import Ticket, join, ticket
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from filtering.files import digest_of, digest_of_file
 from owseg import InputError
@@ -213,7 +214,7 @@ def _score_on_ray(todo: list[Part], config: EvaluateConfig, session: SessionConf
     )
     if copy := at(todo[0].file):
         copy.push()  # workers on other machines read what this process wrote
-    pool = ActorPool([actor.remote(config, gpu, travelling()) for _ in range(min(len(todo), workers))])
+    pool = ActorPool([actor.remote(config, gpu, travelling(), ticket()) for _ in range(min(len(todo), workers))])
     for part in todo:
         pool.submit(lambda worker, part: worker.score.remote(part), part)
     while pool.has_next():
@@ -255,9 +256,12 @@ def _await_gpu(label: dict[str, str] | None) -> None:
 class Evaluator:
     """The Ray actor: keeps the contender it last scored, so that weights load and class names embed once."""
 
-    def __init__(self, config: EvaluateConfig, use_gpu: bool, copies: Travelling | None = None) -> None:
+    def __init__(
+        self, config: EvaluateConfig, use_gpu: bool, copies: Travelling | None = None, log: Ticket | None = None
+    ) -> None:
         if copies:
             copies.attach()
+        join(log)
         pulled(config.folder)
         torch.set_num_threads(1)
         self.config = config

@@ -14,6 +14,7 @@ from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from cluster.metrics import show_links
 from cluster.progress import Progress
 from filtering.shards import LIVE, Describe, Marker
 
@@ -103,6 +104,7 @@ class Following:
         for shard, live in self._live.items():
             rows += min(live.get("rows", 0), self._left[shard])
             counts.update({name: count for name, count in live.items() if name != "rows"})
+        show_links(counts)
         self._progress.expect(self._total)
         self._progress.update(rows, self._describe(counts) if self._describe else "")
 

@@ -4,8 +4,9 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Protocol, Self, TextIO
 
 from rich.console import Console, RenderableType
 from rich.progress import (
@@ -22,6 +23,48 @@ from rich.text import Text
 SECONDS_BETWEEN_LINES = 5.0
 RECENT_SECONDS = 60.0
 """The rate and the time left are those of the last minute: what came before tells little of what comes."""
+
+
+@dataclass(frozen=True)
+class State:
+    """How far along a piece of work is, at one moment."""
+
+    label: str
+    done: int
+    total: int
+    unit: str
+    rate: float
+    """Units in a second, of the last minute."""
+    seconds: float
+    """Since it began."""
+    left: float | None
+    """Seconds that it still takes at that rate; None where that cannot be told."""
+    note: str
+    on_bar: bool
+    """Whether the terminal shows it as a bar, of which no line stays."""
+
+    def __str__(self) -> str:
+        parts = [
+            f"{self.label}: {self.done}/{self.total} {self.unit}",
+            f"{_number(self.rate)} {self.unit}/s",
+            f"{duration(self.seconds)} so far",
+        ]
+        parts += [f"{duration(self.left)} left"] if self.left is not None else []
+        return ", ".join([*parts, *filter(None, [self.note])])
+
+
+class Watcher(Protocol):
+    """Who looks on."""
+
+    def see(self, state: State, *, final: bool) -> None:
+        """How far a piece of work is now; `final` when it ends. Called often, from whatever thread does the work."""
+
+    def line(self, text: str) -> None:
+        """A line that stays on the terminal above a bar."""
+
+
+watchers: list[Watcher] = []
+"""Of all progress in this process."""
 
 
 class Progress:
@@ -47,6 +90,7 @@ class Progress:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._show_watchers(final=True)
         if self._bar:
             self._bar.stop()
         elif error is not None or (self.done, self.note) != self._told:
@@ -66,6 +110,7 @@ class Progress:
             self._recent.append((now, done))
         while len(self._recent) > 1 and now - self._recent[1][0] >= RECENT_SECONDS:
             self._recent.popleft()
+        self._show_watchers(final=False)
         if self._bar and self._task is not None:
             self._bar.update(self._task, completed=done, note=self.note)
         elif now - self._last_line >= SECONDS_BETWEEN_LINES and (self.done, self.note) != self._told:
@@ -83,37 +128,49 @@ class Progress:
         line = f"{self.label}: {line}"
         if self._bar:
             self._bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            for watcher in watchers:
+                watcher.line(line)
         else:
             print(line, file=self._stream, flush=True)
 
     def _print(self, ending: str) -> None:
         now = time.monotonic()
         self._last_line, self._told = now, (self.done, self.note)
-        parts = [
-            f"{self.label}: {self.done}/{self.total} {self.unit}",
-            f"{_number(self._rate(now))} {self.unit}/s",
-            f"{_duration(now - self._began)} so far",
-        ]
-        if left := self._left(now):
-            parts.append(f"{left} left")
-        parts += filter(None, [self.note, ending])
-        print(", ".join(parts), file=self._stream, flush=True)
+        print(", ".join(filter(None, [str(self._state(now)), ending])), file=self._stream, flush=True)
+
+    def _state(self, now: float) -> State:
+        return State(
+            label=self.label,
+            done=self.done,
+            total=self.total,
+            unit=self.unit,
+            rate=self._rate(now),
+            seconds=now - self._began,
+            left=self._left(now),
+            note=self.note,
+            on_bar=self._bar is not None,
+        )
+
+    def _show_watchers(self, *, final: bool) -> None:
+        for watcher in watchers:
+            watcher.see(self._state(time.monotonic()), final=final)
 
     def _rate(self, now: float) -> float:
         since, before = (self._began, self._start) if self.done >= self.total else self._recent[0]
         return max(self.done - before, 0) / (now - since) if now > since else 0.0
 
-    def _left(self, now: float) -> str:
-        """The time left; "" if there is nothing to tell it from, or nothing left."""
+    def _left(self, now: float) -> float | None:
+        """The seconds left; None if there is nothing to tell it from, or nothing left."""
         rate = self._rate(now)
-        return _duration((self.total - self.done) / rate) if rate > 0 and self.done < self.total else ""
+        return (self.total - self.done) / rate if rate > 0 and self.done < self.total else None
 
     def _make_bar(self) -> "_Bar":
         def rate(now: float) -> str:
             return f"{_number(self._rate(now))}/s"
 
         def time_left(now: float) -> str:
-            return _duration(now - self._began) if self.done >= self.total else self._left(now)
+            left = now - self._began if self.done >= self.total else self._left(now)
+            return "" if left is None else duration(left)
 
         return _Bar(
             TextColumn("{task.description}"),
@@ -152,7 +209,7 @@ def _number(rate: float) -> str:
     return f"{rate:.0f}" if rate >= 100 else f"{rate:.3g}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

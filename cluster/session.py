@@ -38,6 +38,8 @@ class SessionConfig:
     """CPUs that a local Ray may use; null: all of this machine."""
     object_store_mb: int = 256
     """Shared memory of a local Ray, in MiB; the stages pass file names, not data, so little is needed."""
+    metrics_port: int | None = None
+    """Port on which a local Ray offers its metrics and this program's to Prometheus; null: one that is free."""
     data_workers: int | None = None
     """Workers that filter or download at the same time; null: as many as keep the CPUs busy that are there when they begin (one
     for each that filters, one for two that downloads). More than fit make a cluster's autoscaler start nodes."""
@@ -47,7 +49,7 @@ class SessionConfig:
     """Train and evaluate only on Ray nodes with this label, key=value (ray_cluster.yaml has role=train); empty: anywhere."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_cpus", 1), ("object_store_mb", 80), ("data_workers", 1)):
+        for name, least in (("num_cpus", 1), ("object_store_mb", 80), ("data_workers", 1), ("metrics_port", 1024)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")
@@ -110,6 +112,7 @@ def _start(config: SessionConfig, common: dict[str, Any]) -> None:
                 num_cpus=config.num_cpus,
                 object_store_memory=config.object_store_mb * 2**20,
                 include_dashboard=False,
+                _metrics_export_port=config.metrics_port,
                 **common,
             )
     except (TypeError, AttributeError, AssertionError, ImportError):

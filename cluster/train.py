@@ -20,7 +20,9 @@ from cluster.checkpoints import mend, parts_of, sweep, sweep_parts
 from cluster.engine import DeepSpeedEngine
 from cluster.heartbeats import forget, heartbeats, placed
 from cluster.inputs import bring_here
+from cluster.metrics import show_training
 from cluster.progress import Progress
+from cluster.run_log import join, ticket
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from cluster.train_config import RayTrainJob
 from cluster.tuning import AVERAGE, best_weights, read_scores, scorer
@@ -72,7 +74,7 @@ def train(job: RayTrainJob, session: SessionConfig, observe: Observe) -> Path:
         train_worker,
         counts=counts,
         storage=storage,
-        train_loop_config={"job": job, "shared": shared, "copies": travelling()},
+        train_loop_config={"job": job, "shared": shared, "copies": travelling(), "log": ticket()},
         validation_config=_validation(job, label),
         torch_config=TorchConfig(timeout_s=int(job.train.collective_seconds)),
         scaling_config=ray.train.ScalingConfig(
@@ -171,6 +173,7 @@ def train_worker(config: dict[str, Any]) -> None:
     """What every rank runs, inside Ray Train's worker group."""
     job: RayTrainJob = config["job"]
     config["copies"].attach()
+    join(config["log"])
     if copy := at(job.out):
         copy.pull(job.out, without=WEIGHTY, changed=True)
         bring_here(job.method, job.encoder, job.start)
@@ -303,6 +306,7 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
             self.seen = last["step"]
             self.quiet_since = inf if self.seen > self.start else self.quiet_since  # those of before say nothing of now
             self.observe(new)
+            show_training(self.job.method.name, last)
             loss = f"loss {last['loss/total']:.3f}, " if "loss/total" in last else ""
             self.progress.update(self.seen, f"{loss}{last['samples_per_second']:.0f} pairs/s")
             self._tell_left_out(last)

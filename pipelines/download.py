@@ -3,6 +3,11 @@
 Run again, it asks only for links that are new, and for those that failed for a reason that may have passed.
 """
 
+if __name__ == "__main__":  # help and mistyped keys, before the libraries below are loaded
+    from pipelines.app.early import answer
+
+    answer(__file__)
+
 import shlex
 import sys
 from dataclasses import asdict
@@ -21,6 +26,7 @@ from filtering.secrets import masked_tree
 from filtering.shards import output_of_shards
 from pipelines.app.cli import VERIFY, Choice, main
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.dry_run import dry_run
 from pipelines.app.run_dir import CONFIG_FILE
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import describe_losses
@@ -116,4 +122,10 @@ def run(config: Config, retry: Retry = "transient", verify: bool = False) -> Non
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("transient"), **VERIFY}))
+    sys.exit(
+        main(
+            run,
+            doc=__doc__ or "",
+            flags={"--retry": retry_flag("transient"), **VERIFY, **dry_run("download")},
+        )
+    )

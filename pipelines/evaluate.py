@@ -1,5 +1,10 @@
 """Trained methods in, the table of zero-shot mIoU out: eight benchmarks, one protocol, pictures of the best and the worst."""
 
+if __name__ == "__main__":  # help and mistyped keys, before the libraries below are loaded
+    from pipelines.app.early import answer
+
+    answer(__file__)
+
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -7,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.table import Table
 
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
@@ -35,9 +38,11 @@ from pipelines.app.checks import check_benchmarks, check_encoder, check_methods,
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.dry_run import dry_run
 from pipelines.app.resolve import located_model
 from pipelines.app.roles import roles_of
 from pipelines.app.settings import Config
+from pipelines.app.tables import console_for, print_table
 from pipelines.app.world import evaluate_config
 from pipelines.benchmark_check import check
 from pipelines.train import ensure_trained, trained_encoder, weights_of
@@ -47,6 +52,8 @@ MAX_LISTED = 5
 METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "peak_memory_mb")
 ORACLE_METRICS = ("oracle_mIoU", "regions_per_image")
 """With `evaluate.oracle`."""
+WIDE = 150
+"""Columns of tables that go to no terminal."""
 DIGITS = {"seconds_per_image": 3, "peak_memory_mb": 0}
 
 
@@ -70,7 +77,7 @@ def run_evaluate(context: Context) -> Result:
         again=again,
         files=lambda: _files(out, contenders, config),
     )
-    print_table(result, config.names)
+    print_scores(result, config.names)
     if config.pictures:
         print(f"pictures: {out / 'pictures'}")
     return result
@@ -245,28 +252,23 @@ def _against_best(
     }
 
 
-def print_table(result: Result, datasets: Sequence[str]) -> None:
+def print_scores(result: Result, datasets: Sequence[str]) -> None:
     """The results: mIoU by method and benchmark; the other scores' averages beside each row's settings; the best row's lead."""
     print(f"zero-shot mIoU (%), {result['protocol']}")
-    table = Table("method")
-    for dataset in [*datasets, AVERAGE]:
-        table.add_column(dataset, justify="right")
-    for name, row in result["mIoU"].items():
-        average = f"{row[AVERAGE]:.1f}"
-        if interval := result["intervals"].get(name):
-            low, high = interval[AVERAGE]
-            average += f" ± {(high - low) / 2:.1f}"
-        table.add_row(name, *(f"{row[dataset]:.1f}" for dataset in datasets), average)
-    others = Table("averages of")
+    console = console_for(WIDE)
+    scores = [
+        [name, *(f"{row[dataset]:.1f}" for dataset in datasets), _average(result, name)] for name, row in result["mIoU"].items()
+    ]
+    print_table(console, ["method", *datasets, AVERAGE], scores)
     averages = next(iter(result["averages"].values()))
     metrics = [metric for metric in (*METRICS, "oracle_mIoU") if metric in averages]
-    for metric in metrics:
-        others.add_column(metric.replace("_", " "), justify="right")
-    others.add_column("settings")
-    for name, means in result["averages"].items():
-        others.add_row(name, *(f"{means[metric]:.{DIGITS.get(metric, 1)}f}" for metric in metrics), result["settings"][name])
-    console = Console()
-    Console(width=max(console.width, 150) if not console.is_terminal else None).print(table, others)
+    others = [
+        [name, *(f"{means[metric]:.{DIGITS.get(metric, 1)}f}" for metric in metrics)]
+        for name, means in result["averages"].items()
+    ]
+    print_table(console, ["averages of", *(metric.replace("_", " ") for metric in metrics)], others)
+    for name, settings in result["settings"].items():
+        print(f"{name}: {settings or 'no settings'}")
     if result["differences"]:
         print("lead of the best average, with its 95 % interval over resampled images (paired):")
     for pair, (mean, low, high) in result["differences"].items():
@@ -278,6 +280,15 @@ def print_table(result: Result, datasets: Sequence[str]) -> None:
     for name, row in result.get("shortened", {}).items():
         for dataset, names in row.items():
             print(f"{name}: {dataset}: {told_shortened(names)}")
+
+
+def _average(result: Result, name: str) -> str:
+    """A row's average, with half the width of its interval where it has one."""
+    average = f"{result['mIoU'][name][AVERAGE]:.1f}"
+    if interval := result["intervals"].get(name):
+        low, high = interval[AVERAGE]
+        average += f" ± {(high - low) / 2:.1f}"
+    return average
 
 
 def run(config: Config, verify: bool = False) -> None:
@@ -292,4 +303,10 @@ def run(config: Config, verify: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--check": check, **VERIFY}))
+    sys.exit(
+        main(
+            run,
+            doc=__doc__ or "",
+            flags={"--check": check, **VERIFY, **dry_run("evaluate")},
+        )
+    )

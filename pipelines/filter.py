@@ -1,5 +1,10 @@
 """Links and captions in, the filtered corpus out: caption rules, entity frequency, and which captions mention a kept entity."""
 
+if __name__ == "__main__":  # help and mistyped keys, before the libraries below are loaded
+    from pipelines.app.early import answer
+
+    answer(__file__)
+
 import sys
 from pathlib import Path
 
@@ -10,6 +15,7 @@ from filtering.link_set import forgotten_in
 from filtering.reports import corpus as report
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.context import Context, Result, open_context
+from pipelines.app.dry_run import dry_run
 from pipelines.app.evaluated import evaluated_classes, excluded_classes, fingerprint_of
 from pipelines.app.settings import Config
 from pipelines.app.world import filter_config
@@ -78,4 +84,4 @@ def run(config: Config, verify: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags=VERIFY))
+    sys.exit(main(run, doc=__doc__ or "", flags={**VERIFY, **dry_run("filter")}))

@@ -1,5 +1,10 @@
 """The whole chain: links in, a table of zero-shot mIoU out. Each stage resumes where an earlier run of it stopped."""
 
+if __name__ == "__main__":  # help and mistyped keys, before the libraries below are loaded
+    from pipelines.app.early import answer
+
+    answer(__file__)
+
 import shlex
 import sys
 
@@ -7,7 +12,9 @@ from filtering.images.results import Retry
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import RESTART, VERIFY, main
 from pipelines.app.context import SUMMARY, Result, open_context
+from pipelines.app.dry_run import dry_run
 from pipelines.app.own_shards import own_shards
+from pipelines.app.run_state import STAGES
 from pipelines.app.settings import Config
 from pipelines.download import check_target, retry_flag, run_download
 from pipelines.evaluate import run_evaluate
@@ -23,7 +30,8 @@ def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
     check_weights(config)
     check_benchmarks(config)
     check_target(config)
-    with open_context(config, verify=verify) as context:
+    planned = STAGES[2:] if config.train.shards else STAGES
+    with open_context(config, verify=verify, planned=planned) as context:
         if config.train.shards:
             run_train(context, own_shards(config))
             run_evaluate(context)
@@ -49,4 +57,4 @@ def print_funnel(corpus: Result, shards: Result) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none"), **RESTART, **VERIFY}))
+    sys.exit(main(run, doc=__doc__ or "", flags={"--retry": retry_flag("none"), **RESTART, **VERIFY, **dry_run("evaluate")}))

@@ -4,6 +4,11 @@ What cells have in common (a corpus, a pretrained encoder, a training) is done o
 a larger grid or more seeds in the same folder reuse what is there. Writes sweep.json, sweep.md and sweep.png into run_dir.
 """
 
+if __name__ == "__main__":  # help and mistyped keys, before the libraries below are loaded
+    from pipelines.app.early import answer
+
+    answer(__file__)
+
 import sys
 import time
 from collections import defaultdict

@@ -1,5 +1,10 @@
 """Image shards in, trained methods out: Ray Train workers with DeepSpeed, resuming from the last checkpoint."""
 
+if __name__ == "__main__":  # help and mistyped keys, before the libraries below are loaded
+    from pipelines.app.early import answer
+
+    answer(__file__)
+
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,6 +36,7 @@ from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
 from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
+from pipelines.app.dry_run import dry_run
 from pipelines.app.resolve import (
     given_weights,
     methods_to_train,
@@ -245,4 +251,4 @@ def run(config: Config, verify: bool = False, keys: str = "") -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(run, doc=__doc__ or "", flags={**RESTART, **VERIFY, **KEYS}))
+    sys.exit(main(run, doc=__doc__ or "", flags={**RESTART, **VERIFY, **KEYS, **dry_run("train")}))

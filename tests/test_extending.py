@@ -38,7 +38,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_tells_of_the_rule(copy: Path) -> None:
-    text = " ".join(run(copy, "pipelines/filter.py", "--help").split())
+    text = " ".join(run(copy, "pipelines/filter.py", "--help", "all").split())
     assert "or duplicate_caption or hashtags)]" in text
     assert "filter.rules.0(hashtags).most 2 Most hashtags." in text
 

@@ -41,7 +41,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_help_tells_of_the_method(copy: Path) -> None:
-    text = " ".join(run(copy, "pipelines/evaluate.py", "--help").split())
+    text = " ".join(run(copy, "pipelines/evaluate.py", "--help", "all").split())
     assert "method_settings.colours colours Pixels by their colour." in text
     assert "method_settings.colours.background_threshold 0.2 Cosine similarity below which a pixel is background" in text
 

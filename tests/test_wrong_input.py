@@ -143,7 +143,9 @@ def test_a_mistake_in_a_file_names_the_file(tmp_path: Path) -> None:
 
 def test_help_names_every_section(tmp_path: Path) -> None:
     verbs = ("filter", "download", "train", "evaluate", "full")
-    for verb, result in zip(verbs, run_each([command(verb, tmp_path / "run", "--help")[1:] for verb in verbs]), strict=True):
+    for verb, result in zip(
+        verbs, run_each([command(verb, tmp_path / "run", "--help", "all")[1:] for verb in verbs]), strict=True
+    ):
         assert result.returncode == 0, result.stderr
         for key in (
             "--config FILE",

@@ -2,15 +2,12 @@
 
 import argparse
 import shlex
-import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from pipelines.app.config import ConfigError
+from pipelines.app.help import command_name as command_name
 from pipelines.app.outcome import DONE, Scene, exit_code, print_text
-
-called_as = ""
-"""What the command `owseg` was called as; empty where a verb was run as a script."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,11 +29,6 @@ def run_parsed(parser: Parser, argv: Sequence[str], work: Callable[[argparse.Nam
         return DONE
     scene = Scene(given=[text.rpartition("=")[2] for text in argv], again=lambda: command_line(argv))
     return exit_code(lambda: work(parser.parse_intermixed_args(argv)), scene)
-
-
-def command_name() -> str:
-    """How the user called this verb: `owseg VERB`, or `python FILE`."""
-    return called_as or f"python {sys.argv[0]}"
 
 
 def command_line(argv: Sequence[str]) -> str:

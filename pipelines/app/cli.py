@@ -2,15 +2,16 @@
 
 import shutil
 import sys
-import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from owseg import near_miss
-from pipelines.app.arguments import Parser, command_line, command_name
+from pipelines.app.arguments import Parser, command_line
 from pipelines.app.config import ConfigError, flatten, load, to_dict
-from pipelines.app.describe import Entry, describe
+from pipelines.app.describe import describe
+from pipelines.app.early import keep, recall, topic_of
+from pipelines.app.help import EVERYTHING, HELP, Reference, help_text
 from pipelines.app.object_store import inputs_here
 from pipelines.app.outcome import Scene, exit_code, print_text
 from pipelines.app.run_dir import open_run_dir, run_folder
@@ -82,8 +83,9 @@ def main(
 
     def work() -> None:
         given = _parse(tuple(again), flags)
-        if given.help:
-            print_text(help_text(doc, flags, width=shutil.get_terminal_size().columns))
+        _keep(doc, flags)
+        if given.topic is not None:
+            print_text(_help(doc, flags, given.topic))
             return
         config = load(Config, given.file, given.overrides)
         scene.given = [
@@ -96,7 +98,8 @@ def main(
             )
         if given.instead:
             use(config.storage)
-            given.instead(inputs_here(replace(config, run_dir=str(run_folder(config, given.file)))))
+            run_dir = config.run_dir if is_object_store(config.run_dir) else str(run_folder(config, given.file))
+            given.instead(inputs_here(replace(config, run_dir=run_dir)))
             return
         restart = bool(given.chosen.pop("restart", False))
         with open_run_dir(config, given.file, restart=restart) as held:
@@ -114,12 +117,29 @@ class _Given:
 
     file: Path = DEFAULT_CONFIG
     overrides: list[str] = field(default_factory=list)
-    help: bool = False
+    topic: str | None = None
+    """What --help is asked about; None where it is not asked for."""
     instead: Action | None = None
     chosen: dict[str, str | tuple[str, ...] | bool] = field(default_factory=dict)
 
 
+def _keep(doc: str, flags: Mapping[str, Flag]) -> None:
+    """Let later calls of a verb of this package answer --help and mistyped keys at once."""
+    verb = Path(sys.argv[0]).resolve()
+    if verb.parent == CONFIGS.parent and recall(verb.stem) is None:
+        keep(verb.stem, reference_of(doc, flags))
+
+
+def _help(doc: str, flags: Mapping[str, Flag], topic: str) -> str:
+    try:
+        return help_text(reference_of(doc, flags), topic, width=shutil.get_terminal_size().columns)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+
+
 def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
+    if (topic := topic_of(argv)) is not None:
+        return _Given(topic=topic)
     parser = Parser(usage=None, description=None)
     parser.add_argument("settings", nargs="*")
     parser.add_argument("--config", nargs="?", const="", default=str(DEFAULT_CONFIG))
@@ -130,8 +150,6 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
         else:
             parser.add_argument(name, action="store_true")
     parsed, unknown = parser.parse_known_intermixed_args(argv)
-    if parsed.help:
-        return _Given(help=True)
     if unknown:
         known = ", ".join(["--config FILE", *_usage(flags)])
         raise ConfigError(f"unknown option '{unknown[0]}'; the options are {known} and --help, settings are key=value")
@@ -139,7 +157,7 @@ def _parse(argv: Sequence[str], flags: Mapping[str, Flag]) -> _Given:
         raise ConfigError("--config needs a file: --config FILE")
     given = _Given(_config_file(parsed.config, parsed.settings), parsed.settings)
     for name, flag in flags.items():
-        value = getattr(parsed, name.removeprefix("--"))
+        value = getattr(parsed, name.removeprefix("--").replace("-", "_"))
         if isinstance(value, list):
             given.chosen[name.removeprefix("--")] = tuple(_checked(name, one, flag) for one in value)
         elif isinstance(value, str):
@@ -193,47 +211,11 @@ def _usage(flags: Mapping[str, Flag]) -> dict[str, str]:
     return usage
 
 
-def help_text(doc: str, flags: Mapping[str, Flag] | None = None, *, width: int) -> str:
-    """What the verb does, how to call it, and every key with its default and meaning."""
-    width = max(width, 60)
+def reference_of(doc: str, flags: Mapping[str, Flag] | None = None) -> Reference:
+    """What --help tells of a verb."""
     options = _usage(flags or {})
-    usage = " ".join([f"usage: {command_name()}", *(f"[{option}]" for option in options), "[--config FILE] [key=value ...]"])
-    paragraphs = [textwrap.fill(" ".join(p.split()), width) for p in doc.strip().split("\n\n")]
-    lines = [*"\n\n".join(paragraphs).splitlines(), "", usage, ""]
     options |= {
         "--config FILE": "values in YAML: a path or URL, or the name of a shipped file such as tcl; without it demo",
-        "--help": "this text",
+        HELP: f"this text; with a section or a key what it means, with {EVERYTHING} all of them",
     }
-    for option, meaning in options.items():
-        lines += textwrap.wrap(f"  {option:<13}  {meaning}", width, subsequent_indent=" " * 17)
-    return "\n".join([*lines, *_settings_help(describe(Config), width)])
-
-
-def _settings_help(entries: Sequence[Entry], width: int) -> Iterator[str]:
-    """A table per section; the keys that belong to none come first."""
-    widths = (min(max(len(entry.key) for entry in entries), width // 3), min(16, width // 6))
-    roots = {entry.key.split(".")[0] for entry in entries if "." in entry.key}
-    yield ""
-    for entry in sorted(entries, key=lambda entry: entry.key.split(".")[0].split("(")[0] in roots):
-        if entry.key in roots:
-            yield ""
-            yield from textwrap.wrap(f"{entry.key}: {entry.meaning}", width)
-        else:
-            choices = f" [{entry.type}]" if " or " in entry.type and entry.type != "true or false" else ""
-            default = textwrap.shorten(entry.default, width - widths[0] - 4, placeholder=" ...")
-            yield from _columns((entry.key, default, entry.meaning + choices), widths, width)
-
-
-def _columns(cells: tuple[str, str, str], widths: tuple[int, int], width: int) -> Iterator[str]:
-    """A row of the table: a cell too wide for its column pushes what follows to the next line."""
-    line = "  "
-    start = 2
-    for cell, column in zip(cells[:2], widths, strict=True):
-        line = f"{line:<{start}}{cell}"
-        start += column + 2
-        if len(line) > start - 2:
-            yield line
-            line = ""
-    wrapped = textwrap.wrap(cells[2], max(width - start, 20)) or [""]
-    yield f"{line:<{start}}{wrapped[0]}".rstrip()
-    yield from (" " * start + rest for rest in wrapped[1:])
+    return Reference(doc, options, describe(Config))

@@ -5,7 +5,6 @@ dataclasses told apart by a field `name: Literal[...]`. Mappings fill in a datac
 as a whole by the file, and reached into by the command line (`rules.0.min_words=2`).
 """
 
-import difflib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -14,12 +13,12 @@ from typing import Any, Literal, TypeVar, cast, get_args, get_origin
 
 from filtering.files import digest_of
 from owseg.fields import flatten as flatten
+from pipelines.app.describe import FORMER as FORMER
 from pipelines.app.describe import describe, has_default, join, kinds_of, members_of, names_of, one_of, plain, type_name
+from pipelines.app.help import unknown_key
 from pipelines.app.values import COMMAND_LINE, Given, Plain, parse_setting, read_file, read_yaml, scalar, show
 from pipelines.app.values import ConfigError as ConfigError
 
-FORMER = "former"
-"""Under this key a field's metadata holds the name that it had in an older version."""
 T = TypeVar("T")
 Tree = dict[str, Any]
 
@@ -218,7 +217,7 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
     arguments = {}
     for name, item in value.items():
         if name not in kinds:
-            raise _Wrong(join(key, name), f"unknown key '{join(key, name)}'; {_where_instead(name, key, cls, root)}")
+            raise _Wrong(join(key, name), unknown_key(name, key, kinds, describe(root)))
         arguments[name] = _build(kinds[name], item, join(key, name), root)
     for field in fields(cls):
         if field.name not in value and not has_default(field):
@@ -229,25 +228,6 @@ def _build_dataclass(classes: list[Any], value: Any, key: str, root: type) -> An
     except ValueError as error:  # from __post_init__; the message begins with the field's name
         message = " ".join(str(error).split())
         raise _Wrong(join(key, message.split(" ", 1)[0].strip("':,")), join(key, message)) from None
-
-
-def _where_instead(name: str, key: str, cls: type, root: type) -> str:
-    siblings = kinds_of(cls)
-    for field in fields(cls):
-        if field.metadata.get(FORMER) == name:
-            return f"it is called '{join(key, field.name)}' now"
-    near = difflib.get_close_matches(name, siblings, n=1)
-    if near:
-        return f"did you mean '{join(key, near[0])}'?"
-    elsewhere = [entry.key for entry in describe(root) if entry.key.rsplit(".", 1)[-1] == name and _stands_alone(entry.key)]
-    if elsewhere:
-        return f"did you mean '{elsewhere[0]}'?"
-    return f"the keys here are {', '.join(siblings)}"
-
-
-def _stands_alone(key: str) -> bool:
-    """Whether a key of --help may be set as it is written: not one of an alternative, a list's item or a mapping's entry."""
-    return "(" not in key and not any(part.isdecimal() or part.startswith("<") for part in key.split("."))
 
 
 def _hint(members: Sequence[Any], value: Any) -> str:

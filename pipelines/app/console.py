@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 
 from owseg import near_miss
-from pipelines.app import arguments
+from pipelines.app import help
 from pipelines.app.outcome import DONE, USER_MISTAKE, explain, print_text
 from pipelines.app.streams import complain, make_safe
 
@@ -19,6 +19,8 @@ VERBS = {
     "app": "a page to try models on: drop a photo, name labels, see masks",
     "sweep": "a grid of settings times seeds, each a run of its own",
     "lineage": "who saw this image: its shard, steps and checkpoints; opt-outs",
+    "status": "how a run is: stages, rates, time left, failures, disk",
+    "prune": "room in the folders of runs: what no complete stage needs",
     "convert": "official benchmark archives in, folders fit to be scored out",
     "official": "published checkpoints into trained folders, and back",
 }
@@ -37,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in VERBS:
         complain(f"error: unknown verb {verb!r}{near_miss(verb, VERBS)}; choose from {', '.join(VERBS)}")
         return USER_MISTAKE
-    arguments.called_as = f"owseg {verb}"
+    help.called_as = f"owseg {verb}"
     sys.argv = [verb, *rest]
     try:
         runpy.run_module(f"pipelines.{MODULES.get(verb, verb)}", run_name="__main__", alter_sys=True)

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from cluster.open_tracker import open_tracker
+from cluster.run_log import current, run_log
 from cluster.tracking import Tracker
 from filtering.files import Recorded, write_json
 from filtering.secrets import masked
+from pipelines.app.forecast import check_disk
 from pipelines.app.object_store import save
 from pipelines.app.run_dir import digest_of_run, recorded
 from pipelines.app.settings import Config
@@ -41,6 +43,8 @@ class Context:
     tracker: Tracker
     verify: bool = False
     """Whether digests are compared, too, before a stage counts as complete."""
+    planned: tuple[str, ...] = ()
+    """The stages of the whole chain, for their place in it; none where a verb runs what it needs."""
     stages: dict[str, Result] = field(default_factory=dict)
 
     @property
@@ -64,7 +68,8 @@ class Context:
         their number "shards". `files` are what else it wrote, asked for when it is done. `again` tells from the result of a
         complete stage whether its work, done once more, may come to something better.
 
-        The result, with "status" (done or skipped), "seconds" and "output", goes into the summary.
+        The result, with "status" (done or skipped), "seconds" (of the work, also where it was done before) and "output", goes
+        into the summary.
         """
         result = self.stages[name] = self.part(name, fingerprint, output, work, again=again, files=files)
         return result
@@ -80,14 +85,17 @@ class Context:
         files: Files = tuple,
     ) -> Result:
         """The same for a part of a stage, which the summary does not list."""
-        began = time.monotonic()
+        if log := current():
+            log.of(stage=name)
         where = output.relative_to(self.run_dir).as_posix()
         marker = read_marker(self.run_dir, name, fingerprint)
         if marker is not None and output.exists() and self._is_whole(name, marker, where, files) and not again(marker.result):
-            status, result = "skipped", marker.result
-            print(f"{name}: skipped, complete already ({output})", flush=True)
+            status, result, seconds = "skipped", marker.result, marker.seconds
+            print(f"{name}: skipped{self._place(name)}, complete already ({output})", flush=True)
         else:
-            print(f"{name}: started", flush=True)
+            print(f"{name}: started{self._place(name)}", flush=True)
+            check_disk(self.config, name)
+            began = time.monotonic()
             remove_marker(self.run_dir, name)  # what it tells of, such as another list in the same file, is about to change
             save(self.run_dir)
             status, result = "done", work()
@@ -104,7 +112,11 @@ class Context:
             write_marker(self.run_dir, name, marker)
             save(self.run_dir)
             print(f"{name}: done in {seconds:.0f} s", flush=True)
-        return {"status": status, "seconds": round(time.monotonic() - began, 3), "output": where, **result}
+        return {"status": status, "seconds": round(seconds, 3), "output": where, **result}
+
+    def _place(self, name: str) -> str:
+        """ ", stage 2 of 4" for a stage of the chain."""
+        return f", stage {self.planned.index(name) + 1} of {len(self.planned)}" if name in self.planned else ""
 
     def _is_whole(self, name: str, marker: StageMarker, output: str, files: Files) -> bool:
         """Whether the files of a complete stage are as it wrote them; if not, says so, and makes room for them."""
@@ -121,15 +133,21 @@ class Context:
 
 
 @contextmanager
-def open_context(config: Config, *, verify: bool = False) -> Iterator[Context]:
-    """The context of a run; when the block ends well, `summary.json` is written with the stages that it ran."""
+def open_context(config: Config, *, verify: bool = False, planned: tuple[str, ...] = ()) -> Iterator[Context]:
+    """The context of a run; when the block ends well, `summary.json` is written with the stages that it ran.
+
+    planned: the stages of the whole chain, where that is what runs.
+    """
     settings = recorded(config)
     config_digest = digest_of_run(config)
     run_dir = Path(config.run_dir)
-    with open_tracker(
-        config.tracking, run_dir, name=shown(run_dir).rstrip("/").rpartition("/")[2], settings=settings, digest=config_digest
-    ) as tracker:
-        context = Context(config, tracker, verify)
+    name = shown(run_dir).rstrip("/").rpartition("/")[2]
+    with (
+        run_log(run_dir) as log,
+        open_tracker(config.tracking, run_dir, name=name, settings=settings, digest=config_digest) as tracker,
+    ):
+        log.of(run=tracker.run_id)
+        context = Context(config, tracker, verify, planned)
         yield context
     # After the tracker has closed: who finds the summary need not look again at anything.
     write_json(

@@ -12,6 +12,9 @@ from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hin
 
 import yaml
 
+FORMER = "former"
+"""Under this key a field's metadata holds the name that it had in an older version."""
+
 
 @cache
 def kinds_of(cls: type) -> dict[str, Any]:
@@ -68,6 +71,8 @@ class Entry:
     type: str
     default: str
     meaning: str
+    former: str = ""
+    """The name of its last part in an older version."""
 
 
 def describe(cls: type, prefix: str = "", default: object = MISSING) -> list[Entry]:
@@ -79,7 +84,9 @@ def describe(cls: type, prefix: str = "", default: object = MISSING) -> list[Ent
         value = getattr(default, field.name) if default is not MISSING else _default_of(field)
         if get_origin(kind) is Literal and len(get_args(kind)) == 1:
             continue  # the name of an alternative, which stands in its key already
-        entries.append(Entry(key, type_name(kind), _yaml_of(value), meanings.get(field.name, "")))
+        entries.append(
+            Entry(key, type_name(kind), _yaml_of(value), meanings.get(field.name, ""), field.metadata.get(FORMER, ""))
+        )
         entries += _describe_inside(kind, key, value)
     return entries
 

@@ -22,6 +22,7 @@ EVALUATE: frozenset[Role] = frozenset({"evaluate"})
 
 _ROLES: dict[str, frozenset[Role]] = {
     "run_dir": HOW,
+    "check_disk": HOW,
     "session": HOW,
     "storage": HOW,
     "tracking": HOW,

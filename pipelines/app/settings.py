@@ -31,6 +31,8 @@ class Config:
     """Folder of everything this run writes, here or in an object store (s3://, gs://, az://); empty: runs/<name of config>."""
     seed: int = 0
     """Seed of training: the same seed gives the same batches and fresh weights."""
+    check_disk: bool = True
+    """Before each stage, stop where what it is expected to write does not fit on the disk."""
     miniature: WorldConfig = WorldConfig()
     """The generated world that stands in where filter.source.path or evaluate.root is empty."""
     filter: FilterConfig = FilterConfig()

@@ -7,9 +7,9 @@ from pathlib import Path
 from statistics import fmean
 
 from rich.console import Console
-from rich.table import Table as RichTable
 
 from owseg.evaluation.intervals import AVERAGE, Difference
+from pipelines.app.tables import console_for, print_table
 from pipelines.sweeps.report import Compared, Finished, Row, Spread
 
 MARKDOWN, PICTURE = "sweep.md", "sweep.png"
@@ -36,13 +36,8 @@ class Table:
 
     def print(self, console: Console) -> None:
         """The same for the terminal."""
-        table = RichTable()
-        for place, name in enumerate(self.head):
-            table.add_column(name, justify="left" if place < self.words else "right")
-        for row in self.rows:
-            table.add_row(*row)
         console.print(self.title, markup=False, highlight=False)
-        console.print(table)
+        print_table(console, self.head, self.rows, words=self.words)
 
 
 def tables_of(rows: Sequence[Row], compared: Sequence[Compared]) -> list[Table]:
@@ -52,8 +47,7 @@ def tables_of(rows: Sequence[Row], compared: Sequence[Compared]) -> list[Table]:
 
 def show(tables: Sequence[Table], title: str, folder: Path, failed: Sequence[str]) -> None:
     """Print the tables, and write them as sweep.md."""
-    console = Console()
-    console = console if console.is_terminal else Console(width=max(console.width, NARROWEST))
+    console = console_for(NARROWEST)
     for table in tables:
         table.print(console)
     text = [f"# {title}", *(table.markdown() for table in tables), *failed]

@@ -15,7 +15,6 @@ from cluster import InputError
 from cluster.session import SessionConfig
 from pipelines.app import cli
 from pipelines.app.config import from_dict, to_dict
-from pipelines.app.describe import describe
 from pipelines.app.outcome import explain
 from pipelines.app.run_dir import digest_of_run
 from pipelines.app.settings import Config
@@ -157,17 +156,6 @@ def test_ray_wraps_a_mistake_and_it_is_found() -> None:
     assert str(wrapped) != "x: wrong"
     assert explain(wrapped) == "x: wrong"
     assert explain(RayTaskError("f", "Traceback ...", RuntimeError("bug")).as_instanceof_cause()) is None
-
-
-@pytest.mark.parametrize("width", [80, 140])
-def test_help_shows_every_key_in_the_width_of_the_terminal(width: int) -> None:
-    text = cli.help_text("Does a thing.", width=width)
-    assert text.startswith("Does a thing.\n\nusage: python ")
-    assert max(map(len, text.splitlines()[4:])) <= width
-    for entry in describe(Config):
-        assert entry.key in text
-        assert entry.meaning
-        assert entry.meaning.split()[0] in text
 
 
 def test_help_needs_no_config_and_no_run_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,7 +17,7 @@ from helpers.chain import environment
 from helpers.paths import REPO
 from pipelines.app.outcome import DONE, FAILED, READER_GONE, USER_MISTAKE, Scene, exit_code
 from pipelines.app.streams import make_safe
-from pipelines.evaluate import print_table
+from pipelines.evaluate import print_scores
 from pipelines.full import print_funnel
 
 RESULT = {
@@ -50,7 +50,7 @@ def test_our_messages_tables_and_bars_fit_any_encoding(
 ) -> None:
     def work() -> None:
         print_funnel({"links": 3, "kept": 2}, {"captions": 2, "links": 2, "success": 1})
-        print_table(RESULT, ["voc21"])
+        print_scores(RESULT, ["voc21"])
         print("caf\u00e9 \u65e5\u672c \udcff.jpg")
         with Progress("train", total=2, unit="steps") as progress:
             progress.say("warning: → 日本")

@@ -1,0 +1,155 @@
+"""How a run is: which stages are done, under way or not begun, with counts, rates and failures; from its files alone."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from typing import Any
+
+import yaml
+
+from cluster.run_log import FOLDER, PROGRESS
+from filtering.secrets import masked
+from pipelines.app.run_files import RunFiles, age, read_json
+
+STAGES = ("filter", "download", "train", "evaluate")
+OUTPUTS = {"filter": "corpus/", "download": "shards/", "train": "train/", "evaluate": "evaluate/"}
+FRESH_SECONDS = 60.0
+"""Progress that is older tells of a process that hangs or is gone."""
+_CHECKPOINT = re.compile(r"train/([^/]+)/checkpoints/(checkpoint_[^/]+)/position\.json")
+
+State = dict[str, Any]
+
+
+def state_of(files: RunFiles) -> State:
+    """All that `owseg status` tells, as --json has it."""
+    holder = files.holder()
+    config = _config(files)
+    stages = {name: _stage(files, name, holder, config) for name in STAGES}
+    mlflow = read_json(files, "mlflow.json")
+    return {
+        "run_dir": files.name,
+        "held_by": holder,
+        "complete": all(stages[name]["status"] == "done" for name in _wanted(config)),
+        "stages": stages,
+        "checkpoints": _checkpoints(files),
+        "disk": {"bytes": _parts(files.sizes), "free": files.free()},
+        "mlflow": {key: masked(str(mlflow[key])) for key in ("tracking_uri", "experiment", "run_id") if key in mlflow},
+        "cells": _cells(files.sizes),
+    }
+
+
+def _config(files: RunFiles) -> State:
+    with suppress(yaml.YAMLError):
+        found = yaml.safe_load(files.read("config.yaml") or b"")
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _wanted(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The stages of the whole chain."""
+    return STAGES[2:] if (config.get("train") or {}).get("shards") else STAGES
+
+
+def _stage(files: RunFiles, name: str, holder: str, config: Mapping[str, Any]) -> State:
+    marker = read_json(files, f"{name}.done.json")
+    progress = read_json(files, f"{FOLDER}/{PROGRESS}")
+    told = {**_counts(files, name, marker.get("result") or {}), **_trainings(files, name, config)}
+    if marker:
+        return {"status": "done", "seconds": round(float(marker.get("seconds", 0.0)), 1), **told}
+    if holder and str(progress.get("stage", "")).partition("-")[0] == name:
+        return {"status": "running", "progress": _progress(progress), **told}
+    begun = any(file.startswith(OUTPUTS[name]) for file in files.sizes)
+    return {"status": ("running" if holder else "interrupted") if begun else "not begun", **told}
+
+
+def _progress(progress: Mapping[str, Any]) -> State:
+    keys = ("label", "done", "total", "unit", "rate", "left", "note")
+    return {**{key: progress.get(key) for key in keys}, "age": round(age(float(progress.get("time", 0.0))), 1)}
+
+
+def _counts(files: RunFiles, name: str, result: Mapping[str, Any]) -> State:
+    """What came of a stage, or of its shards so far."""
+    if name == "filter" and result:
+        return {"counts": {key: result[key] for key in ("links", "kept", "entities")}, "failures": result["dropped"]}
+    if name == "download":
+        by_status: Mapping[str, int] = result.get("by_status") or _statuses_so_far(files)
+        if by_status:
+            failures = {status: count for status, count in by_status.items() if status != "success"}
+            counts = {"links": sum(by_status.values()), "images": by_status.get("success", 0)}
+            return {"counts": counts, "failures": failures}
+    if name == "evaluate" and result:
+        return {
+            "counts": {"images": sum(result["images"].values())},
+            "mIoU": {k: v["average"] for k, v in result["mIoU"].items()},
+        }
+    return {}
+
+
+def _statuses_so_far(files: RunFiles) -> Counter[str]:
+    """Of the shards that are complete."""
+    counts: Counter[str] = Counter()
+    for file in files.sizes:
+        if file.startswith("shards/_done/"):
+            shard = read_json(files, file).get("counts") or {}
+            counts.update({key.removeprefix("status/"): n for key, n in shard.items() if key.startswith("status/")})
+    return counts
+
+
+def _trainings(files: RunFiles, name: str, config: Mapping[str, Any]) -> State:
+    """The last logged step of each training."""
+    if name != "train":
+        return {}
+    found = {}
+    for file in files.sizes:
+        match = re.fullmatch(r"train/([^/]+)/metrics\.jsonl", file)
+        line = _last_line(files.read(file) or b"") if match else {}
+        if match and line:
+            told = {"step": line["step"], "steps": _steps(config, match[1]), "loss": line.get("loss/total")}
+            found[match[1]] = {**told, "images_per_second": line.get("samples_per_second")}
+    return {"trainings": found} if found else {}
+
+
+def _last_line(log: bytes) -> State:
+    for text in reversed(log.decode(errors="replace").split("\n")[:-1]):
+        with suppress(ValueError):
+            line = json.loads(text)
+            if isinstance(line, dict) and "step" in line:
+                return line
+    return {}
+
+
+def _steps(config: Mapping[str, Any], method: str) -> int | None:
+    settings = (config.get("method_settings") or {}).get(method) or {}
+    steps = [phase.get("steps", 0) for phase in settings.get("phases") or [] if isinstance(phase, dict)]
+    return sum(steps) or None
+
+
+def _checkpoints(files: RunFiles) -> State:
+    """The newest checkpoint of each training that has one: its folder, step and bytes."""
+    newest: dict[str, str] = {}
+    for file in sorted(files.sizes):  # their names begin with the time
+        if match := _CHECKPOINT.fullmatch(file):
+            newest[match[1]] = match[2]
+    found = {}
+    for method, name in newest.items():
+        folder = f"train/{method}/checkpoints/{name}"
+        size = sum(size for file, size in files.sizes.items() if file.startswith(f"{folder}/"))
+        found[method] = {"folder": folder, "step": read_json(files, f"{folder}/position.json").get("step"), "bytes": size}
+    return found
+
+
+def _parts(sizes: Mapping[str, int]) -> dict[str, int]:
+    """Bytes by what lies directly in the folder."""
+    parts: Counter[str] = Counter()
+    for file, size in sizes.items():
+        parts[file.partition("/")[0]] += size
+    return dict(parts.most_common())
+
+
+def _cells(sizes: Iterable[str]) -> State:
+    """Of a sweep: its cells, and how many of them are complete."""
+    cells = {file.split("/")[1] for file in sizes if file.startswith("cells/") and file.count("/") > 1}
+    done = {file.split("/")[1] for file in sizes if re.fullmatch(r"cells/[^/]+/summary\.json", file)}
+    return {"cells": len(cells), "complete": len(done)} if cells else {}

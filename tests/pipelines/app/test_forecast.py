@@ -1,0 +1,111 @@
+"""What stages will take, from earlier runs' figures, and a disk that is too small told before the work."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filtering import InputError as FilteringInputError
+from owseg import InputError
+from pipelines.app import forecast, measured
+from pipelines.app.cli import CONFIGS
+from pipelines.app.config import load
+from pipelines.app.dry_run import lines_of
+from pipelines.app.forecast import check_disk, forecasts
+from pipelines.app.measured import Measured
+from pipelines.app.run_files import LocalRun
+from pipelines.app.settings import Config
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Config:
+    """The smallest run, in a folder that is there."""
+    (tmp_path / "runs" / "new").mkdir(parents=True)
+    return load(Config, CONFIGS / "smoke.yaml", [f"run_dir={tmp_path / 'runs' / 'new'}"])
+
+
+def finished(folder: Path, **stages: dict[str, Any]) -> Path:
+    """A run's folder in which stages are complete."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text("{}")
+    for name, result in stages.items():
+        (folder / f"{name}.done.json").write_text(json.dumps({"seconds": 10.0, "result": result}))
+    return folder
+
+
+FILTERED = {"links": 1000, "kept": 500}
+LOADED = {"links": 500, "asked": 500, "success": 250}
+
+
+def test_figures_are_those_of_a_run_beside_it(config: Config) -> None:
+    beside = finished(Path(config.run_dir).with_name("old"), filter=FILTERED, download=LOADED)
+    (beside / "shards").mkdir()
+    (beside / "shards" / "0.tar").write_bytes(bytes(25_000))
+    (beside / "train" / "tcl").mkdir(parents=True)
+    lines = [json.dumps({"step": step, "samples_per_second": rate}) for step, rate in ((1, 2.0), (2, 8.0), (3, 8.0))]
+    (beside / "train" / "tcl" / "metrics.jsonl").write_text("\n".join(lines) + "\n{half")
+    found = {step.stage: step for step in forecasts(config, ("filter", "download", "train"), Measured(config.run_dir))}
+    links = config.miniature.links
+    assert found["filter"].seconds == pytest.approx(links / 100)
+    assert found["filter"].count == links / 2
+    assert found["download"].seconds == pytest.approx(links / 2 / 50)
+    assert found["download"].bytes == pytest.approx(links / 2 / 2 * 100)
+    assert "rate, room and share measured in old" in found["download"].basis
+    assert "tcl measured in old" in found["train"].basis
+    assert found["train"].seconds is None, "nobody here has trained the smallest run's CLIP"
+
+
+def test_without_any_run_they_are_the_documented_ones_and_it_says_so(config: Config) -> None:
+    first, second = forecasts(config, ("filter", "download"), Measured(config.run_dir))
+    assert first.basis == second.basis == ("rate, room and share documented",)
+    assert second.count == pytest.approx(config.miniature.links * measured.KEPT_SHARE * measured.OBTAINED_SHARE)
+    side = config.download.image.image_size
+    assert second.bytes == pytest.approx(second.count * measured.BYTES_PER_PIXEL * side**2)
+
+
+def test_what_is_complete_takes_nothing_and_its_counts_are_handed_on(config: Config) -> None:
+    finished(Path(config.run_dir), filter=FILTERED)
+    first, second = forecasts(config, ("filter", "download"), Measured(config.run_dir))
+    assert (first.done, first.seconds, first.bytes) == (True, 0.0, 0.0)
+    assert second.work == "500 links"
+    text = "\n".join(lines_of(config.run_dir, [first, second], 10**12))
+    assert "1 filter" in text
+    assert "complete already" in text
+    assert "does not fit" not in text
+    assert "does not fit" in "\n".join(lines_of(config.run_dir, [first, second], 1))
+
+
+def test_a_disk_that_is_too_small_is_told_before_the_work(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    finished(Path(config.run_dir), filter=FILTERED)
+    check_disk(config, "download")
+    monkeypatch.setattr(LocalRun, "free", lambda self: 100)
+    with pytest.raises(InputError, match=r"^download: needs about .* for 500 links, and .*/new has 100 B free") as told:
+        check_disk(config, "download")
+    for cure in ("run_dir=FOLDER", "download.image.image_size", "check_disk=false", "owseg prune"):
+        assert cure in str(told.value)
+    with pytest.raises(InputError, match=r"^train: needs about"):
+        check_disk(config, "train")
+    check_disk(replace(config, check_disk=False), "download")
+    check_disk(config, "filter-report")
+
+
+def test_what_lies_there_already_is_not_asked_for_again(config: Config) -> None:
+    def room() -> float:
+        return list(forecasts(config, ("filter", "download"), Measured(config.run_dir)))[1].bytes
+
+    before = room()
+    (Path(config.run_dir) / "shards").mkdir()
+    (Path(config.run_dir) / "shards" / "0.tar").write_bytes(bytes(1000))
+    assert room() == pytest.approx(before - 1000)
+
+
+def test_links_of_a_source_are_counted_and_a_wrong_one_is_told(config: Config, tmp_path: Path) -> None:
+    (tmp_path / "links.tsv").write_text("".join(f"http://a.example/{n}.jpg\ta dog number {n}\n" for n in range(200)))
+    source = replace(config.filter.source, path=str(tmp_path / "links.tsv"))
+    given = replace(config, filter=replace(config.filter, source=source))
+    assert 150 <= forecast.links_in(given) <= 250
+    missing = replace(given, filter=replace(config.filter, source=replace(source, path=str(tmp_path / "none.tsv"))))
+    with pytest.raises(FilteringInputError, match=r"none\.tsv"):
+        forecast.links_in(missing)

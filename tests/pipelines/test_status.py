@@ -1,0 +1,133 @@
+"""`owseg status`: what it tells of a run in each state, and that it only looks."""
+
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from helpers.chain import Chain
+from pipelines.status import main
+
+HOLD = """
+import fcntl, os, sys
+lock = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT)
+fcntl.lockf(lock, fcntl.LOCK_EX)
+os.pwrite(lock, b"process 77 on host\\n", 0)
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def told(folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[dict[str, Any], str]:
+    assert main([str(folder), "--json"]) == 0
+    state: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert main([str(folder)]) == 0
+    return state, capsys.readouterr().out
+
+
+def contents(folder: Path) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+def write(file: Path, content: object) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run that was killed while it downloaded."""
+    write(
+        tmp_path / "filter.done.json",
+        {"seconds": 60.0, "result": {"links": 10, "kept": 7, "entities": 3, "dropped": {"short": 3}}},
+    )
+    for shard, counts in (("00000", {"status/success": 2, "status/http_404": 1}), ("00001", {"status/timeout": 1})):
+        write(tmp_path / "shards" / "_done" / f"{shard}.done.json", {"counts": counts})
+    progress = {"stage": "download", "label": "download", "done": 4, "total": 7, "unit": "images", "rate": 2.0, "left": 90.0}
+    write(tmp_path / "logs" / "progress.json", {**progress, "note": "57% obtained", "time": time.time()})
+    (tmp_path / "config.yaml").write_text("method_settings: {tcl: {phases: [{steps: 30}, {steps: 10}]}}\n")
+    return tmp_path
+
+
+def test_of_a_killed_run(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = contents(run)
+    state, text = told(run, capsys)
+    assert {name: stage["status"] for name, stage in state["stages"].items()} == {
+        "filter": "done",
+        "download": "interrupted",
+        "train": "not begun",
+        "evaluate": "not begun",
+    }
+    assert state["stages"]["download"]["counts"] == {"links": 4, "images": 2}
+    assert state["stages"]["download"]["failures"] == {"http_404": 1, "timeout": 1}
+    assert "no process is at work" in text
+    assert "in 1:00; 10 links, 7 kept, 3 entities; without 3 short" in text
+    assert not state["complete"]
+    assert contents(run) == before
+
+
+def test_of_a_run_that_goes_on(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        state, text = told(run, capsys)
+        assert state["held_by"] == "process 77 on host"
+        assert state["stages"]["download"]["status"] == "running"
+        assert "download: 4 of 7 images, 2 images/s, 1:30 left, 57% obtained" in text
+        with pytest.raises(BlockingIOError), (run / ".lock").open("r+b") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        holder.communicate()
+    lock = os.open(run / ".lock", os.O_RDWR)
+    fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody holds it: neither did the verb
+    os.close(lock)
+
+
+def test_trainings_and_checkpoints(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    training = run / "train" / "tcl"
+    for name, step in (("checkpoint_2026-01-01", 10), ("checkpoint_2026-01-02", 20)):
+        write(training / "checkpoints" / name / "position.json", {"step": step})
+    line = json.dumps({"step": 25, "loss/total": 1.25, "samples_per_second": 64.0})
+    (training / "metrics.jsonl").write_text(f'{line}\n{{"step": 26, "loss')
+    state, text = told(run, capsys)
+    assert state["stages"]["train"]["trainings"]["tcl"] == {"step": 25, "steps": 40, "loss": 1.25, "images_per_second": 64.0}
+    assert state["checkpoints"]["tcl"]["step"] == 20
+    assert state["checkpoints"]["tcl"]["folder"].endswith("checkpoint_2026-01-02")
+    assert "tcl                 step 25 of 40, loss 1.250, 64 images/s" in text
+    assert state["disk"]["bytes"]["train"] == sum(path.stat().st_size for path in training.rglob("*") if path.is_file())
+
+
+def test_of_an_empty_folder_and_of_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, _ = told(tmp_path, capsys)
+    assert {stage["status"] for stage in state["stages"].values()} == {"not begun"}
+    assert main([str(tmp_path / "none")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'none'}: there is no such folder")
+
+
+def test_damaged_records_are_as_good_as_none(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("filter.done.json", "config.yaml", "logs/progress.json", "shards/_done/00000.done.json", "mlflow.json"):
+        (run / name).write_text("{[")
+    state, _ = told(run, capsys)
+    assert state["stages"]["download"]["counts"] == {"links": 1, "images": 0}
+
+
+def test_of_a_complete_run(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
+    state, text = told(chain.folder, capsys)
+    assert state["complete"]
+    assert f"{chain.folder}: complete" in text
+    for name, stage in chain.summary["stages"].items():
+        assert state["stages"][name]["seconds"] == round(stage["seconds"], 1)
+    assert state["mlflow"]["run_id"] == chain.summary["mlflow"]["run_id"]
+    assert state["stages"]["evaluate"]["mIoU"].keys() == chain.summary["stages"]["evaluate"]["mIoU"].keys()
+    lines = [json.loads(line) for line in (chain.folder / "logs" / "driver.jsonl").read_text().splitlines()]
+    assert {line["stage"] for line in lines} >= {"filter", "download", "train", "evaluate"}
+    assert {line["run"] for line in lines} >= {chain.summary["mlflow"]["run_id"]}
+    assert all(line.keys() == {"time", "level", "run", "stage", "node", "worker", "message"} for line in lines)
+    assert any(line["message"].startswith("zero-shot mIoU") for line in lines)
