@@ -211,7 +211,7 @@ class _Both(logging.Handler):
 def _level_of(text: str) -> str:
     if text.startswith("error: "):
         return "ERROR"
-    return "WARNING" if re.match(r"([\w ]+: )?warning: ", text) or text.startswith("Ray: ") else "INFO"
+    return "WARNING" if re.match(r"([\w ]+: )?warning: ", text) else "INFO"
 
 
 def _push(file: Path) -> None:

@@ -18,7 +18,7 @@ from cluster import InputError
 from cluster.connection import VARIABLE, check_cluster, given_address, no_cluster
 from cluster.failures import machine_problem
 from cluster.lone_ray import ENVIRONMENT, without_services
-from cluster.ray_messages import tell_in_a_line
+from cluster.ray_messages import tell_in_a_line, without_native_lines
 from cluster.waiting import Waiting
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _connect(address: str, name: str, common: dict[str, Any]) -> None:
     check_cluster(address, name)
     try:
         # A submitted job finds its cluster in RAY_ADDRESS; Ray refuses sizes for a cluster that already runs.
-        with kept_signal_handlers():
+        with kept_signal_handlers(), without_native_lines():
             ray.init(address=None if name == VARIABLE else address, **common)
     except (OSError, RuntimeError, ValueError) as error:
         raise no_cluster(name, address, " ".join(str(error).split())[:LONGEST_REASON]) from None
@@ -106,7 +106,7 @@ def _start(config: SessionConfig, common: dict[str, Any]) -> None:
 
     common["runtime_env"]["worker_process_setup_hook"] = f"{__name__}.{prepare_local_worker.__name__}"
     try:
-        with kept_signal_handlers(), without_services():
+        with kept_signal_handlers(), without_native_lines(), without_services():
             ray.init(
                 address="local",  # otherwise Ray joins whatever `ray start` left its address in /tmp/ray, a dead cluster too
                 num_cpus=config.num_cpus,

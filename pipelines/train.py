@@ -35,8 +35,8 @@ from pipelines.app.cli import RESTART, VERIFY, Option, main
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
-from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
 from pipelines.app.dry_run import dry_run
+from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
 from pipelines.app.resolve import (
     given_weights,
     methods_to_train,
