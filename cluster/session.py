@@ -49,7 +49,7 @@ class SessionConfig:
     """Train and evaluate only on Ray nodes with this label, key=value (ray_cluster.yaml has role=train); empty: anywhere."""
 
     def __post_init__(self) -> None:
-        for name, least in (("num_cpus", 1), ("object_store_mb", 80), ("data_workers", 1), ("metrics_port", 1024)):
+        for name, least in (("num_cpus", 1), ("object_store_mb", 80), ("data_workers", 1), ("metrics_port", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise InputError(f"{name} must be at least {least}, not {value}")

@@ -19,7 +19,7 @@ from typing import NoReturn, TextIO
 from pipelines import end_before_work
 from pipelines.app.describe import Entry
 from pipelines.app.help import Reference, help_text, mistyped
-from pipelines.app.streams import make_safe
+from pipelines.app.streams import is_broken, make_safe
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines", "storage")
@@ -80,9 +80,12 @@ def keep(verb: str, reference: Reference) -> None:
 
 def _end(text: str, stream: TextIO, code: int) -> NoReturn:
     make_safe()
-    with suppress(BrokenPipeError):  # a reader who has seen enough (`| head`) is no error
+    try:
         print(text, file=stream, flush=True)
-    os._exit(code)
+    except BrokenPipeError:  # a reader who has seen enough (`| head`) is no error
+        is_broken(stream)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    raise SystemExit(code)
 
 
 def _file(verb: str) -> Path:

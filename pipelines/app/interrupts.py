@@ -8,6 +8,7 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from filtering.secrets import masked
+from pipelines import end_before_work
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 30.0
@@ -59,6 +60,8 @@ def interruptible(again: Callable[[], str]) -> Iterator[None]:
         raise Interrupted(number)
 
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGINT] is end_before_work:  # which is over
+        before[signal.SIGINT] = signal.default_int_handler
     taken = [number for number, handler in before.items() if handler is not signal.SIG_IGN]
     for number in taken:
         signal.signal(number, handle)
