@@ -1,5 +1,6 @@
 """Scoring as Ray tasks: parts of a benchmark are scored anywhere, kept on disk, and merged by addition."""
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,6 +15,7 @@ from cluster.inputs import bring_here
 from cluster.progress import Progress
 from cluster.run_log import Ticket, join, ticket
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
+from cluster.without_wandb import without_wandb
 from filtering.files import digest_of, digest_of_file
 from owseg import InputError
 from owseg.checkpoint import files_at
@@ -180,7 +182,8 @@ class _UnderWay:
 
     def __init__(self, todo: list[Part], progress: Progress) -> None:
         self.left, self.progress = {part.file: part for part in todo}, progress
-        self.done = progress.done
+        self.done, self.began = progress.done, time.monotonic()
+        self.names = {part.contender.name for part in todo}
         for part in todo:  # of a run that was killed
             part.live.unlink(missing_ok=True)
 
@@ -197,6 +200,8 @@ class _UnderWay:
                 count, _, doing = part.live.read_text(encoding="utf-8").partition(" ")
                 done += min(int(count), len(part.items))
                 note = f"{part.contender.name} {part.dataset}{doing}"
+        if not (note or self.progress.note.startswith(tuple(self.names))):
+            note = f"starting workers ... {time.monotonic() - self.began:.0f} s"
         self.progress.update(max(done, self.progress.done), note)
 
 
@@ -262,6 +267,7 @@ class Evaluator:
         if copies:
             copies.attach()
         join(log)
+        without_wandb()
         pulled(config.folder)
         torch.set_num_threads(1)
         self.config = config

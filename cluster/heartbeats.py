@@ -65,6 +65,11 @@ def stuck(folder: Path, ranks: Iterable[int], seconds: float) -> str:
     return _named({rank: place for rank, place in places.items() if place and time.time() - place["since"] >= seconds})
 
 
+def place_of(folder: Path, rank: int) -> str:
+    """Where a rank of this start is: "reads the batch of step 7"; "" where it has not begun."""
+    return str(_read(folder / f"{rank}.json").get("place", ""))
+
+
 def forget(folder: Path) -> None:
     """Remove the places of an earlier start."""
     shutil.rmtree(folder, ignore_errors=True)

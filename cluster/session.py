@@ -20,6 +20,7 @@ from cluster.failures import machine_problem
 from cluster.lone_ray import ENVIRONMENT, without_services
 from cluster.ray_messages import tell_in_a_line, without_native_lines
 from cluster.waiting import Waiting
+from cluster.without_wandb import without_wandb
 
 logger = logging.getLogger(__name__)
 
@@ -159,6 +160,7 @@ def prepare_local_worker() -> None:
     if sys.platform == "linux":
         pr_set_pdeathsig = 1
         ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    without_wandb()
     # It asks the dashboard, which a local session does without, twice a second, and warns each time.
     cleaner = "ray.train.v2._internal.execution.controller.placement_group_cleaner"
     logging.getLogger(cleaner).setLevel(logging.ERROR)

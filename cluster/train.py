@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from functools import partial
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from cluster import InputError
 from cluster.capacity import ensure_room
 from cluster.checkpoints import mend, parts_of, sweep, sweep_parts
 from cluster.engine import DeepSpeedEngine
-from cluster.heartbeats import forget, heartbeats, placed
+from cluster.heartbeats import forget, heartbeats, place_of, placed
 from cluster.inputs import bring_here
 from cluster.metrics import show_training
 from cluster.progress import Progress
@@ -26,6 +25,7 @@ from cluster.run_log import join, ticket
 from cluster.session import SessionConfig, ensure_session, is_shared, selector_of
 from cluster.train_config import RayTrainJob
 from cluster.tuning import AVERAGE, best_weights, read_scores, scorer
+from cluster.without_wandb import without_wandb
 from filtering.files import replacing
 from owseg import InputError as MistakeOfTraining
 from owseg.engine import Engine, TorchEngine
@@ -48,7 +48,6 @@ RANKS = "ranks"
 EVENTS = "events.txt"
 """Lines on workers that were lost and are waited for."""
 POLL_SECONDS = 0.5
-SECONDS_OF_SILENCE = 10.0
 
 Observe = Callable[[list[dict[str, Any]]], None]
 """Receives newly logged steps, oldest first: {"step", "lr", "samples_per_second", costs, "loss/<name>"...}."""
@@ -113,6 +112,7 @@ def _tidy(job: RayTrainJob, storage: Path, ray_version: str) -> None:
     """Make the folder of a training ready for a start."""
     for name in (MISTAKE, EVENTS):
         discard(job.out / name)
+    forget(job.out / RANKS)  # of a start that was killed
     for line in mend(pulled(storage), ray_version):
         _say(job, line)
     if copy := at(job.out):
@@ -174,6 +174,7 @@ def train_worker(config: dict[str, Any]) -> None:
     job: RayTrainJob = config["job"]
     config["copies"].attach()
     join(config["log"])
+    without_wandb()
     if copy := at(job.out):
         copy.pull(job.out, without=WEIGHTY, changed=True)
         bring_here(job.method, job.encoder, job.start)
@@ -274,7 +275,7 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         self.job, self.observe = job, observe
         self.stop = threading.Event()
         self.seen = self.bad = self.skipped = 0
-        self.quiet_since = self.began = time.monotonic()
+        self.began = time.monotonic()
         self.events = 0
         self.scored: dict[int, float] = {}
 
@@ -300,20 +301,22 @@ class _watch:  # noqa: N801 - reads as a verb: `with _watch(...)`
         self._tell_events()
         self._tell_scores()
         new = [line for line in read_log(self.job.log) if line["step"] > self.seen]
-        now = time.monotonic()
         if new:
             last = new[-1]
             self.seen = last["step"]
-            self.quiet_since = inf if self.seen > self.start else self.quiet_since  # those of before say nothing of now
             self.observe(new)
             show_training(self.job.method.name, last)
             loss = f"loss {last['loss/total']:.3f}, " if "loss/total" in last else ""
             self.progress.update(self.seen, f"{loss}{last['samples_per_second']:.0f} pairs/s")
             self._tell_left_out(last)
-        if now - self.quiet_since >= SECONDS_OF_SILENCE:
-            self.quiet_since = now
-            workers = "1 worker starts" if self.job.train.workers == 1 else f"{self.job.train.workers} workers start"
-            self.progress.say(f"no step logged yet after {now - self.began:.0f} s: {workers}")
+        elif self.seen <= self.start:
+            self.progress.update(self.start, f"{self._what_goes_on()} ... {time.monotonic() - self.began:.0f} s")
+
+    def _what_goes_on(self) -> str:
+        """What is waited for before the first step is logged."""
+        if place := place_of(self.job.out / RANKS, 0):
+            return f"rank 0 {place}"
+        return "starting 1 worker" if self.job.train.workers == 1 else f"starting {self.job.train.workers} workers"
 
     def _tell_events(self) -> None:
         with suppress(OSError):

@@ -18,6 +18,7 @@ from tempfile import mkstemp
 
 from cluster import InputError as ClusterInputError
 from cluster.failures import chain_of, machine_problem
+from cluster.without_wandb import without_wandb
 from filtering import InputError as FilteringInputError
 from miniature import InputError as MiniatureInputError
 from owseg import InputError as SegmentationInputError
@@ -60,6 +61,7 @@ def exit_code(work: Callable[[], None], scene: Scene | None = None) -> int:
     # A script's own folder comes first on the path, where `filter` or `evaluate` would hide a library of that name.
     sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != Path(__file__).resolve().parents[1]]
     make_safe()
+    without_wandb()
     scene = scene or Scene()
     try:
         with masked_output(), interruptible(scene.again):

@@ -34,13 +34,25 @@ def test_a_resumed_training_that_starts_slowly_is_not_silent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The steps of before are sent on, and are no sign that this one is under way."""
-    monkeypatch.setattr(train, "SECONDS_OF_SILENCE", 0.0)
     monkeypatch.setattr(train, "POLL_SECONDS", 60.0)
     seen: list[dict[str, Any]] = []
-    with watch(tmp_path, seen, 1, 2, 3):
-        pass
+    watching = watch(tmp_path, seen, 1, 2, 3)
+    with watching:
+        watching._look()
     assert [one["step"] for one in seen] == [1, 2, 3]
-    assert "no step logged yet after 0 s: 1 worker starts" in capsys.readouterr().err
+    assert "starting 1 worker ... 0 s" in capsys.readouterr().err
+
+
+def test_until_the_first_step_it_says_where_the_first_rank_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(train, "POLL_SECONDS", 60.0)
+    (tmp_path / "ranks").mkdir()
+    (tmp_path / "ranks" / "0.json").write_text('{"place": "reads the batch of step 1"}')
+    with watch(tmp_path, []):
+        pass
+    assert "0/8 steps" in (told := capsys.readouterr().err)
+    assert "rank 0 reads the batch of step 1 ... 0 s" in told
 
 
 def test_scores_on_the_tuning_split_are_told_and_sent_once(
