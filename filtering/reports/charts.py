@@ -10,6 +10,8 @@ WIDTH, HEIGHT = 520, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 12, 14, 42
 
 Point = tuple[float, float]
+MOST_POINTS = 400
+"""Of a line: more would not be seen."""
 Chart = Markup
 """SVG, which a page shows as it is."""
 
@@ -62,6 +64,26 @@ def ranks(curve: Sequence[Point], dots: Sequence[Point], limit: float | None, *,
         shapes.append(f'<line class="limit" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
     marks = [(at(10**power, 1)[0], _short(10**power)) for power in range(int(width) + 1)]
     levels = [(at(1, 10**power)[1], _short(10**power)) for power in range(int(decades) + 1)]
+    return _frame(shapes, marks, levels, axis, label)
+
+
+def curves(series: Sequence[tuple[int, Sequence[Point]]], *, axis: str, label: str) -> Chart:
+    """Lines over one pair of linear scales, each with the number of its colour; long ones are thinned out."""
+    points = [point for _, some in series for point in some]
+    right = max([1.0, *(x for x, _ in points)])
+    low, high = min(y for _, y in points), max(y for _, y in points)
+    room = (high - low) or 1.0
+
+    def at(point: Point) -> str:
+        return f"{LEFT + point[0] / right * (WIDTH - LEFT - RIGHT):.1f},{_y((point[1] - low) / room):.1f}"
+
+    shapes = []
+    for colour, some in series:
+        every = math.ceil(len(some) / MOST_POINTS)
+        path = " ".join(map(at, [*some[:-1:every], some[-1]]))
+        shapes.append(f'<polyline class="series run{colour}" points="{path}"/>')
+    marks = [(LEFT + share * (WIDTH - LEFT - RIGHT), _short(right * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
+    levels = [(_y(share), _short(low + room * share)) for share in (0, 0.25, 0.5, 0.75, 1)]
     return _frame(shapes, marks, levels, axis, label)
 
 

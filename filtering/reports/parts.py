@@ -11,33 +11,34 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from filtering.files import write_text
 
 SHOWN_TEXT = 240
+_OWN = "filtering.reports"
 
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
-def write_page(path: Path, template: str, content: Mapping[str, Any]) -> None:
-    """Write a page; `content` is what its template asks for."""
-    write_text(path, environment().get_template(template).render(content))
+def write_page(path: Path, template: str, content: Mapping[str, Any], package: str = _OWN) -> None:
+    """Write a page; `content` is what its template, in `package` or here, asks for."""
+    write_text(path, environment(package).get_template(template).render(content))
 
 
 @cache
-def environment() -> Environment:
-    """The templates of this package. What is not `Markup` is escaped, and a name that is not given is an error."""
+def environment(package: str = _OWN) -> Environment:
+    """The templates of a package and of this one. What is not `Markup` is escaped, and a name that is not given is an error."""
     made = Environment(
-        loader=PackageLoader(__package__ or "filtering.reports"),
+        loader=ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, _OWN))]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    made.globals["style"] = Markup((files(__package__ or "filtering.reports") / "report.css").read_text(encoding="utf-8"))
+    made.globals["style"] = Markup((files(_OWN) / "report.css").read_text(encoding="utf-8"))
     made.filters |= {
         "anchor": anchor,
         "count_of": count,

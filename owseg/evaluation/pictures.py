@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from owseg.evaluation.datasets import IGNORE, Item, read_image, read_label
@@ -19,6 +20,8 @@ from owseg.segmenter import Segmenter
 Legend = list[tuple[str, np.ndarray | None]]
 """Names and their colours [3] uint8; None = the pixels are as they were, and an empty box stands for them."""
 
+IMAGE_KEY = "image"
+"""In a picture's PNG: the id of the image that it shows."""
 PANEL = 320
 """Height of each of the three panels in pixels ..."""
 PANORAMA = 8 * PANEL
@@ -69,7 +72,10 @@ def draw_prediction(
     panels = [image, overlay(image, label, colours), overlay(image, prediction, colours)]
     present = sorted(set(np.unique(label)) - {IGNORE} | set(np.unique(prediction)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    compose(panels, ["image", "truth", "prediction"], [(benchmark.names[i], colours[i]) for i in present], title).save(path)
+    legend: Legend = [(benchmark.names[i], colours[i]) for i in present]
+    about = PngInfo()
+    about.add_itxt(IMAGE_KEY, item.id)
+    compose(panels, ["image", "truth", "prediction"], legend, title).save(path, pnginfo=about)
 
 
 def draw_sweep(scores: Mapping[str, Score], path: Path, title: str) -> None:

@@ -18,6 +18,7 @@ VERBS = {
     "segment": "photos or videos and labels in, segmented ones out",
     "app": "a page to try models on: drop a photo, name labels, see masks",
     "sweep": "a grid of settings times seeds, each a run of its own",
+    "compare": "finished runs side by side: one page, and a table",
     "lineage": "who saw this image: its shard, steps and checkpoints; opt-outs",
     "status": "how a run is: stages, rates, time left, failures, disk",
     "prune": "room in the folders of runs: what no complete stage needs",

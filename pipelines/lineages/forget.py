@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,7 +27,7 @@ def forget(config: Config, links: LinkSet) -> list[Answer]:
     answers = look_up(config, links.names)
     _write_record(folder, answers)
     write_forgotten(folder, before.with_more(name for answer in answers for name in _names(answer)))
-    return answers
+    return [replace(answer, forgotten=True) for answer in answers]
 
 
 def _names(answer: Answer) -> list[str]:

@@ -81,7 +81,7 @@ def _training(saw: Mapping[str, Any]) -> list[str]:
     if saw["partner"]:
         lines += _line("", f"as the partner of another image: {_steps(saw['partner'])}")
     for one in saw["checkpoints"]:
-        lines += _line("", f"in {one['path']} ({one['times']} of {one['steps']} steps' places)")
+        lines += _line("", f"{one['path']}: {one['steps']} steps, shown {one['times']}x")
     return lines
 
 

@@ -1,0 +1,192 @@
+"""The comparison of runs: its numbers are the runs', its page is one inert file, and a phone shows it as it is."""
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from cluster.tracking import TrackingConfig
+from filtering.files import write_json
+from helpers.pages import Page
+from miniature.world import WorldConfig
+from owseg.evaluation.datasets import BENCHMARKS
+from owseg.evaluation.intervals import AVERAGE, ImageCounts, difference_intervals, write_image_counts
+from owseg.evaluation.pictures import IMAGE_KEY
+from owseg.evaluation.protocols import EvaluateConfig
+from pipelines import compare
+from pipelines.app.run_dir import prepare_run_dir
+from pipelines.app.settings import Config
+from pipelines.app.stage_marker import StageMarker, write_marker
+from pipelines.comparisons.anchors import anchors, fits
+from pipelines.comparisons.runs import read_runs
+from pipelines.comparisons.scores import lines_of
+from storage.client import StorageConfig
+
+CHROMIUM = Path("/usr/bin/chromium")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+SETS = ("voc21", "ade20k")
+CLASSES = ("cat", "dog", "<b>cow</b>")
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+def counts(seed: int, better: float) -> ImageCounts:
+    """Ten images of three classes; `better` raises every intersection."""
+    rng = np.random.default_rng(seed)
+    union = rng.integers(400, 900, (10, len(CLASSES)))
+    return ImageCounts(
+        tuple(f"image {at}" for at in range(10)), (union * (rng.uniform(0.2, 0.5) + better)).astype(np.int64), union
+    )
+
+
+def finish(folder: Path, methods: dict[str, float], pictured: str = "image 3", **settings: Any) -> Path:
+    """A run whose evaluation is complete: scores by method that differ by so much, a step log and pictures."""
+    config = Config(run_dir=str(folder), methods=("maskclip", "tcl"), tracking=TrackingConfig(enabled=False))
+    prepare_run_dir(replace(config, **settings))
+    miou: dict[str, dict[str, float]] = {}
+    for name, better in methods.items():
+        row = miou.setdefault(name, {})
+        for number, dataset in enumerate(SETS):
+            found = counts(number, better)
+            iou = 100 * found.intersection.sum(0) / found.union.sum(0)
+            row[dataset] = float(iou.mean())
+            write_image_counts(folder / "evaluate" / name / f"{dataset}.npz", found)
+            write_json(folder / "evaluate" / name / f"{dataset}.json", {"IoU": dict(zip(CLASSES, iou.tolist(), strict=True))})
+            about = PngInfo()
+            about.add_itxt(IMAGE_KEY, pictured)
+            picture = folder / "evaluate" / "pictures" / name / f"{dataset}-best.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (1200, 300), "navy").save(picture, pnginfo=about)
+        row[AVERAGE] = float(np.mean([row[dataset] for dataset in SETS]))
+    log = folder / "train" / "tcl" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_text("".join(json.dumps({"step": step, "loss/total": 3 / step}) + "\n" for step in range(1, 6)))
+    result = {"mIoU": miou, "protocol": f"preset tcl {HOSTILE}", "digest": folder.name, "averages": {}}
+    write_marker(folder, "evaluate", StageMarker(fingerprint="", digest="", seconds=1.0, result=result))
+    costs = {"costs": {"tcl": {"pairs": 4800, "cpu_seconds": 12.5, "peak_memory_mb": 900}}}
+    write_marker(folder, "train", StageMarker(fingerprint="", digest="", seconds=1.0, result=costs))
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    one = finish(tmp_path / "one", {"maskclip": 0.0, "tcl": 0.1})
+    return one, finish(tmp_path / HOSTILE, {"tcl": 0.25}, seed=7)
+
+
+@pytest.fixture
+def page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[str, str]]:
+    """The page of some runs, and what the verb prints."""
+
+    def make(*words: object) -> tuple[str, str]:
+        out = tmp_path / "out.html"
+        assert compare.main([*map(str, words), "--out", str(out)]) == 0, capsys.readouterr().err
+        return out.read_text(), capsys.readouterr().out
+
+    return make
+
+
+def test_its_numbers_are_the_runs_own(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
+    html, printed = page(*runs)
+    text = " ".join(Page(html).text.split())
+    one, two = read_runs([*map(str, runs)], StorageConfig())
+    for run in (one, two):
+        for row in run.miou.values():
+            assert all(f"{value:.1f}" in text and f"{value:.1f}" in printed for value in row.values())
+    paired = difference_intervals([two.counts("tcl")], [one.counts("tcl")])
+    line = next(line for line in lines_of([one, two]) if line.run == 1)
+    assert {name: change.interval for name, change in line.changes.items()} == paired
+    for found in paired.values():
+        assert f"{found.mean:+.1f}* ({found.low:.1f}..{found.high:.1f})" in text
+    assert f"B tcl - A tcl: average {paired[AVERAGE].mean:+.1f}" in printed
+    before, after = one.class_iou("tcl", "voc21")["dog"], two.class_iou("tcl", "voc21")["dog"]
+    cells = " ".join(re.sub("<[^>]+>", " ", html).split())
+    assert f"{before:.1f} → {after:.1f} {after - before:+.1f}" in cells  # type: ignore[operator]
+    assert "setting A B seed 0 7 Training" in cells  # what differs, and nothing else
+    assert html.count('class="series run') == 2
+    assert "4,800" in text
+    assert max(map(len, printed.splitlines()[3:-1])) <= 80
+    assert all(f"{anchor.method} quoted" in text for anchor in anchors())
+    assert "do not compare the numbers" in text
+
+
+def test_it_is_one_file_in_which_nothing_foreign_acts(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
+    html, _ = page(*runs)
+    found = Page(html)
+    assert HOSTILE in found.text
+    assert "<b>cow</b>" in found.text
+    assert {tag for tag, _ in found.elements}.isdisjoint({"script", "link", "iframe", "object", "form", "base"})
+    assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
+    sources = [attributes["src"] for tag, attributes in found.elements if tag == "img"]
+    assert len(sources) == 2 * len(SETS)
+    assert all(str(source).startswith("data:image/jpeg;base64,") for source in sources)
+    assert all(str(attributes["href"]).startswith("#") for tag, attributes in found.elements if tag == "a")
+    assert re.search(r"url\(|https?://", html) is None
+
+
+def test_what_cannot_be_paired_is_said(tmp_path: Path, page: Callable[..., tuple[str, str]]) -> None:
+    """Images of another world bear the same names; runs that drew other images; a method that the first run lacks."""
+    one = finish(tmp_path / "one", {"tcl": 0.0})
+    two = finish(tmp_path / "two", {"tcl": 0.1}, pictured="image 4")
+    other = finish(tmp_path / "other", {"maskclip": 0.1}, miniature=WorldConfig(links=999))
+    html, printed = page(one, two, other)
+    text = " ".join(Page(html).text.split())
+    assert "none was drawn by two of them" in text
+    assert "A has no maskclip: C is compared with its tcl" in text
+    assert "C maskclip - A tcl: average +10.0, unpaired" in printed
+    assert "miniature.links" in text
+    line = next(line for line in lines_of(read_runs([*map(str, (one, two, other))], StorageConfig())) if line.run == 2)
+    assert {change.interval for change in line.changes.values()} == {None}
+
+
+def test_published_scores_are_whole_and_stand_beside_their_own_kind_alone(tmp_path: Path) -> None:
+    found = {anchor.method: anchor for anchor in anchors()}
+    assert all(anchor.scores.keys() <= {*BENCHMARKS, AVERAGE} and anchor.source for anchor in found.values())
+    averages = {name: round(found[name].scores[AVERAGE], 1) for name in ("MaskCLIP", "TCL", "TCL + PAMR", "Talk2DINO ViT-B")}
+    assert averages == {"MaskCLIP": 27.9, "TCL": 33.9, "TCL + PAMR": 37.2, "Talk2DINO ViT-B": 43.8}
+    assert AVERAGE not in found["OVSegmentor (CC4M)"].scores
+    finish(tmp_path / "one", {"tcl": 0.0})
+    [run, _] = read_runs([str(tmp_path / "one"), str(finish(tmp_path / "two", {"tcl": 0.0}))], StorageConfig())
+    real = replace(run, config=replace(run.config, evaluate=EvaluateConfig(root="/data")))
+    assert (fits(run), fits(real)) == (False, True)
+    for key, value in {"short_side": 224, "limit": 10, "preset": "sclip"}.items():
+        evaluate = EvaluateConfig(**{**asdict(EvaluateConfig(root="/data")), key: value})
+        assert not fits(replace(run, config=replace(run.config, evaluate=evaluate)))
+
+
+def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, begun = finish(tmp_path / "one", {"tcl": 0.0}), tmp_path / "begun"
+    prepare_run_dir(Config(run_dir=str(begun)))
+    (tmp_path / "sweep" / "cells").mkdir(parents=True)
+    for words, wrong in (
+        ([one], "give 2 to 26"),
+        ([one, one], "is named twice"),
+        ([one, begun], "its evaluation is not complete"),
+        ([one, tmp_path / "none"], "no such folder"),
+        ([one, tmp_path], "holds no run"),
+        ([one, tmp_path / "sweep"], "one of its runs, in cells/"),
+        ([one, begun, "--out", tmp_path / "none" / "page.html"], "--out"),
+    ):
+        assert compare.main([*map(str, words)]) == 2
+        assert wrong in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM.is_file(), reason="Chromium is not installed")
+def test_a_phone_shows_it_without_moving_sideways(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
+    playwright = pytest.importorskip("playwright.sync_api")
+    html, _ = page(*runs)
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=str(CHROMIUM), args=[*QUIET])
+        for scheme in ("light", "dark"):
+            shown = browser.new_page(viewport={"width": 390, "height": 844}, color_scheme=scheme)
+            shown.set_content(html)
+            assert shown.evaluate("document.documentElement.scrollWidth") == 390
+            assert shown.evaluate("[...document.images].every(one => one.complete && one.naturalWidth > 0)")
+        browser.close()
