@@ -3,12 +3,14 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from owseg.data import Batch, Prepare, Views
 from owseg.noise import of_places
+from owseg.normalisation import Normalisation
 from owseg.optim import Quirks
 from owseg.phases import Phase
 from owseg.text import Tokenizer
@@ -53,6 +55,14 @@ class TrainableMethod(nn.Module, ABC):
 
     def after_step(self) -> None:
         """Called after each optimiser step, all tensors whole and gradients off."""
+
+    def save_towers(self, folder: Path, normalisation: Normalisation) -> dict[str, str]:
+        """Write what of the method other libraries can load, each into a folder below `folder`: its name, and what loads it.
+
+        A CLIP that the method is built around is no part of this: its owner writes it. normalisation: of the images.
+        """
+        del folder, normalisation
+        return {}
 
     def overrides(self, hook: str) -> bool:
         """Whether the method has its own `hook`, so that the loop need not gather sharded tensors for one that does nothing."""

@@ -1,7 +1,6 @@
-"""Published checkpoints in and out.
+"""Published checkpoints in: trained folders as this project writes them. The way back is `owseg export --to official`.
 
-    owseg official import tcl.pth FOLDER      a trained folder as this project writes them
-    owseg official export FOLDER tcl.pth      and back
+    owseg official import tcl.pth FOLDER
 
 Such a file is accepted wherever trained weights of its method are, too.
 """
@@ -20,7 +19,6 @@ from pipelines.app.config import ConfigError
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from owseg.checkpoint import Checkpoint
 
-VERBS = ("import", "export")
 TOWERS = ("image_tower", "text_tower")
 """Settings that no published file tells, and that decide what it fits."""
 
@@ -31,15 +29,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def run(given: argparse.Namespace) -> None:
-    """Read the source, and write it in the other form."""
-    import torch
+    """Read the official file, and write a trained folder."""
     from safetensors.torch import save_file
 
     from owseg.checkpoint import write_model
     from owseg.encoders import build_encoder
     from owseg.fit import WEIGHTS, learned_state
     from owseg.method_config import TrainableConfig
-    from owseg.published import export_official, load_trained
+    from owseg.published import load_trained
     from owseg.segmenter import build_trained
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
@@ -49,10 +46,6 @@ def run(given: argparse.Namespace) -> None:
     assert isinstance(config, TrainableConfig)
     method = build_trained(config, lambda: build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
     load_trained(method, config.phases, found.weights)
-    if given.verb == "export":
-        target.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(export_official(method), target)
-        return
     target.mkdir(parents=True, exist_ok=True)
     weights = target / WEIGHTS
     save_file(learned_state(method, config.phases), weights)
@@ -73,7 +66,7 @@ def _read(given: argparse.Namespace) -> "Checkpoint":
     towers = {name: _absolute(getattr(given, name)) for name in TOWERS if getattr(given, name)}
     if unknown := towers.keys() - {field.name for field in fields(found.method)}:
         raise ConfigError(f"--{unknown.pop().replace('_', '-')}: {found.method.name} has no such setting; leave it out")
-    return replace(found, method=replace(found.method, **towers)) if given.verb == "import" else found
+    return replace(found, method=replace(found.method, **towers))
 
 
 def _absolute(name: str) -> str:
@@ -82,16 +75,16 @@ def _absolute(name: str) -> str:
 
 
 def _parser() -> Parser:
-    parser = Parser(usage=f"{command_name()} import|export SOURCE TARGET [option ...]", description=__doc__)
+    parser = Parser(usage=f"{command_name()} import FILE FOLDER [option ...]", description=__doc__)
     add = parser.add_argument
-    add("verb", choices=VERBS, help="import an official file, or export a trained folder")
-    add("source", help="the official file to import, or the trained folder to export")
-    add("target", help="the folder or the file to write")
-    add("--method", default="", help="import: whose checkpoint it is (default: as its names say)")
-    add("--encoder-model", default="", help="import: the CLIP under it, as encoder.model (default: ViT-B-16)")
+    add("verb", choices=("import",), help="read an official file (owseg export --to official writes one)")
+    add("source", metavar="FILE", help="the official file")
+    add("target", metavar="FOLDER", help="the trained folder to write")
+    add("--method", default="", help="whose checkpoint it is (default: as its names say)")
+    add("--encoder-model", default="", help="the CLIP under it, as encoder.model (default: ViT-B-16)")
     add("--encoder-weights", default="", help="the CLIP's weights, as encoder.pretrained (default: openai)")
-    add("--image-tower", default="", help="import of an OVSegmentor: its timm ViT (default: the released ViT-B/16)")
-    add("--text-tower", default="", help="import of an OVSegmentor: transformers id or folder (default: BERT-base)")
+    add("--image-tower", default="", help="of an OVSegmentor: its timm ViT (default: the released ViT-B/16)")
+    add("--text-tower", default="", help="of an OVSegmentor: transformers id or folder (default: BERT-base)")
     return parser
 
 

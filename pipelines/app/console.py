@@ -23,7 +23,8 @@ VERBS = {
     "status": "how a run is: stages, rates, time left, failures, disk",
     "prune": "room in the folders of runs: what no complete stage needs",
     "convert": "official benchmark archives in, folders fit to be scored out",
-    "official": "published checkpoints into trained folders, and back",
+    "export": "a trained model as others load it: transformers, open_clip, the authors' own; with a model card",
+    "official": "published checkpoints into trained folders",
 }
 """Each is a module of `pipelines`, whose own --help tells the rest."""
 MODULES = {"app": "playground"}

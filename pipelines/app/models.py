@@ -78,9 +78,12 @@ def load_model(checkpoint: "Checkpoint", device: str) -> "Model":
 
 
 def short_name(checkpoint: "Checkpoint") -> str:
-    """What a model's method is called: the mode of a training-free one."""
-    name: str = getattr(checkpoint.method, "mode", checkpoint.method.name)
-    return name
+    """What a model's method is called among a run's `methods`."""
+    from owseg.methods import METHODS
+
+    mode = getattr(checkpoint.method, "mode", None)
+    same = (name for name, method in METHODS.items() if mode and getattr(method, "mode", None) == mode)
+    return next(same, checkpoint.method.name)
 
 
 def model_line(checkpoint: "Checkpoint") -> str:

@@ -25,6 +25,7 @@ from owseg.methods.ovsegmentor.text_tower import bert_tower
 from owseg.methods.tcl import Tcl, TclConfig
 from owseg.published import export_official, import_official, load_trained, official_names, read_official, recognise
 from owseg.segmenter import load_segmenter
+from pipelines import export
 from pipelines.official import main
 from references import ovsegmentor as plain
 
@@ -186,7 +187,7 @@ def test_the_command_line_leads_to_a_trained_folder_and_back(tmp_path: Path) -> 
     given = ["--encoder-model", encoder.model, "--encoder-weights", encoder.pretrained]
 
     assert main(["import", str(tmp_path / "tcl.pth"), str(tmp_path / "folder"), *given]) == 0
-    assert main(["export", str(tmp_path / "folder"), str(tmp_path / "again.pth")]) == 0
+    assert export.main([str(tmp_path / "folder"), str(tmp_path / "again.pth"), "--to", "official"]) == 0
 
     for name, tensor in load_file(tmp_path / "folder" / WEIGHTS).items():
         assert torch.equal(tensor, learned(method)[name]), name
@@ -333,7 +334,7 @@ def test_an_ovsegmentor_of_clip_towers_serves_and_goes_through_the_command_line(
     given = ["--encoder-model", encoder.model, "--encoder-weights", encoder.pretrained]
     given += ["--method", "ovsegmentor", "--image-tower", "clip", "--text-tower", "clip"]
     assert main(["import", str(file), str(tmp_path / "folder"), *given]) == 0
-    assert main(["export", str(tmp_path / "folder"), str(again)]) == 0
+    assert export.main([str(tmp_path / "folder"), str(again), "--to", "official"]) == 0
 
     config = read_model(tmp_path / "folder").method
     assert isinstance(config, OvSegmentorConfig)

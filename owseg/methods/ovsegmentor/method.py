@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import log
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from owseg.methods.ovsegmentor.text_tower import Texts, TextTower, bert_tower, c
 from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
 from owseg.noise import PlacedDropout
+from owseg.normalisation import Normalisation
 from owseg.phases import Phase
 from owseg.text import prompt_templates
 
@@ -227,6 +229,11 @@ class OvSegmentor(ContrastiveMethod):
     # ----------------------------------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
+    def save_towers(self, folder: Path, normalisation: Normalisation) -> dict[str, str]:
+        """Write the text tower; the image tower binds patches into groups, and is nobody else's."""
+        del normalisation
+        return {"text_tower": self.text.save(folder / "text_tower")}
+
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""
         templates = prompt_templates(self.config.templates)

@@ -4,7 +4,6 @@ BERT and its like through transformers, or a copy of the run's own CLIP text tow
 """
 
 import copy
-import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.encoders import Encoder
+from owseg.exporting.folders import is_quick_gelu, save_clip_text
 from owseg.noise import in_parts
+from owseg.quiet import quiet_transformers
 from owseg.text import Tokenizer
 
 KEY = "method_settings.ovsegmentor.text_tower"
@@ -97,6 +98,10 @@ class TextTower(nn.Module):
     def load(self) -> None:
         """Fill in pretrained weights, where the tower was built without."""
 
+    def save(self, folder: Path) -> str:
+        """Write tower and tokenizer as transformers reads them; returns what loads the folder."""
+        raise NotImplementedError
+
 
 class BertTokens:
     """The fast tokenizer of a transformers model as a `Tokenizer`: padded and cut to `context` tokens."""
@@ -114,10 +119,15 @@ class BertTokens:
         ids: list[int] = found["input_ids"]
         return ids
 
+    def save(self, folder: Path) -> None:
+        """Write it as transformers reads it."""
+        self._tokenizer.save_pretrained(folder)
+
 
 class BertTower(TextTower):
     """A transformers encoder with a mask token; the first token ([CLS]) stands for the sentence, and no pooler is kept."""
 
+    tokenize: BertTokens
     _padding: int
 
     def __init__(self, name: str) -> None:
@@ -127,7 +137,7 @@ class BertTower(TextTower):
 
         self._name = name
         os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else its threads complain in every loader process
-        with _quiet(), _told(name, "no text model"):
+        with quiet_transformers(), _told(name, "no text model"):
             config = AutoConfig.from_pretrained(name)
             tokenizer = AutoTokenizer.from_pretrained(TOKENIZERS.get(name, name))
             model = AutoModel.from_config(config, dtype=torch.float32)
@@ -154,7 +164,7 @@ class BertTower(TextTower):
         """Fill in the pretrained weights. Raises InputError where the folder or the download lacks any of them."""
         from transformers import AutoModel
 
-        with _quiet(), _told(self._name, "no weights of its own"):
+        with quiet_transformers(), _told(self._name, "no weights of its own"):
             # In full precision: left alone, transformers takes that of the file.
             pretrained, found = AutoModel.from_pretrained(self._name, dtype=torch.float32, output_loading_info=True)
         missing = sorted(name for name in found["missing_keys"] if not name.startswith("pooler."))
@@ -162,6 +172,12 @@ class BertTower(TextTower):
             raise InputError(f"{KEY}: {self._name} lacks weights of its text model ({missing[0]}, {len(missing)} in all)")
         state = {name: value for name, value in pretrained.state_dict().items() if not name.startswith("pooler.")}
         self.model.load_state_dict(state)
+
+    def save(self, folder: Path) -> str:
+        with quiet_transformers():
+            self.model.save_pretrained(folder)
+            self.tokenize.save(folder)
+        return "transformers.AutoModel (its first token stands for the text; there is no pooler)"
 
 
 class ClipTower(TextTower):
@@ -190,6 +206,9 @@ class ClipTower(TextTower):
 
     def real(self, tokens: Tensor) -> Tensor:
         return torch.arange(tokens.shape[1], device=tokens.device) <= tokens.argmax(dim=1, keepdim=True)
+
+    def save(self, folder: Path) -> str:
+        return save_clip_text(self, self.tokenize, folder, quick_gelu=is_quick_gelu(self.transformer.resblocks[0]))
 
 
 def bert_tower(name: str) -> TextTower:
@@ -225,20 +244,3 @@ def _told(name: str, what: str) -> Iterator[None]:
         raise InputError(
             f"{KEY}: {name!r} {source} {what} ({type(error).__name__}); give a local folder as transformers saves it"
         ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without transformers' progress bars, reports and retries: their outcome is reported."""
-    from transformers.utils import logging as transformers_logging
-
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(verbosity)
-        if bars:
-            transformers_logging.enable_progress_bar()

@@ -11,6 +11,7 @@ A reconstruction: the authors published no code and few details. What is guessed
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
+from owseg.exporting.folders import save_clip_text, save_vit
 from owseg.losses import at_least_float32, info_nce, temperature
 from owseg.methods.vilseg.clustering import (
     agreement_of,
@@ -40,6 +42,7 @@ from owseg.methods.vilseg.towers import ImageTower, TextTower, Tokens, dino_tag
 from owseg.methods.vilseg.views import Crops, Views, jitter
 from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
+from owseg.normalisation import Normalisation
 from owseg.phases import Phase
 from owseg.text import prompt_templates
 
@@ -241,6 +244,12 @@ class VilSeg(ContrastiveMethod):
     # ----------------------------------------------------------------------------------------------------------- inference
 
     @torch.no_grad()
+    def save_towers(self, folder: Path, normalisation: Normalisation) -> dict[str, str]:
+        """Write both towers, without their projections into the joint space."""
+        image = save_vit(self.image.vit, normalisation, folder / "image_tower")
+        text = save_clip_text(self.text.transformer, self.tokenize, folder / "text_tower", quick_gelu=False)
+        return {"image_tower": image, "text_tower": text}
+
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""
         templates = prompt_templates(self.config.templates)

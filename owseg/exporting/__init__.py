@@ -1,0 +1,1 @@
+"""Trained models as folders that transformers, open_clip and timm read by themselves."""
