@@ -54,6 +54,8 @@ def environment(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("page", FOUND, ids=NAMES)
 def test_blocks_say_what_they_are(page: Path) -> None:
     """A language for each block, so that no command hides, and for each block of commands what becomes of it here."""
+    commands = "\n".join(block.script for block in blocks_of(page) if block.kind in ("slow", "server"))
+    assert not commands or ACTIVATE in commands, f"{page.name}: its reader is in a shell without the environment: {ACTIVATE}"
     for block in blocks_of(page):
         assert block.language, f"{block.place}: a block without a language; commands are ```sh, what is printed ```text"
         if block.language in SHELL:

@@ -57,7 +57,7 @@ def reference() -> str:
     lines = [
         "# Configuration",
         "",
-        "Every setting of a run, from the code that reads it; `--help` prints the same. `key(name)` is a setting of that",
+        "Every setting of a run, from the code that reads it; `--help all` prints the same. `key(name)` is a setting of that",
         "alternative, `key.0` one of each item of a list, `key.<name>` one of each entry of a mapping. How values are written:",
         "[values on the command line](exit_codes.md#values-on-the-command-line).",
         "",
