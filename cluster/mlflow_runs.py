@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -146,6 +146,12 @@ class MlflowTracker(MlflowRun):
         with run.running():
             yield run
 
+    def abandon(self) -> None:
+        with suppress(Exception):  # a store that does not answer, in whatever words: nobody is left to tell
+            for run_id in self._memory.run_ids:
+                if self._client.get_run(run_id).info.status == "RUNNING":
+                    self._client.set_terminated(run_id, "KILLED")
+
     def close(self, *, interrupted: bool = False) -> None:
         """Send what waits, for a bounded time, and tell what was not recorded."""
         close([self._records, self._files], self._losses, interrupted=interrupted)
@@ -166,6 +172,11 @@ class Memory:
 
     def run_id(self, name: str) -> str:
         return self._runs.get(name, "")
+
+    @property
+    def run_ids(self) -> list[str]:
+        """Of the parent and all of its children."""
+        return list(self._runs.values())
 
     def forget(self) -> None:
         self._runs = {}

@@ -82,6 +82,9 @@ class Tracker(Run, Protocol):
     def not_recorded(self) -> Mapping[str, int]:
         """How many records of which kind were given up; complete when the tracker is closed."""
 
+    def abandon(self) -> None:
+        """Record, without waiting for anything else, that runs under way were killed: the process is about to end."""
+
     def child(self, name: str, *, stage: str) -> AbstractContextManager[Run]:
         """The run of one stage or method, which ends FINISHED, or FAILED when an exception leaves the block."""
 
@@ -99,6 +102,7 @@ class NullTracker:
     def table(self, rows: Sequence[Mapping[str, object]], file: str) -> None: ...
     def document(self, value: Mapping[str, object], file: str) -> None: ...
     def artifact(self, path: Path, folder: str = "") -> None: ...
+    def abandon(self) -> None: ...
 
     @contextmanager
     def child(self, name: str, *, stage: str) -> Iterator[Run]:

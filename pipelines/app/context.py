@@ -14,6 +14,7 @@ from cluster.tracking import Tracker
 from filtering.files import Recorded, write_json
 from filtering.secrets import masked
 from pipelines.app.forecast import check_disk
+from pipelines.app.interrupts import at_the_last
 from pipelines.app.object_store import save
 from pipelines.app.run_dir import digest_of_run, recorded
 from pipelines.app.settings import Config
@@ -144,9 +145,11 @@ def open_context(config: Config, *, verify: bool = False, planned: tuple[str, ..
     name = shown(run_dir).rstrip("/").rpartition("/")[2]
     with (
         run_log(run_dir) as log,
+        at_the_last() as act_last,
         open_tracker(config.tracking, run_dir, name=name, settings=settings, digest=config_digest) as tracker,
     ):
         log.of(run=tracker.run_id)
+        act_last(tracker.abandon)
         context = Context(config, tracker, verify, planned)
         yield context
     # After the tracker has closed: who finds the summary need not look again at anything.

@@ -23,6 +23,7 @@ from pipelines.app.measured import DOCUMENTED, Found, Measured
 from pipelines.app.resolve import methods_to_train, resolve_encoder_paths
 from pipelines.app.run_files import LocalRun, read_json
 from pipelines.app.settings import Config
+from storage.copies import at
 
 CHECKPOINTS = 3
 """On the disk at once: the two that are kept, and the one that is being copied there."""
@@ -63,7 +64,9 @@ def forecasts(config: Config, stages: tuple[str, ...], rates: Measured) -> Itera
 
 def check_disk(config: Config, stage: str) -> None:
     """Raise InputError where a stage that is about to begin does not fit on the disk."""
-    if not config.check_disk or stage not in _OF or not os.access(config.run_dir, os.W_OK):
+    if not config.check_disk or stage not in _OF:
+        return
+    if stage != "filter" and at(Path(config.run_dir)):  # images, checkpoints and scores are on their way to the store
         return
     rates = Measured(config.run_dir)
     count = None

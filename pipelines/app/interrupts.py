@@ -14,6 +14,12 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 GRACE_SECONDS = 30.0
 """How long an orderly end may take: what holds it up, such as a server that does not answer, is then left alone."""
 
+LAST_SECONDS = 3.0
+"""What a second signal leaves for last acts."""
+
+Act = Callable[[], None]
+_last_acts: list[Act] = []
+
 
 class Interrupted(KeyboardInterrupt):
     """A signal asked this process to end."""
@@ -44,6 +50,7 @@ def interruptible(again: Callable[[], str]) -> Iterator[None]:
 
     def end_if_it_hangs() -> None:
         if not over.wait(GRACE_SECONDS):
+            _act_last()
             _tell("stopped before all was put away, as that took too long")
             os._exit(code_of(asked[0]))
 
@@ -53,6 +60,8 @@ def interruptible(again: Callable[[], str]) -> Iterator[None]:
             os.kill(os.getpid(), number)
             return
         asked.append(number)
+        if len(asked) == 2:
+            _act_last()
         if len(asked) > 1:
             os._exit(code_of(number))
         _tell(f"interrupted, stopping (once more ends it at once); resume with: {again()}")
@@ -71,6 +80,34 @@ def interruptible(again: Callable[[], str]) -> Iterator[None]:
         over.set()
         for number in taken:
             signal.signal(number, before[number] or signal.SIG_DFL)
+
+
+@contextmanager
+def at_the_last() -> Iterator[Callable[[Act], None]]:
+    """Yields a function that takes an act: within the block a second signal does not end the process before it is done."""
+    acts: list[Act] = []
+
+    def add(act: Act) -> None:
+        acts.append(act)
+        _last_acts.append(act)
+
+    try:
+        yield add
+    finally:
+        for act in acts:
+            _last_acts.remove(act)
+
+
+def _act_last() -> None:
+    """Do what is still to be done, for a bounded time. In a thread: the main one may hold whatever it waits for."""
+
+    def work() -> None:
+        for act in list(_last_acts):
+            act()
+
+    acting = threading.Thread(target=work, name="last acts", daemon=True)
+    acting.start()
+    acting.join(LAST_SECONDS)
 
 
 def _tell(line: str) -> None:

@@ -14,6 +14,7 @@ from cluster import InputError, mlflow_runs, mlflow_sending
 from cluster.open_tracker import open_tracker
 from cluster.store_uri import sqlite_file, store_uri
 from cluster.tracking import NullTracker, Run, TrackingConfig
+from helpers.chain import wait_for
 from helpers.paths import REPO
 from helpers.servers import free_port, greeter
 
@@ -94,6 +95,21 @@ def test_a_failure_is_recorded_and_taken_up_again(run_dir: Path) -> None:
     assert client.get_run(run_id).info.status == child_of(client, run_id).info.status == "FAILED"
     assert work(run_dir, steps=5) == run_id
     assert client.get_run(run_id).info.status == child_of(client, run_id).info.status == "FINISHED"
+
+
+def test_a_process_that_ends_at_once_leaves_no_run_running(run_dir: Path) -> None:
+    def runs() -> list[StoredRun]:
+        client = MlflowClient(f"sqlite:///{run_dir / 'mlflow.db'}")
+        known = json.loads((run_dir / "mlflow.json").read_text())
+        return [client.get_run(run_id) for run_id in (known["run_id"], *known["children"].values())]
+
+    with (
+        open_tracker(TrackingConfig(), run_dir, name="demo", settings=SETTINGS, digest="d" * 64) as tracker,
+        tracker.child("tcl", stage="train"),
+    ):
+        wait_for(lambda: len(runs()) == 2, lambda: True, "the child's run")
+        tracker.abandon()
+        assert [run.info.status for run in runs()] == ["KILLED", "KILLED"]
 
 
 def test_a_lost_store_or_another_one_begins_a_new_run(run_dir: Path, template: Path) -> None:

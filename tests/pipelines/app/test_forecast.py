@@ -10,9 +10,9 @@ import pytest
 from filtering import InputError as FilteringInputError
 from owseg import InputError
 from pipelines.app import forecast, measured
-from pipelines.app.cli import CONFIGS
+from pipelines.app.cli import CONFIGS, main
 from pipelines.app.config import load
-from pipelines.app.dry_run import lines_of
+from pipelines.app.dry_run import dry_run, lines_of
 from pipelines.app.forecast import check_disk, forecasts
 from pipelines.app.measured import Measured
 from pipelines.app.run_files import LocalRun
@@ -109,3 +109,25 @@ def test_links_of_a_source_are_counted_and_a_wrong_one_is_told(config: Config, t
     missing = replace(given, filter=replace(config.filter, source=replace(source, path=str(tmp_path / "none.tsv"))))
     with pytest.raises(FilteringInputError, match=r"none\.tsv"):
         forecast.links_in(missing)
+
+
+def test_dry_run_checks_everything_and_writes_nothing(
+    config: Config, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(config: Config) -> None:
+        raise AssertionError("it was to do nothing")
+
+    def call(*settings: str) -> int:
+        argv = ["--config", str(CONFIGS / "smoke.yaml"), f"run_dir={tmp_path / 'runs' / 'dry'}", "--dry-run", *settings]
+        return main(run, doc="Does a thing.", argv=argv, flags=dry_run("evaluate"))
+
+    before = sorted(tmp_path.rglob("*"))
+    assert call() == 0
+    out = capsys.readouterr().out
+    assert out.startswith(
+        f"plan of {tmp_path / 'runs' / 'dry'}; nothing is written\n  1 filter    {config.miniature.links} links"
+    )
+    assert "clip 4 steps, tcl 6 steps" in out
+    assert call("weights.tcl=none.pth") == 2
+    assert "none.pth does not exist" in capsys.readouterr().err
+    assert sorted(tmp_path.rglob("*")) == before

@@ -1,5 +1,6 @@
 """Ctrl-C and its like, met by a verb: one line that says how to resume, the exit code, an end at once the second time."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -32,8 +33,20 @@ DEAF = """
         except BaseException:
             told = 'no'
 """
+LAST = """
+    with at_the_last() as act:
+        act(lambda: print('killed', flush=True))
+        told = config.run_dir
+        while True:
+            try:
+                print(told, flush=True)
+                time.sleep(60)
+            except BaseException:
+                told = 'no'
+"""
 VERB = """
 import sys, time
+from pipelines.app.interrupts import at_the_last
 from pipelines.app.cli import main
 
 def run(config):
@@ -124,8 +137,12 @@ def test_an_end_that_hangs_is_cut_short(monkeypatch: pytest.MonkeyPatch) -> None
 
 @pytest.mark.parametrize(
     ("work", "sent", "code", "printed"),
-    [(CALM, [signal.SIGINT], 130, ["put away"]), (DEAF, [signal.SIGINT, signal.SIGINT], 130, ["no"])],
-    ids=["once", "twice"],
+    [
+        (CALM, [signal.SIGINT], 130, ["put away"]),
+        (DEAF, [signal.SIGINT, signal.SIGINT], 130, ["no"]),
+        (LAST, [signal.SIGINT, signal.SIGINT], 130, ["no", "killed"]),
+    ],
+    ids=["once", "twice", "twice, with a last act"],
 )
 def test_a_real_process(folder: Path, work: str, sent: Sequence[int], code: int, printed: list[str]) -> None:
     (folder / "verb.py").write_text(VERB.format(work=work))
@@ -143,6 +160,21 @@ def test_a_real_process(folder: Path, work: str, sent: Sequence[int], code: int,
         "interrupted, stopping (once more ends it at once); resume with: "
         f"python verb.py --config tiny.yaml run_dir={folder}/runs/tiny\n"
     )
+
+
+def test_last_acts_have_a_bounded_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    codes: list[int] = []
+    never = threading.Event()
+    monkeypatch.setattr(interrupts, "LAST_SECONDS", 0.01)
+    monkeypatch.setattr(os, "_exit", codes.append)
+    with interrupts.interruptible(lambda: ""), interrupts.at_the_last() as act:
+        act(lambda: never.wait(60) and None)
+        for _ in range(2):
+            with contextlib.suppress(Interrupted):
+                os.kill(os.getpid(), signal.SIGINT)
+    never.set()
+    assert codes == [130]
+    assert not interrupts._last_acts
 
 
 def test_while_libraries_are_loaded() -> None:
