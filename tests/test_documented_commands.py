@@ -20,6 +20,7 @@ from helpers.documented import KINDS, PAGES, SHELL, Block, blocks_in, blocks_of,
 from helpers.paths import REPO
 from miniature.world import WorldConfig, scene_of
 from pipelines.app.config import ConfigError
+from pipelines.app.console import MODULES, VERBS
 from pipelines.app.describe import describe
 from pipelines.app.settings import Config
 
@@ -103,6 +104,11 @@ def written(page: Path, folder: Path) -> dict[str, str]:
         if block.file:
             files[block.file].write_text(block.text, encoding="utf-8")
     return {name: str(file) for name, file in files.items()}
+
+
+def test_the_readme_has_every_verb() -> None:
+    readme = (REPO / "README.md").read_text(encoding="utf-8")
+    assert not [verb for verb in VERBS if f"| `pipelines/{MODULES.get(verb, verb)}.py`" not in readme]
 
 
 HISTORY = ("decisions",)
