@@ -7,7 +7,7 @@ RUN_DIR ?= runs/demo
 COMPARE_DIR ?= runs/compare
 export RUN_DIR COMPARE_DIR methods # recipes read them as "$$RUN_DIR": a folder may have spaces and marks in its name
 
-.PHONY: help setup demo compare test test-all check docs bench up submit clean
+.PHONY: help setup demo compare test test-all test-random coverage check docs bench up submit clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -33,6 +33,15 @@ test: setup ## the tests, without those marked slow, in two processes
 
 test-all: setup ## all tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -n 2 --dist loadgroup -m ""
+
+test-random: setup ## the tests in another order each time, by a seed that it prints (--randomly-seed=N repeats it)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -p randomly -n 2 --dist loadgroup
+
+coverage: setup ## the lines of filtering/ and owseg/ that their own tests run; fails below 90 %
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/filtering -n 2 --dist loadgroup \
+		--cov=filtering --cov-report=term-missing:skip-covered --cov-fail-under=90
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest tests/owseg -n 2 --dist loadgroup \
+		--cov=owseg --cov-report=term-missing:skip-covered --cov-fail-under=90
 
 check: setup ## style, types, import contracts, known vulnerabilities
 	$(BIN)/ruff format --check .

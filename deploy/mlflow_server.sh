@@ -4,7 +4,7 @@
 #
 # Secrets come by the environment, so that no list of processes shows them.
 set -euo pipefail
-: "${MLFLOW_BACKEND_STORE_URI:?set it to postgresql://user:password@host/database}"
+: "${MLFLOW_BACKEND_STORE_URI:?set it to postgresql+psycopg2://user:password@host/database}"
 : "${MLFLOW_AUTH_ADMIN_PASSWORD:?set it to the first password of the user admin, of 12 letters at least}"
 host=${MLFLOW_HOST:-127.0.0.1} port=${MLFLOW_PORT:-5000}
 

@@ -44,7 +44,7 @@ def postgres() -> Iterator[str]:
                 while subprocess.run(ready, capture_output=True, check=False).returncode:
                     assert server.poll() is None, (folder / "log").read_text()
                     time.sleep(0.2)
-                yield f"postgresql://mlflow:{ESCAPED}@127.0.0.1:{port}/postgres"
+                yield f"postgresql+psycopg2://mlflow:{ESCAPED}@127.0.0.1:{port}/postgres"
             finally:
                 server.terminate()
     finally:
