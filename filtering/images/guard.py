@@ -132,7 +132,8 @@ def serve(descriptor: int) -> None:
 
     signal.signal(signal.SIGPROF, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGPROF})
-    resize_for = lru_cache(4)(lambda message: Resize(pickle.loads(message)))
+    # What is pickled comes through a pipe from the process that started this one.
+    resize_for = lru_cache(4)(lambda message: Resize(pickle.loads(message)))  # noqa: S301
     with Connection(descriptor) as connection:
         connection.send_bytes(_STARTED)
         while True:
@@ -141,7 +142,7 @@ def serve(descriptor: int) -> None:
                 data = connection.recv_bytes()
             except EOFError:
                 return
-            config: ImageConfig = pickle.loads(message)
+            config: ImageConfig = pickle.loads(message)  # noqa: S301
             resize = resize_for(message)
             _limit_memory(_BYTES_PER_PIXEL * config.max_area + 4 * len(data) + _SPARE_BYTES)
             signal.setitimer(signal.ITIMER_PROF, config.max_seconds)
