@@ -21,6 +21,7 @@ cat > "$MLFLOW_AUTH_CONFIG_PATH" <<EOF
 database_uri = ${MLFLOW_BACKEND_STORE_URI//%/%%}
 admin_username = admin
 default_permission = EDIT
+auth_cache_ttl_seconds = 60
 EOF
 
 exec mlflow server --app-name basic-auth --host "$host" --port "$port" \
