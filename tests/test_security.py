@@ -126,7 +126,7 @@ def test_no_template_switches_escaping_off() -> None:
         assert not re.search(r"\|\s*safe\b|autoescape\s+false|<script", text), path
 
 
-EVERYWHERE = re.compile(r"0\.0\.0\.0(?!/)|\[?::\]?:\d|host=\"\"|bind\(\(\"\"")
+EVERYWHERE = re.compile(r"0\.0\.0\.0(?!/)|\[?::\]?:\d|host=\"\"|bind\(\(\"\"|share=True")
 INSIDE_CONTAINERS = {"deploy/mlflow.yaml", "deploy/kuberay.yaml", "deploy/kuberay_cluster.yaml"}
 """A pod and a container have addresses of their own; what of them is reached from outside is said beside."""
 

@@ -171,4 +171,16 @@ PROOFS = (
     Proof(
         "tests/test_audit.py::test_a_vulnerable_version_fails", "tools/audit.py", "    return 1\n\n\nif", "    return 0\n\n\nif"
     ),
+    Proof(
+        "tests/pipelines/test_playground.py::test_photos_are_bounded_before_they_are_decoded",
+        "pipelines/segmenting/playground.py",
+        "if width * height > MAX_PIXELS:",
+        "if False:",
+    ),
+    Proof(
+        "tests/pipelines/test_playground.py::test_an_address_that_others_reach_is_known",
+        "pipelines/playground.py",
+        "def _is_loopback(host: str) -> bool:",
+        "def _is_loopback(host: str) -> bool:\n    return True",
+    ),
 )
