@@ -115,22 +115,22 @@ class Segmentation:
         """The same photo with the labels of another threshold. Without one, each pixel has a label or it is not ours to set."""
         return self if self.threshold is None else replace(self, threshold=threshold)
 
-    def overlay(self, side: int = OVERLAY_SIDE, opacity: float = OPACITY) -> Image.Image:
-        """The labels' colours on the photo, with a legend below; photos longer than `side` are scaled down to it.
+    def overlay(self, side: int = OVERLAY_SIDE) -> Image.Image:
+        """The labels' colours on the photo, with a legend below; photos longer than `side` are scaled down to it."""
+        shares = [*self.shares().items()]
+        found = [(name, share, colour) for (name, share), colour in zip(shares, self.colours, strict=True) if share]
+        legend: Legend = [(f"{name} {percent(share)}", colour) for name, share, colour in found]
+        legend += [(f"nothing {percent(self.nothing)}", None)] if self.nothing else []
+        return legend_below(self.drawn(side), legend, self.why_nothing())
 
-        opacity: of the colours, 0..1.
-        """
+    def drawn(self, side: int = OVERLAY_SIDE, opacity: float = OPACITY) -> Image.Image:
+        """The overlay without its legend. opacity: of the colours, 0..1."""
         height, width = self.labels.shape
         scale = min(1.0, side / max(height, width))
         size = (max(round(width * scale), 1), max(round(height * scale), 1))
         image = np.asarray(Image.fromarray(self.image).resize(size, Image.Resampling.BOX))
         rows, columns = (np.arange(new) * old // new for new, old in zip(size[::-1], (height, width), strict=True))
-        drawn = overlay(image, self.labels[rows[:, None], columns], self.colours, opacity, ignore=NOTHING)
-        shares = [*self.shares().items()]
-        found = [(name, share, colour) for (name, share), colour in zip(shares, self.colours, strict=True) if share]
-        legend: Legend = [(f"{name} {percent(share)}", colour) for name, share, colour in found]
-        legend += [(f"nothing {percent(self.nothing)}", None)] if self.nothing else []
-        return legend_below(Image.fromarray(drawn), legend, self.why_nothing())
+        return Image.fromarray(overlay(image, self.labels[rows[:, None], columns], self.colours, opacity, ignore=NOTHING))
 
 
 class Model:

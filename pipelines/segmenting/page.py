@@ -12,9 +12,10 @@ from typing import Any
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when Gradio is imported
 
 import gradio as gr
+from jinja2 import Environment
 
 from owseg import InputError
-from owseg.predict import OPACITY, Segmentation
+from owseg.predict import OPACITY, Segmentation, percent
 from pipelines.app.config import ConfigError
 from pipelines.app.outcome import explain
 from pipelines.segmenting.playground import MAX_BYTES, MAX_LETTERS, Playground
@@ -27,6 +28,14 @@ HOUR = 3600
 """Seconds after which uploads, files made and results of an idle page go."""
 SMALLEST_RANGE = 1e-4
 """Of a threshold's slider; scores that differ by less are all the same."""
+LEGEND = Environment(autoescape=True).from_string(
+    """<table style="width: 100%">
+    {%- for name, share, colour in rows -%}
+    <tr><td style="width: 1.5em"><div style="height: 1em; border: 1px solid grey; background: {{ colour }}"></div></td>
+    <td style="overflow-wrap: anywhere">{{ name }}</td><td style="text-align: right; white-space: nowrap">{{ share }}</td></tr>
+    {%- endfor -%}
+    </table>{{ note }}"""
+)
 MOVING: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
 """How a slider's events are handled: while one is answered, only the last of those that follow is kept."""
 Results = dict[str, Segmentation]
@@ -43,7 +52,7 @@ class Panel:
                 label=name, format="jpeg", interactive=False, buttons=["fullscreen"], elem_id=f"overlay-{number}"
             )
             self.threshold = gr.Slider(label=f"threshold of {name}", visible=False, elem_id=f"threshold-{number}")
-            self.shares = gr.Label(label="shares", show_heading=False, elem_id=f"shares-{number}")
+            self.shares = gr.HTML(elem_id=f"shares-{number}")
             self.make = gr.Button(f"files of {name}", size="sm", elem_id=f"make-{number}")
             self.files = gr.File(label="mask, legend, overlay", visible=False, interactive=False, elem_id=f"files-{number}")
 
@@ -62,12 +71,12 @@ class Panel:
         if result.threshold is not None:
             least, most, step = slider_range(result, result.threshold)
             slider = gr.update(visible=True, minimum=least, maximum=most, step=step, value=result.threshold)
-        return [gr.update(visible=True), result.overlay(opacity=opacity), slider, _shares(result), hidden]
+        return [gr.update(visible=True), result.drawn(opacity=opacity), slider, _shares(result), hidden]
 
     def moved(self, results: Results | None, opacity: float, threshold: float) -> list[Any]:
         """Updates of picture and shares when a slider moves: the scores are known, no model runs."""
         result = self._at(results, threshold)
-        return [gr.skip(), gr.skip()] if result is None else [result.overlay(opacity=opacity), _shares(result)]
+        return [gr.skip(), gr.skip()] if result is None else [result.drawn(opacity=opacity), _shares(result)]
 
     def written(self, results: Results | None, threshold: float, photo: str, folder: Path) -> Any:
         """The update of the files: what `segment` writes of the photo, below a folder."""
@@ -172,9 +181,12 @@ def slider_range(result: Segmentation, threshold: float) -> tuple[float, float, 
     return round(math.floor(least / step) * step, digits), round(math.ceil(most / step) * step, digits), step
 
 
-def _shares(result: Segmentation) -> dict[str, float]:
-    nothing = {"(nothing)": result.nothing} if result.nothing else {}
-    return result.shares() | nothing
+def _shares(result: Segmentation) -> str:
+    """The legend: each label's colour and share of the photo, the largest first, as HTML in which labels are text."""
+    shares = sorted(zip(result.shares().items(), result.colours.tolist(), strict=True), key=lambda row: -row[0][1])
+    rows = [(name, percent(share), f"rgb{(*colour,)}") for (name, share), colour in shares]
+    nothing = [("(nothing)", percent(result.nothing), "transparent")] if result.nothing else []
+    return LEGEND.render(rows=[*rows, *nothing], note=result.why_nothing())
 
 
 def _told(work: Callable[..., Any]) -> Callable[..., Any]:

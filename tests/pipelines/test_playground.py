@@ -17,7 +17,7 @@ from helpers import tiny
 from helpers.chain import environment
 from helpers.paths import REPO
 from owseg import InputError
-from owseg.predict import Model, load
+from owseg.predict import Model, load, percent
 from pipelines import playground
 from pipelines.segmenting import playground as behind
 from pipelines.segmenting.playground import Playground
@@ -59,9 +59,24 @@ def test_a_threshold_moves_without_the_model(tiny_run: Path, photo: Path) -> Non
     half = float(np.median(result.scores))
     moved = result.at(half)
     assert (moved.labels == load(tiny_run, background_threshold=half).segment(photo, tiny.LABELS).labels).all()
-    assert moved.overlay(opacity=0).getpixel((0, 0)) == result.overlay(opacity=0).getpixel((0, 0))
+    assert (np.asarray(moved.drawn(opacity=0)) == result.image).all()
     everywhere = load(tiny_run).segment(photo, tiny.LABELS, background=False)
     assert everywhere.at(0.9) is everywhere
+
+
+def test_labels_are_text_in_the_legend(tiny_run: Path, photo: Path) -> None:
+    from pipelines.segmenting.page import _shares, slider_range
+
+    hostile = "<img src=x onerror=alert(1)>"
+    result = load(tiny_run).segment(photo, [hostile, "red wall"], background=False)
+    shown = _shares(result)
+    assert "<img" not in shown
+    assert "&lt;img src=x" in shown
+    assert all(percent(share) in shown for share in result.shares().values())
+    least, most, step = slider_range(result, 0.5)
+    assert least <= min(result.scores.min(), 0.5) < max(result.scores.max(), 0.5) <= most
+    assert len(f"{least}{most}") < 16, "round numbers"
+    assert 0.0005 <= step <= 0.05
 
 
 @pytest.mark.parametrize(
@@ -159,7 +174,7 @@ def test_a_photo_and_three_labels_give_the_masks_of_segment(page: Any, tiny_run:
     page.fill("#labels :is(input, textarea)", ", ".join(tiny.LABELS))
     page.click("#segment")
     page.wait_for_selector("#overlay-0 img")
-    assert f"{round(100 * expected.nothing)}%" in page.inner_text("#shares-0")
+    assert percent(expected.nothing) in page.inner_text("#shares-0")
     files = files_of(page)
     assert (np.asarray(Image.open(files["photo.mask.png"])) == expected.labels + 1).all()
     told = json.loads(files["photo.json"].read_text())
@@ -168,9 +183,7 @@ def test_a_photo_and_three_labels_give_the_masks_of_segment(page: Any, tiny_run:
     page.fill("#threshold-0 input[type=number]", str(half))
     page.keyboard.press("Enter")
     moved = expected.at(half)
-    page.wait_for_function(
-        "share => document.querySelector('#shares-0').innerText.includes(share)", arg=share_of(moved.nothing)
-    )
+    page.wait_for_function("share => document.querySelector('#shares-0').innerText.includes(share)", arg=percent(moved.nothing))
     assert (np.asarray(Image.open(files_of(page)["photo.mask.png"])) == moved.labels + 1).all()
     page.fill("#labels :is(input, textarea)", "cat, cat")
     page.click("#segment")
@@ -180,10 +193,6 @@ def test_a_photo_and_three_labels_give_the_masks_of_segment(page: Any, tiny_run:
     assert page.evaluate("document.documentElement.scrollWidth") == 390
     assert page.is_visible("#segment")
     assert {url.split("/")[2] for url in page.asked if "://" in url} == {page.url.split("/")[2]}, "nothing from elsewhere"
-
-
-def share_of(share: float) -> str:
-    return f"{round(100 * share)}%"
 
 
 def files_of(page: Any) -> dict[str, Path]:
