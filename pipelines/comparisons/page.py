@@ -10,6 +10,7 @@ from filtering.reports.parts import write_page
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.evaluation.intervals import AVERAGE
 from pipelines.comparisons.anchors import anchors, fits
+from pipelines.comparisons.corpora import differences
 from pipelines.comparisons.pictures import same_images
 from pipelines.comparisons.runs import FinishedRun, differing_settings
 from pipelines.comparisons.scores import DRAWS, Line, class_changes, lines_of, reference, wins_and_losses
@@ -48,6 +49,7 @@ def write(path: Path, runs: Sequence[FinishedRun]) -> list[Line]:
         "classes": list(_classes(runs)),
         "what_differs": differing_settings(runs, how=False),
         "how_settings": differing_settings(runs, how=True),
+        "corpora": [(letter(one.run), one.found) for one in differences(runs)],
         "curves": _curves(runs),
         "costs": costs,
         "cost_names": {key: words for key, words in COSTS.items() if any(row[key] is not None for row in costs)},

@@ -2,18 +2,21 @@
 
 import json
 import re
+import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from cluster.tracking import TrackingConfig
-from filtering.files import write_json
+from filtering.files import write_json, write_table
 from helpers.pages import Page
 from miniature.world import WorldConfig
 from owseg.evaluation.datasets import BENCHMARKS
@@ -108,12 +111,40 @@ def test_its_numbers_are_the_runs_own(runs: tuple[Path, Path], page: Callable[..
     before, after = one.class_iou("tcl", "voc21")["dog"], two.class_iou("tcl", "voc21")["dog"]
     cells = " ".join(re.sub("<[^>]+>", " ", html).split())
     assert f"{before:.1f} → {after:.1f} {after - before:+.1f}" in cells  # type: ignore[operator]
-    assert "setting A B seed 0 7 Training" in cells  # what differs, and nothing else
+    assert "setting A B seed 0 7 Corpora" in cells  # what differs, and nothing else
     assert html.count('class="series run') == 2
     assert "4,800" in text
     assert max(map(len, printed.splitlines()[3:-1])) <= 80
     assert all(f"{anchor.method} quoted" in text for anchor in anchors())
     assert "do not compare the numbers" in text
+
+
+def write_corpus(run: Path, kept: str, dropped: dict[str, str], top_k: int) -> None:
+    """A corpus of captions with one letter for a key, as far as its report and its tables tell of it."""
+    corpus = run / "corpus"
+    write_table(corpus / "kept" / "00000.parquet", pa.table({"key": [*kept]}))
+    write_table(corpus / "dropped" / "00000.parquet", pa.table({"key": [*dropped], "drop_reason": [*dropped.values()]}))
+    reasons = dict(Counter(dropped.values()))
+    entities = [{"entity": HOSTILE, "in_corpus": len(kept)}, {"entity": f"of {run.name[:3]}", "in_corpus": 3}]
+    report = {"links": len(kept) + len(dropped), "kept": len(kept), "dropped": reasons, "digest": kept, "settings": {}}
+    write_json(corpus / "report.json", {**report, "list": {"top_k": top_k}, "top_entities": entities})
+
+
+def test_corpora_are_told_apart(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
+    write_corpus(runs[0], "abcde", {"f": "too_short", "g": "markup"}, 3)
+    assert "Fewer than two of the runs have a corpus of their own." in page(*runs)[0]
+    write_corpus(runs[1], "abcf", {"d": "rare_entity", "g": "markup"}, 2)
+    html = page(*runs)[0]
+    text = " ".join(re.sub("<[^>]+>", " ", html).split())
+    assert "A and B both keep 3 captions." in text
+    assert "Kept by A alone 2 B: rare entity 1 B: not in source 1" in text
+    assert "Kept by B alone 1 A: too short 1" in text
+    assert "links 7 6 kept 5 4" in text
+    assert "Entities in A's list alone: of one (3)." in html
+    assert HOSTILE in Page(html).text
+    assert (
+        "B learned from the same corpus as A: 5 captions." in page(runs[0], shutil.copytree(runs[0], runs[0].parent / "c"))[0]
+    )
 
 
 def test_it_is_one_file_in_which_nothing_foreign_acts(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
