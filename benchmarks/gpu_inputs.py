@@ -11,7 +11,7 @@ import numpy as np
 from ovsegmentor_step import read_captions, write_bert
 from PIL import Image
 
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import View
 from owseg.method_config import TrainableConfig

@@ -27,7 +27,8 @@ from loader import BATCH, open_clips, rate
 from open_clip import get_tokenizer
 
 from helpers.s3 import CREDENTIALS, Fault, s3_server
-from owseg.data import AugmentConfig, CaptionBatches, batches_from
+from owseg.augmentation import AugmentConfig
+from owseg.data import CaptionBatches, batches_from
 from owseg.normalisation import Normalisation
 from owseg.shards import ShardReader
 from storage.client import StorageConfig, Store

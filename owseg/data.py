@@ -8,7 +8,6 @@ import hashlib
 import io
 import random
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 from typing import NamedTuple
@@ -20,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from owseg import InputError
-from owseg.augmentation import training_transform
+from owseg.augmentation import AugmentConfig, Decoded, TrainingTransform
 from owseg.left_out import BadSample, refuse_more
 from owseg.normalisation import Normalisation
 from owseg.partners import Partners
-from owseg.photos import UNREADABLE, upright
+from owseg.photos import UNREADABLE
 from owseg.shards import ShardReader
 from owseg.text import Tokenizer
 from storage.node_arrays import Allocate, node_arrays
@@ -34,29 +33,11 @@ Prepare = Callable[[list[str], list[list[str]], list[str] | None, list[random.Ra
 
 The last list has each sample's random numbers: what is drawn from them is the same on any number of ranks.
 """
-Views = Callable[[Image.Image, "AugmentConfig"], dict[str, Tensor]]
+Views = Callable[[Image.Image, AugmentConfig], dict[str, Tensor]]
 """What a method draws of an RGB image besides the augmented one: crops [n, 3, h, w] in 0..1 by name.
 
 Draws from torch, numpy and `random`, which are seeded for each sample.
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Training augmentation, timm's order: resized crop, flip, RandAugment, normalisation, random erasing."""
-
-    size: int = 224
-    """Side of the square training crop in pixels."""
-    min_area: float = 0.08
-    """Smallest share of the image's area that a crop may cover, 0..1."""
-    rand_augment: str = "rand-m9-mstd0.5-inc1"
-    """timm's RandAugment policy; empty = none."""
-    erase: float = 0.25
-    """Probability of erasing one random box with per-pixel noise."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.min_area <= 1 or not 0 <= self.erase <= 1:
-            raise InputError("min_area must be above 0 and at most 1, erase within 0..1")
 
 
 class Batch(NamedTuple):
@@ -111,7 +92,7 @@ def seed_sample(seed: int, step: int, place: int) -> None:
     state = np.random.SeedSequence([seed, step, place]).generate_state(1)[0]
     random.seed(int(state))
     np.random.seed(state)
-    torch.manual_seed(int(state))
+    torch.default_generator.manual_seed(int(state))  # torch.manual_seed would seed GPUs, too, which takes longer than a crop
 
 
 @lru_cache(maxsize=1)  # each step of an epoch asks for it, and millions take 0.1 s to shuffle
@@ -134,17 +115,20 @@ def caption_number(captions: int, seed: int, epoch: int, key: str, schedule: int
 
 
 class Opened(NamedTuple):
-    """A sample of a batch: its number in the reader, its image in RGB, and the caption that was drawn, with its entities."""
+    """A sample of a batch: its number in the reader, its image, and the caption that was drawn, with its entities."""
 
     number: int
-    photo: Image.Image
+    photo: Decoded
     caption: str
     entities: list[str]
 
 
 class _Drawn(NamedTuple):
-    """What the loader draws of a sample."""
+    """A sample of a batch, and what the loader draws of it."""
 
+    number: int
+    caption: str
+    entities: list[str]
     image: Tensor
     views: dict[str, Tensor]
     partner: list[tuple[Tensor, str]]
@@ -197,44 +181,38 @@ class CaptionBatches(Dataset[Batch]):
         self.start, self.schedule = start, schedule
         self.augment, self.views = augment, views
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (normalisation.mean, normalisation.std))
-        self.transform = training_transform(
-            size=augment.size,
-            min_area=augment.min_area,
-            rand_augment=augment.rand_augment,
-            erase=augment.erase,
-            normalisation=normalisation,
-        )
+        self.transform = TrainingTransform(augment, normalisation)
 
     def __getitem__(self, step: int) -> Batch:
-        epoch, bad, first = self.epoch(step), dict[int, BadSample](), self.rank * self._share
-        self._expect(epoch, step)
-        opened = [self._fill(slot, epoch, bad) for slot in self._slots(step)]
-        drawn = [self._draw(one, epoch, step, place, bad) for place, one in enumerate(opened, start=first)]
-        captions, keys = [one.caption for one in opened], [self.reader.samples.key(one.number) for one in opened]
-        batch = Batch(torch.stack([one.image for one in drawn]), self.tokenize(captions), captions, keys, first=first)
+        bad, places = dict[int, BadSample](), self._places
+        self._expect(step)
+        drawn = [self._draw(step, place, bad) for place in places]
+        captions, keys = [one.caption for one in drawn], [self.reader.samples.key(one.number) for one in drawn]
+        batch = Batch(torch.stack([one.image for one in drawn]), self.tokenize(captions), captions, keys, first=places.start)
         batch = batch._replace(views={name: torch.stack([one.views[name] for one in drawn]) for name in drawn[0].views})
         shared: list[str] | None = None
         if self.partners is not None:
             shared = [entity for one in drawn for _, entity in one.partner]
             batch = batch._replace(partner=torch.stack([image for one in drawn for image, _ in one.partner]))
         if self.prepare is not None:
-            randoms = [random.Random(_number(self.seed, step, place, 2)) for place in range(first, first + len(opened))]
-            batch = batch._replace(texts=self.prepare(captions, [one.entities for one in opened], shared, randoms))
+            randoms = [random.Random(_number(self.seed, step, place, 2)) for place in places]
+            batch = batch._replace(texts=self.prepare(captions, [one.entities for one in drawn], shared, randoms))
         return batch._replace(bad=tuple(bad.values()))
 
-    def _draw(self, one: "Opened", epoch: int, step: int, place: int, bad: dict[int, BadSample]) -> "_Drawn":
-        """What the loader draws of a sample: by its place in the global batch, so that ranks have no say in it."""
-        seed_sample(self.seed, step, place)
-        image, views = self.transform(one.photo), self._draw_views(one.photo)
-        if self.partners is None:
-            return _Drawn(image, views, [])
-        rng = np.random.default_rng([self.seed, step, place, 1])  # its own, lest it shift other draws of the sample
-        photo, entity = self._partner(one, epoch, rng, bad)
-        return _Drawn(image, views, [(self.transform(photo), entity)])
+    def _draw(self, step: int, place: int, bad: dict[int, BadSample]) -> _Drawn:
+        """The sample of a place in the global batch, and what is drawn of it: ranks have no say in it."""
+        one = self._fill(step, place, bad)
+        image, views = self.transform(one.photo), self._draw_views(one.photo.image)
+        partner = []
+        if self.partners is not None:
+            rng = np.random.default_rng([self.seed, step, place, 1])  # its own, lest it shift other draws of the sample
+            photo, entity = self._partner(one, self.epoch(step), rng, bad)
+            partner.append((self.transform(photo), entity))
+        return _Drawn(one.number, one.caption, one.entities, image, views, partner)
 
-    def _expect(self, epoch: int, step: int) -> None:
-        order = epoch_order(len(self.reader), self.seed, epoch, self.schedule)
-        self.reader.expect(order[self._slots(step)].tolist())
+    def _expect(self, step: int) -> None:
+        order = epoch_order(len(self.reader), self.seed, self.epoch(step), self.schedule)
+        self.reader.expect([int(order[self._slot(step, place)]) for place in self._places])
 
     def prefetch(self, step: int) -> None:
         """Have what this rank reads from a step on brought nearer, where it is far: the rest of the epoch, in its order."""
@@ -246,49 +224,54 @@ class CaptionBatches(Dataset[Batch]):
 
     def keys(self, step: int) -> list[str]:
         """The keys of this rank's batch of a step, without what else is drawn of it."""
-        epoch, bad = self.epoch(step), dict[int, BadSample]()
-        return [self.reader.samples.key(self._fill(slot, epoch, bad).number) for slot in self._slots(step)]
+        bad = dict[int, BadSample]()
+        return [self.reader.samples.key(self._fill(step, place, bad).number) for place in self._places]
 
     def epoch(self, step: int) -> int:
         """The epoch of the schedule that a step is in."""
         return (step - self.start) // (len(self.reader) // self.batch_size)
 
-    def _slots(self, step: int) -> range:
-        """Places in the epoch's order of the samples of this rank's batch."""
-        first = (step - self.start) % (len(self.reader) // self.batch_size) * self.batch_size + self.rank * self._share
-        return range(first, first + self._share)
+    @property
+    def _places(self) -> range:
+        """Places of this rank's rows in the global batch."""
+        return range(self.rank * self._share, (self.rank + 1) * self._share)
+
+    def _slot(self, step: int, place: int) -> int:
+        """Where in the epoch's order the sample of a place is."""
+        return (step - self.start) % (len(self.reader) // self.batch_size) * self.batch_size + place
 
     @property
     def _share(self) -> int:
         """Rows of this rank's batch."""
         return self.batch_size // self.world_size
 
-    def _fill(self, slot: int, epoch: int, bad: dict[int, BadSample]) -> "Opened":
+    def _fill(self, step: int, place: int, bad: dict[int, BadSample]) -> Opened:
         """The sample of a place in the epoch's order or, where it cannot be read, the next one that can, from a batch later on.
 
         From there, since what lies between is in the same batch. Raises InputError where more are met than may be left out.
         """
-        samples = len(self.reader)
+        samples, epoch, slot = len(self.reader), self.epoch(step), self._slot(step, place)
         order = epoch_order(samples, self.seed, epoch, self.schedule)
         later = slot + self.batch_size
-        for place in chain([slot], range(later, later + samples)):
-            found = self._open(int(order[place % samples]), epoch)
+        for at in chain([slot], range(later, later + samples)):
+            seed_sample(self.seed, step, place)
+            found = self._open(int(order[at % samples]), epoch)
             if isinstance(found, Opened):
                 return found
-            self._leave_out(int(order[place % samples]), found, bad)
+            self._leave_out(int(order[at % samples]), found, bad)
         raise AssertionError("fewer than all samples may be left out")
 
     def _leave_out(self, index: int, found: BadSample, bad: dict[int, BadSample]) -> None:
         bad[index] = found
         refuse_more([*self.reader.bad, *bad.values()], self.reader.total, self.reader.max_bad_share)
 
-    def _open(self, index: int, epoch: int) -> "Opened | BadSample":
+    def _open(self, index: int, epoch: int) -> Opened | BadSample:
         """A sample with the caption that the epoch draws for it."""
         reader, key = self.reader, self.reader.samples.key(index)
         try:
             encoded, captions, entities = reader.read(index)
             with Image.open(io.BytesIO(encoded)) as image:
-                photo = upright(image)
+                photo = self.transform.decode(image, whole=self.views is not None)
         except InputError:
             raise
         except UnidentifiedImageError:
@@ -301,19 +284,18 @@ class CaptionBatches(Dataset[Batch]):
             return Opened(index, photo, captions[number], list(dict.fromkeys(entities[number])))
         return BadSample(str(reader.shards[reader.samples.place(index)[0]]), key, reason)
 
-    def _partner(
-        self, one: "Opened", epoch: int, rng: np.random.Generator, bad: dict[int, BadSample]
-    ) -> tuple[Image.Image, str]:
+    def _partner(self, one: Opened, epoch: int, rng: np.random.Generator, bad: dict[int, BadSample]) -> tuple[Decoded, str]:
         """The image of a sample that shares an entity with one, and the entity; where it cannot be read, another draw's."""
         assert self.partners is not None
-        own = [self.reader.entities.numbers[name] for name in one.entities]
+        own, unread = [self.reader.entities.numbers[name] for name in one.entities], set[int]()
         while True:
             index, entity = self.partners.draw(one.number, rng, own)
-            found = one if index == one.number else self._open(index, epoch)
+            if index in unread:  # perhaps the only one there is
+                index = one.number
+            found = self._open(index, epoch)
             if isinstance(found, Opened):
                 return found.photo, entity
-            if index in bad:  # perhaps the only one there is
-                return one.photo, entity
+            unread.add(index)
             self._leave_out(index, found, bad)
 
     def _draw_views(self, photo: Image.Image) -> dict[str, Tensor]:

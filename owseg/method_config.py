@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any, Self
 
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.encoders import EncoderConfig
 from owseg.fields import setting
 from owseg.optim import OptimConfig

@@ -6,7 +6,7 @@ from itertools import pairwise
 from typing import NamedTuple
 
 from owseg import InputError
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.optim import OptimConfig, lr_at
 
 

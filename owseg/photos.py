@@ -7,7 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+from PIL.JpegImagePlugin import JpegImageFile
 
 from owseg import InputError
 
@@ -75,7 +76,17 @@ def upright(image: Image.Image) -> Image.Image:
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def reducible(image: Image.Image) -> bool:
+    """Whether an opened photo can be decoded at 1/2, 1/4 or 1/8 by `Image.draft`, and then stands as it is stored."""
+    if not isinstance(image, JpegImageFile) or len(image.tile) != 1:
+        return False
+    try:
+        return bool(image.getexif().get(ExifTags.Base.Orientation, 1) == 1)
+    except Exception:  # malformed EXIF fails in many ways
+        return False
 
 
 def _from_array(array: np.ndarray) -> Image.Image:

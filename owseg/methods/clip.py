@@ -9,7 +9,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from owseg.data import AugmentConfig, Batch
+from owseg.augmentation import AugmentConfig
+from owseg.data import Batch
 from owseg.encoders import Encoder, EncoderConfig
 from owseg.fields import setting
 from owseg.losses import info_nce

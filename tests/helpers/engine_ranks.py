@@ -10,7 +10,8 @@ import torch.distributed as dist
 from cluster.engine import DeepSpeedEngine
 from helpers import tiny
 from helpers.ranks import save_into, shard_all_parameters
-from owseg.data import AugmentConfig, Batch, CaptionBatches, batches_from
+from owseg.augmentation import AugmentConfig
+from owseg.data import Batch, CaptionBatches, batches_from
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
 from owseg.optim import OptimConfig, ParameterGroup

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from cluster.engine import DeepSpeedEngine
 from helpers import tiny
 from helpers.ranks import save_into, shard_all_parameters
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
 from owseg.left_out import BadSamples

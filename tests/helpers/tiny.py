@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from owseg.augmentation import AugmentConfig
 from owseg.checkpoint import Checkpoint, write_model
-from owseg.data import AugmentConfig
 from owseg.encoders import Encoder, EncoderConfig, build_encoder
 from owseg.evaluation.protocols import View
 from owseg.fit import WEIGHTS, learned_state

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from helpers import tiny
 from owseg import InputError
 from owseg.adam import SavedMoments
-from owseg.data import AugmentConfig, Batch, CaptionBatches, batches_from, epoch_order
+from owseg.augmentation import AugmentConfig
+from owseg.data import Batch, CaptionBatches, batches_from, epoch_order
 from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters, phase_groups
 from owseg.methods.tcl import GROUNDER, TclConfig

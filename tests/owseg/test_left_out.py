@@ -114,6 +114,19 @@ def test_partners_that_cannot_be_read_are_drawn_again(tmp_path: Path) -> None:
     assert [found[step].keys for step in range(2)] == [["a"], ["a"]]
 
 
+def test_partners_of_bad_samples_do_not_depend_on_ranks(tmp_path: Path) -> None:
+    """Nor does a bad sample that another place of the batch has met, too: each draws until it has one."""
+    images = {index: picture(f"rgb({15 * index},0,0)") for index in range(16)} | {3: CUT, 8: b"no image"}
+    files = samples(16, {index: (".jpg", image) for index, image in images.items()}, entities=["wall"])
+    path = write(tmp_path / "0.tar", files)
+    alone = batches(path, 0.2, entities=True, partners=True, size=16)
+    ranks = [batches(path, 0.2, entities=True, partners=True, size=16, rank=rank, world_size=4) for rank in range(4)]
+    for step in range(4):
+        partner, shares = alone[step].partner, [rank[step].partner for rank in ranks]
+        assert partner is not None
+        assert torch.equal(partner, torch.cat([share for share in shares if share is not None]))
+
+
 def odd(mode: str, kind: str) -> bytes:
     buffer = io.BytesIO()
     image = Image.fromarray(np.full((40, 40), 65535 if mode == "I;16" else 255, np.uint16 if mode == "I;16" else np.uint8))

@@ -16,7 +16,8 @@ from torch import Tensor
 from helpers import tiny
 from helpers.tensors import assert_same
 from owseg import InputError
-from owseg.data import AugmentConfig, Batch, CaptionBatches, batches_from
+from owseg.augmentation import AugmentConfig
+from owseg.data import Batch, CaptionBatches, batches_from
 from owseg.methods.vilseg.views import Crops
 from owseg.partners import EntityLists, Partners
 from owseg.shards import ShardReader

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.noise import uniform
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from helpers import tiny
 from helpers.vilseg import batch_of
 from owseg import InputError
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.engine import TorchEngine
 from owseg.fit import fit
 from owseg.methods import Methods
