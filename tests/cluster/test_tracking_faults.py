@@ -11,9 +11,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import Run as StoredRun
 
-from cluster import outbox
+from cluster import outbox, system_metrics
 from cluster.open_tracker import open_tracker
-from cluster.tracking import Tracker, TrackingConfig
+from cluster.tracking import Data, Tracker, TrackingConfig
 from helpers.servers import Fault, Proxy, mlflow_server
 
 KILOBYTES = "x" * 9000
@@ -31,21 +31,21 @@ def opened(uri: str, run_dir: Path) -> Any:
 
 def record_all(tracker: Tracker, run_dir: Path) -> None:
     """Two children with some of everything."""
-    tracker.metrics({"average/mIoU": 31.5})
+    tracker.metrics({"mIoU/average_of_8": 31.5})
     for name in ("tcl", "vilseg"):
         with tracker.child(name, stage="train") as run:
             run.params({"lr": 1e-3})
             run.tags({"model": name})
             for step in range(20):
                 run.metrics({"train/loss": float(step)}, step)
-            run.dataset("shards", source=str(run_dir), digest="1", context="training")
+            run.dataset(Data(name="shards", source=str(run_dir), digest="1"), context="training")
             run.table([{"class": "cat", "IoU": 0.5}], "per_class.json")
             run.artifact(Path(__file__))
 
 
 def assert_all_but_files(client: MlflowClient, parent: str) -> None:
     assert client.get_run(parent).info.status == "FINISHED"
-    assert client.get_run(parent).data.metrics == {"average/mIoU": 31.5}
+    assert client.get_run(parent).data.metrics == {"mIoU/average_of_8": 31.5}
     for name in ("tcl", "vilseg"):
         child = child_named(client, parent, name)
         assert child.info.status == "FINISHED"
@@ -69,6 +69,13 @@ def test_files_without_a_place_are_lost_alone(root: str, run_dir: Path, caplog: 
     assert told[1].startswith("MLflow: 5 artifacts not recorded (")
 
 
+@pytest.fixture
+def unwatched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No system metrics, so that records can be counted."""
+    monkeypatch.setattr(system_metrics, "KINDS", {})
+
+
+@pytest.mark.usefixtures("unwatched")
 def test_what_the_store_refuses_is_lost_alone(run_dir: Path) -> None:
     uri = f"sqlite:///{run_dir / 'mlflow.db'}"
     with opened(uri, run_dir) as tracker:
@@ -102,6 +109,7 @@ def test_what_the_store_refuses_is_lost_alone(run_dir: Path) -> None:
     }
 
 
+@pytest.mark.usefixtures("unwatched")
 def test_a_run_that_is_deleted_meanwhile_costs_its_records(run_dir: Path) -> None:
     uri = f"sqlite:///{run_dir / 'mlflow.db'}"
     with opened(uri, run_dir) as tracker, tracker.child("tcl", stage="train") as run:
@@ -111,9 +119,9 @@ def test_a_run_that_is_deleted_meanwhile_costs_its_records(run_dir: Path) -> Non
         client.delete_run(child_named(client, tracker.run_id, "tcl").info.run_id)
         for step in range(1, 400):
             run.metrics({"loss": 1.0}, step)
-        tracker.metrics({"average/mIoU": 3.0})
+        tracker.metrics({"mIoU/average_of_8": 3.0})
     assert tracker.not_recorded == {"metric points": 399, "run status": 1}
-    assert client.get_run(tracker.run_id).data.metrics == {"average/mIoU": 3.0}
+    assert client.get_run(tracker.run_id).data.metrics == {"mIoU/average_of_8": 3.0}
 
 
 def test_a_child_whose_creation_was_answered_by_nobody_is_created_once(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,7 +197,7 @@ def test_an_outage_costs_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("quick", "unwatched")
 @pytest.mark.parametrize("fault", ["closed", "hang", 503])
 def test_a_server_that_stays_away_holds_up_the_end_for_no_longer_than_said(
     fault: Fault, proxy: Proxy, server: str, run_dir: Path, monkeypatch: pytest.MonkeyPatch
@@ -199,7 +207,7 @@ def test_a_server_that_stays_away_holds_up_the_end_for_no_longer_than_said(
         assert tracker._records.wait(60)
         proxy.fault = fault
         record_all(tracker, run_dir)
-    assert tracker.not_recorded["metric points"] == 41
+    assert tracker.not_recorded["metric points"] == 43
     assert tracker.not_recorded["runs"] == 2
     proxy.fault = "none"  # back within the life of the process
     proxy.freed.set()
