@@ -18,14 +18,11 @@ from cluster import InputError
 from cluster.mlflow_registry import located, register_best
 from cluster.open_tracker import open_tracker
 from cluster.store_uri import DATABASE, MEMORY, artifacts_here, of_folder, pages, store_uri
-from cluster.tracking import Data, Model, Tracker, TrackingConfig
+from cluster.tracking import Tracker, TrackingConfig
 from filtering.files import digest_of_file
+from helpers.tracked import METRIC, scored
 from owseg.fit import WEIGHTS
 from owseg.predict import load
-
-ADE = Data(name="ade20k", source="/data", digest="ade", profile={"images": 10})
-VOC = Data(name="voc21", source="/data", digest="voc")
-METRIC = "mIoU/average_of_8"
 
 
 @pytest.fixture
@@ -36,22 +33,6 @@ def runs(tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     folder.mkdir()
     shutil.copy(template, folder / DATABASE)
     return folder
-
-
-def scored(folder: Path, digest: str, ade: float, voc: float, weights: Path | None = None) -> str:
-    """A run that trains a method and scores it; returns the parent's id."""
-    folder.mkdir(exist_ok=True)
-    model = Model(name="tcl", digest=digest, kind="tcl", tags={"weights": weights} if weights else {})
-    with open_tracker(TrackingConfig(), folder, name=folder.name, settings={"seed": 0}, digest="d") as tracker:
-        with tracker.child("train tcl", stage="train") as run:
-            run.model(model, made=True)
-        with tracker.child("evaluate tcl", stage="evaluate") as run:
-            run.model(model, made=False)
-            for data, value in ((ADE, ade), (VOC, voc)):
-                run.dataset(data, context="evaluation")
-                run.scores({f"mIoU/{data.name}": value}, model=digest, data=data)
-            run.scores({METRIC: (ade + voc) / 2}, model=digest)
-        return tracker.run_id
 
 
 def reopened(folder: Path) -> Tracker:
