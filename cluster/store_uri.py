@@ -158,5 +158,18 @@ def of_folder(folder: str) -> str:
     return sqlite_uri(database)
 
 
+def page_of_folder(run_dir: Path, database: Path) -> str:
+    """Where `make up` shows the run of a folder; the front page where it has none in this store."""
+    with suppress(OSError, ValueError, KeyError, sqlite3.DatabaseError), closing(sqlite3.connect(database)) as opened:
+        run_id = json.loads((run_dir / MEMORY).read_text(encoding="utf-8"))["run_id"]
+        for (experiment_id,) in opened.execute("select experiment_id from runs where run_uuid = ?", (run_id,)):
+            return pages(LOCAL, str(experiment_id), run_id)["run"]
+    return LOCAL
+
+
 if __name__ == "__main__":
-    print(of_folder(sys.argv[1]))
+    store = of_folder(sys.argv[1])
+    found = sqlite_file(store)
+    assert found is not None
+    print(f"open {page_of_folder(Path(sys.argv[1]).resolve(), found)}", file=sys.stderr)
+    print(store)
