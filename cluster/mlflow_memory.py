@@ -47,6 +47,9 @@ class Memory:
     def model_id(self, digest: str) -> str:
         return self._models.get(digest, "")
 
+    def forget_model(self, digest: str) -> None:
+        del self._models[digest]
+
     def forget(self) -> None:
         self._runs, self._models = {}, {}
 

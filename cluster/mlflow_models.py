@@ -5,7 +5,6 @@ import tempfile
 from functools import partial
 from pathlib import Path
 
-from mlflow import MlflowClient
 from mlflow.entities import LoggedModel, LoggedModelInput, LoggedModelOutput, LoggedModelStatus, Metric, RunTag
 from mlflow.tracking.multimedia import compress_image_size
 from mlflow.utils.mlflow_tags import MLFLOW_LOGGED_IMAGES
@@ -14,8 +13,8 @@ from PIL import Image
 from cluster.mlflow_sending import Refused, RunSender, ask
 from cluster.tracking import Model
 
-DIGEST = "digest"
-"""Tag of a LoggedModel: of all that decides its masks."""
+DIGEST, WEIGHTS = "digest", "weights"
+"""Tags of a LoggedModel: of all that decides its masks, and where its weights lie."""
 
 
 class ModelSender(RunSender):
@@ -26,12 +25,8 @@ class ModelSender(RunSender):
             self.refusable("models", partial(self._log_model, model, made))
 
     def scores(self, entries: list[tuple[Metric, str]]) -> None:
-        """Metrics with the digest of the model that they are of."""
-        try:
-            ids = {digest: self._model_id(digest) for _, digest in entries}
-        except Refused:  # a server from before MLflow 3: the run has the numbers
-            ids = {}
-        self.metrics([_of_model(metric, ids.get(digest, "")) for metric, digest in entries])
+        """Metrics with the digest of the model that they are of; a server from before MLflow 3 has them of the run alone."""
+        self.metrics([_of_model(metric, self.memory.model_id(digest)) for metric, digest in entries])
 
     def images(self, entries: list[tuple[Path, str, int]]) -> None:
         """Pictures under the names that MLflow's viewer reads, the same for the same key and step: one replaces another.
@@ -52,7 +47,13 @@ class ModelSender(RunSender):
                 self.client.log_artifact(self.run_id, str(file), "images")
 
     def _log_model(self, model: Model, made: bool) -> None:
-        model_id = self._model_id(model.digest) or self._create(model)
+        known = self._known_model(model.digest)
+        if known is None:
+            model_id = self._create(model)
+        else:
+            model_id = str(known.model_id)
+            self._heal(known, model)
+            self.memory.remember_model(model.digest, model_id)
         if model_id in self.models:
             return
         if made:
@@ -61,15 +62,23 @@ class ModelSender(RunSender):
             self.client.log_inputs(self.run_id, models=[LoggedModelInput(model_id)])
         self.models.add(model_id)
 
-    def _model_id(self, digest: str) -> str:
-        """The id of the model with this digest; empty where none is recorded."""
-        known = self.memory.model_id(digest)
-        if not known:
-            found = ask(partial(find_model, self.client, self.experiment_id, digest))
-            if found:
-                known = str(found.model_id)
-                self.memory.remember_model(digest, known)
-        return known
+    def _known_model(self, digest: str) -> LoggedModel | None:
+        """The model with this digest: the one that the folder remembers, unless it was deleted, or that of another run."""
+        if model_id := self.memory.model_id(digest):
+            try:
+                return ask(partial(self.client.get_logged_model, model_id))
+            except Refused:
+                self.memory.forget_model(digest)
+        found = self.client.search_logged_models([self.experiment_id], f"tags.{DIGEST} = '{digest}'", max_results=1)
+        return next(iter(found), None)
+
+    def _heal(self, known: LoggedModel, model: Model) -> None:
+        """Finish what an attempt whose answer was lost began; where the weights are gone, say where the same ones lie now."""
+        if known.status != LoggedModelStatus.READY:
+            self.client.finalize_logged_model(known.model_id, LoggedModelStatus.READY)
+        before, now = known.tags.get(WEIGHTS), model.tags.get(WEIGHTS)
+        if now and before != now and not (before and Path(before).is_file()):
+            self.client.set_logged_model_tags(known.model_id, {WEIGHTS: str(now)})
 
     def _create(self, model: Model) -> str:
         params = {key: str(value) for key, value in model.params.items()}
@@ -80,11 +89,6 @@ class ModelSender(RunSender):
         self.client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
         self.memory.remember_model(model.digest, made.model_id)
         return str(made.model_id)
-
-
-def find_model(client: MlflowClient, experiment_id: str, digest: str) -> LoggedModel | None:
-    """The model with this digest in an experiment, of whatever run."""
-    return next(iter(client.search_logged_models([experiment_id], f"tags.{DIGEST} = '{digest}'", max_results=1)), None)
 
 
 def _of_model(metric: Metric, model_id: str) -> Metric:

@@ -17,13 +17,11 @@ from mlflow.types import ColSpec, DataType, Schema
 from mlflow.types.schema import Array
 
 from cluster import InputError
-from cluster.mlflow_models import DIGEST
+from cluster.mlflow_models import DIGEST, WEIGHTS
 from cluster.mlflow_sending import reason_of
 from filtering.files import digest_of_file
 from filtering.secrets import masked
 
-WEIGHTS = "weights"
-"""Tag of a LoggedModel: where its weights lie."""
 CHAMPION = "champion"
 """Alias of the version with the best average mIoU."""
 PREFIX = "models:/"

@@ -72,6 +72,33 @@ def test_a_model_is_one_however_often_it_is_scored(runs: Path) -> None:
     assert [item.dataset.name for item in again.inputs.dataset_inputs] == ["ade20k", "voc21"]
 
 
+def test_a_model_that_was_deleted_is_made_again(runs: Path) -> None:
+    run_id = scored(runs / "a", "1", ade=10, voc=50)
+    client = MlflowClient(store_uri("", runs / "a"))
+    experiment = client.get_run(run_id).info.experiment_id
+    (first,) = client.search_logged_models([experiment])
+    client.delete_logged_model(first.model_id)
+    scored(runs / "a", "1", ade=12, voc=50)
+    (second,) = client.search_logged_models([experiment])
+    assert second.model_id != first.model_id
+    assert {point.value for point in second.metrics if point.key == "mIoU/ade20k"} == {12}
+
+
+def test_a_model_is_found_where_its_weights_lie_now(runs: Path, tiny_run: Path) -> None:
+    weights = trained(tiny_run, runs / "a")
+    digest = digest_of_file(weights)
+    scored(runs / "a", digest, ade=10, voc=50, weights=weights)
+    shutil.move(runs / "a", runs / "moved")
+    moved = runs / "moved" / "train" / "tcl" / WEIGHTS
+    run_id = scored(runs / "moved", digest, ade=10, voc=50, weights=moved)
+    (model,) = MlflowClient(store_uri("", runs / "any")).search_logged_models([experiment_of(runs, run_id)])
+    assert model.tags["weights"] == str(moved)
+
+
+def experiment_of(runs: Path, run_id: str) -> str:
+    return str(MlflowClient(store_uri("", runs / "any")).get_run(run_id).info.experiment_id)
+
+
 def test_a_copied_folder_gets_a_run_of_its_own_and_a_moved_one_keeps_its(runs: Path) -> None:
     first = reopened(made(runs / "a")).run_id
     shutil.copytree(runs / "a", runs / "copy")

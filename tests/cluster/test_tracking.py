@@ -185,10 +185,12 @@ def test_what_the_client_takes_is_taken(uri: str) -> None:
     assert TrackingConfig(uri=uri).uri == uri
 
 
-def test_the_store_is_the_settings_the_environments_or_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store_uri("", tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert store_uri("", tmp_path / "50% ?") == f"sqlite:///{tmp_path}/50%25 %3F/mlflow.db"
-    assert sqlite_file(store_uri("", tmp_path / "50% ?")) == tmp_path / "50% ?" / "mlflow.db"
+def test_the_store_is_the_settings_the_environments_or_the_one_beside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store_uri("", tmp_path / "runs" / "a") == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    assert store_uri("", tmp_path / "50% ?" / "a") == f"sqlite:///{tmp_path}/50%25 %3F/mlflow.db"
+    assert sqlite_file(store_uri("", tmp_path / "50% ?" / "a")) == tmp_path / "50% ?" / "mlflow.db"
     assert store_uri("sqlite:///~/x.db", tmp_path) == f"sqlite:///{Path.home() / 'x.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@there:5000")
     assert store_uri("", tmp_path) == "http://user:secret@there:5000"

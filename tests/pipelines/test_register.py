@@ -22,7 +22,8 @@ from helpers import tiny
 from helpers.chain import environment, run_each
 from helpers.paths import REPO
 from helpers.servers import free_port
-from helpers.tracked import scored
+from helpers.tracked import METRIC, scored
+from owseg.evaluation.datasets import BENCHMARKS
 from owseg.fit import WEIGHTS
 
 LABELS = ["cat", "sky", "wooden table"]
@@ -37,7 +38,7 @@ def run_dir(tmp_path: Path, tiny_run: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(tiny_run, folder)
     weights = folder / "train" / "tcl" / WEIGHTS
     scored(folder, digest_of_file(weights), ade=30, voc=20, weights=weights)
-    table = {"maskclip": {"average": 40.0}, "tcl": {"average": 25.0}}
+    table = {name: dict.fromkeys([*BENCHMARKS, "average"], miou) for name, miou in (("maskclip", 40.0), ("tcl", 25.0))}
     (folder / "summary.json").write_text(json.dumps({"stages": {"evaluate": {"mIoU": table}}}))
     return folder
 
@@ -71,7 +72,7 @@ def test_the_champion_is_served_and_gives_the_masks_that_segment_gives(run_dir: 
         return done.stdout
 
     told = verb("pipelines/register.py", str(run_dir))
-    assert f"registered: tcl of {run_dir}, mIoU/average_of_" in told
+    assert f"registered: tcl of {run_dir}, {METRIC} 25.0, is version 1 of owseg" in told
     assert MlflowClient(uri).get_model_version_by_alias("owseg", "champion").version == "1"
     out = tmp_path / "out"
     verb(
