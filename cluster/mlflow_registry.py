@@ -62,7 +62,7 @@ def register_best(
         client.set_registered_model_alias(name, CHAMPION, best.version)
     except MlflowException as error:
         raise InputError(masked(f"{name}: MLflow does not register it ({reason_of(error)})")) from None
-    return method, Registered(name=name, version=str(made.version), champion=best.version == made.version)
+    return method, Registered(name=name, version=str(made.version), champion=str(best.version) == str(made.version))
 
 
 def located(model_uri: str, uri: str) -> Path:
