@@ -324,7 +324,7 @@ class Evaluator:
 def draw(
     contenders: list[Contender], scores: dict[str, dict[str, Score]], config: EvaluateConfig, out: Path
 ) -> dict[str, list[Path]]:
-    """Pictures by contender: the images that are best, median and worst over all of `scores`, and curves of threshold sweeps."""
+    """Pictures by contender: the best, median and worst images over all of `scores`, and curves of threshold sweeps."""
     pictures: dict[str, list[Path]] = {}
     root = config.folder.resolve()
     for contender in contenders:
