@@ -142,9 +142,12 @@ def fit(
             last = last if engine.skipped else Last(losses, method.diagnostics)
             skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
-                spent = {"skipped_steps": float(skipped.count), "data_wait_share": waits.share(), **meter.share()}
-                if not engine.skipped:
-                    spent["grad_norm"] = engine.grad_norm
+                spent = {
+                    "skipped_steps": float(skipped.count),
+                    "data_wait_share": waits.share(),
+                    **meter.share(),
+                    **_norm(engine),
+                }
                 _tell(on_log, finished, last, scheduled.schedule.lr(step), spent)
             due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
@@ -152,6 +155,11 @@ def fit(
                 kept, due = finished, False
         carried = _copied(engine.moments()) if scheduled.stop < total else {}
         engine.release()
+
+
+def _norm(engine: Engine) -> dict[str, float]:
+    """The norm of the last step's gradients; none of a step that was skipped, where it is not finite."""
+    return {} if engine.skipped else {"grad_norm": engine.grad_norm}
 
 
 def _copied(moments: Iterator[tuple[str, Moments]]) -> AdamState:
