@@ -142,12 +142,7 @@ def fit(
             last = last if engine.skipped else Last(losses, method.diagnostics)
             skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
-                spent = {
-                    "skipped_steps": float(skipped.count),
-                    "data_wait_share": waits.share(),
-                    **meter.share(),
-                    **_norm(engine),
-                }
+                spent = _spent(skipped, waits, meter, engine)
                 _tell(on_log, finished, last, scheduled.schedule.lr(step), spent)
             due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
@@ -157,9 +152,10 @@ def fit(
         engine.release()
 
 
-def _norm(engine: Engine) -> dict[str, float]:
-    """The norm of the last step's gradients; none of a step that was skipped, where it is not finite."""
-    return {} if engine.skipped else {"grad_norm": engine.grad_norm}
+def _spent(skipped: Skipped, waits: Waits, meter: StepMeter, engine: Engine) -> dict[str, float]:
+    """What a log tells beside losses; no norm of gradients that a step was skipped for."""
+    norm = {} if engine.skipped else {"grad_norm": engine.grad_norm}
+    return {"skipped_steps": float(skipped.count), "data_wait_share": waits.share(), **meter.share(), **norm}
 
 
 def _copied(moments: Iterator[tuple[str, Moments]]) -> AdamState:
