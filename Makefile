@@ -65,7 +65,7 @@ bench: setup ## side by side with the reference implementations and peers (hours
 	$(BIN)/python benchmarks/inference.py
 
 up: setup ## open MLflow on the demo's runs and print its address
-	$(BIN)/mlflow ui --backend-store-uri "$$($(BIN)/python -m cluster.store_uri "$$RUN_DIR")" --port 5000
+	store="$$($(BIN)/python -m cluster.store_uri "$$RUN_DIR")" && $(BIN)/mlflow ui --backend-store-uri "$$store" --port 5000
 
 submit: setup ## start a Ray head here if there is none, and submit the demo to it as a job
 	PATH="$(CURDIR)/$(BIN):$$PATH" deploy/submit.sh "$$RUN_DIR"

@@ -19,6 +19,7 @@ from cluster.lone_ray import plan_without_autoscaler
 from cluster.progress import Progress
 from cluster.run_log import Ticket, join, ticket
 from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
+from cluster.tracking import Run
 from cluster.waiting import Waiting
 from filtering import InputError
 from filtering.shards import (
@@ -52,9 +53,10 @@ class ShardError(RuntimeError):
     """Work failed on a shard: the message names the shard and the error, a note holds the worker's traceback."""
 
 
-def run_on_ray(config: SessionConfig) -> Runner:
+def run_on_ray(config: SessionConfig, record: Run | None = None) -> Runner:
     """A `Runner` that spreads shards over worker processes. Ray starts only if some shard is not finished yet.
 
+    `record` is told how far the work is, now and then.
     The runner raises InputError as the work raised it, and ShardError for anything else. Finished shards stay finished.
     """
 
@@ -81,7 +83,7 @@ def run_on_ray(config: SessionConfig) -> Runner:
             done = sum(rows_in(marker, rows[marker.shard]) for marker in before)
             with (
                 Progress(label or "shards", total=sum(rows.values()), unit=unit, start=done) as progress,
-                Following(progress, out, rows, before, describe) as watched,
+                Following(progress, out, rows, before, describe, record) as watched,
                 following(out / "_work"),
                 # Closed at once when a shard fails: workers must not keep running while somebody tries again.
                 closing(_results(config, make_work, todo, out, fingerprint, at_once, cores)) as results,

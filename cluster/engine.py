@@ -34,6 +34,7 @@ class DeepSpeedEngine:
     """An `owseg.engine.Engine` on DeepSpeed ZeRO. torch.distributed must be up (Ray Train sees to that)."""
 
     skipped = False
+    grad_norm = 0.0
 
     def __init__(
         self,
@@ -66,6 +67,7 @@ class DeepSpeedEngine:
         losses: dict[str, Tensor] = self.engine(batch.to(self.device))
         self.engine.backward(total_of(losses))
         self.engine.step()
+        self.grad_norm = float(self.engine.get_global_grad_norm() or 0.0)
         self.skipped = bool(self.optimizer.overflow)  # its norm is not finite: a sum over ranks, so that all agree
         return {name: loss.detach() for name, loss in losses.items()}
 

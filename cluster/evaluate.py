@@ -1,6 +1,7 @@
 """Scoring as Ray tasks: parts of a benchmark are scored anywhere, kept on disk, and merged by addition."""
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -106,9 +107,15 @@ class Part:
 
 
 def evaluate(
-    contenders: list[Contender], config: EvaluateConfig, session: SessionConfig, out: Path
+    contenders: list[Contender],
+    config: EvaluateConfig,
+    session: SessionConfig,
+    out: Path,
+    observe: Callable[[str, int], None] = lambda name, done: None,
 ) -> dict[str, dict[str, Score]]:
     """Scores by contender and dataset. Parts that an earlier run finished are read back; Ray starts only if some are left.
+
+    observe: called with a contender's name and how many of its images are scored, after each part.
 
     Raises InputError that names a missing or unreadable file, or a set in which nothing can be scored.
     """
@@ -119,8 +126,11 @@ def evaluate(
         total, left = (sum(len(part.items) for part in some) for some in (parts, todo))
         with Progress("evaluate", total=total, unit="images", start=total - left) as progress:
             under_way = _UnderWay(todo, progress)
+            scored = Counter(part.contender.name for part in parts if part not in todo for _ in part.items)
             for part in _score_on_ray(todo, config, session, under_way.look):
                 under_way.finished(part)
+                scored[part.contender.name] += len(part.items)
+                observe(part.contender.name, scored[part.contender.name])
     scores: dict[str, dict[str, Score]] = {}
     for part in parts:
         row = scores.setdefault(part.contender.name, {})
@@ -314,7 +324,7 @@ class Evaluator:
 def draw(
     contenders: list[Contender], scores: dict[str, dict[str, Score]], config: EvaluateConfig, out: Path
 ) -> dict[str, list[Path]]:
-    """Pictures by contender: the best, median and worst image of each benchmark, and the curves of the threshold sweeps."""
+    """Pictures by contender: the best, median and worst images over all of `scores`, and curves of threshold sweeps."""
     pictures: dict[str, list[Path]] = {}
     root = config.folder.resolve()
     for contender in contenders:
@@ -326,7 +336,7 @@ def draw(
             protocol = protocol_of(config, dataset)
             items = {item.id: item for item in list_items(protocol.benchmark, root)}
             classes = embed_queries(segmenter, protocol)
-            for rank, id_ in best_median_worst(score).items():
+            for rank, id_ in best_median_worst(*(of_all[dataset] for of_all in scores.values())).items():
                 path = out / contender.name / f"{dataset}-{rank}.png"
                 title = f"{contender.name} on {dataset}: {rank} image, {score.images[id_]:.1f} mIoU"
                 draw_prediction(segmenter, protocol, items[id_], classes, contender.normalisation, path, title)

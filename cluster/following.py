@@ -16,9 +16,11 @@ from typing import Self
 
 from cluster.metrics import show_links
 from cluster.progress import Progress
+from cluster.tracking import NullTracker, Run
 from filtering.shards import LIVE, Describe, Marker
 
 SECONDS_BETWEEN_LOOKS = 1.0
+SECONDS_BETWEEN_RECORDS = 10.0
 SECONDS_BETWEEN_WARNINGS = 60.0
 """What one worker warns of, such as a dead network, the others warn of too."""
 
@@ -42,13 +44,21 @@ class Following:
     """Shows the finished shards, those in work and their warnings on `progress` while the block runs, from a thread of its own.
 
     A look reads only the files of shards in work, however many shards there are. `rows` are those of each shard, by its name,
-    as far as they are known, and `before` the shards that earlier runs finished. `describe` comments on the counts of all.
+    as far as they are known, and `before` the shards that earlier runs finished. `describe` comments on the counts of all, and
+    `record` gets them as metrics "progress/<label>/<count>".
     """
 
     def __init__(
-        self, progress: Progress, out: Path, rows: Mapping[str, int], before: Iterable[Marker], describe: Describe | None
+        self,
+        progress: Progress,
+        out: Path,
+        rows: Mapping[str, int],
+        before: Iterable[Marker],
+        describe: Describe | None,
+        record: Run | None = None,
     ) -> None:
         self._progress, self._work, self._describe = progress, out / "_work", describe
+        self._record, self._recorded = record or NullTracker(), time.monotonic()
         self._left = dict(rows)
         self._rows, self._total = 0, sum(rows.values())
         self._counts: Counter[str] = Counter()
@@ -84,7 +94,7 @@ class Following:
             except Empty:
                 pass
             if self._news.empty():
-                self._show()
+                self._show(last=not going_on)
                 self._warn()
 
     def _take(self, marker: Marker) -> None:
@@ -95,7 +105,7 @@ class Following:
         self._live.pop(marker.shard, None)
         self._counts.update(marker.counts)
 
-    def _show(self) -> None:
+    def _show(self, *, last: bool) -> None:
         for path in list(self._work.glob(f"*/{LIVE}")):
             # The file vanishes a moment before the shard's end is heard of, and after a kill its work counts from 0 again.
             if (shard := path.parent.name) in self._left and (live := _read(path)):
@@ -107,6 +117,14 @@ class Following:
         show_links(counts)
         self._progress.expect(self._total)
         self._progress.update(rows, self._describe(counts) if self._describe else "")
+        if last or time.monotonic() - self._recorded >= SECONDS_BETWEEN_RECORDS:
+            self._recorded = time.monotonic()
+            label = self._progress.label
+            self._record.metrics(
+                {f"progress/{label}/{name}": count for name, count in counts.items()}
+                | {f"progress/{label}/{self._progress.unit}": rows},
+                step=rows,
+            )
 
     def _warn(self) -> None:
         for path in self._work.glob(f"{_WARNINGS}*"):

@@ -1,23 +1,25 @@
 """The MLflow side of `cluster.tracking`: runs whose records go through an outbox. Importing it imports MLflow."""
 
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 
 from cluster import InputError
-from cluster.mlflow_sending import Begin, RunSender, exists, no_answer, reason_of, when_unlocked
+from cluster.mlflow_memory import TOKEN, Memory
+from cluster.mlflow_models import ModelSender
+from cluster.mlflow_sending import Begin, exists, no_answer, reason_of, when_unlocked
 from cluster.outbox import Losses, Outbox, Parcel, close
-from cluster.store_uri import sqlite_file
-from cluster.tracking import Run
-from filtering.files import write_json
+from cluster.store_uri import ARTIFACTS, artifacts_here, sqlite_file
+from cluster.system_metrics import Loads
+from cluster.tracking import Data, Model, Run, RunOf
 from filtering.secrets import masked, masked_tree
 
 LONGEST_TEXT = 6000
@@ -28,7 +30,7 @@ LONGEST_DIGEST = 36
 class MlflowRun:
     """A `cluster.tracking.Run` in an MLflow store. Nothing here waits for the store, or fails with it."""
 
-    def __init__(self, sender: RunSender, records: Outbox, files: Outbox) -> None:
+    def __init__(self, sender: ModelSender, records: Outbox, files: Outbox) -> None:
         self._sender, self._records, self._files = sender, records, files
 
     @property
@@ -36,31 +38,44 @@ class MlflowRun:
         return self._sender.run_id
 
     def tags(self, values: Mapping[str, object]) -> None:
-        tags = [RunTag(_name(key), self._text(value, key)) for key, value in values.items()]
+        tags = [(_name(key), value if isinstance(value, RunOf) else self._text(value, key)) for key, value in values.items()]
         self._records.put(Parcel("tags", tags, self._sender.tags))
+
+    def describe(self, markdown: str) -> None:
+        self._records.put(Parcel("descriptions", [self._text(markdown, "the description")], self._sender.describe))
 
     def params(self, values: Mapping[str, object]) -> None:
         params = [Param(_name(key), self._text(value, key)) for key, value in values.items()]
         self._records.put(Parcel("parameters", params, self._sender.params))
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        now = int(time.time() * 1000)
-        points = [Metric(_name(key), float(value), now, step) for key, value in values.items()]
-        self._records.put(Parcel("metric points", points, self._sender.metrics, may_go=True))
+        self._records.put(Parcel("metric points", self._points(values, step), self._sender.metrics, may_go=True))
 
-    def dataset(self, name: str, *, source: str, digest: str, context: str) -> None:
-        entry = (name, digest[:LONGEST_DIGEST], masked(source), context)
-        self._records.put(Parcel("datasets", [entry], self._sender.datasets))
+    def scores(self, values: Mapping[str, float], *, model: str, data: Data | None = None) -> None:
+        known = {"dataset_name": data.name, "dataset_digest": data.digest[:LONGEST_DIGEST]} if data else {}
+        points = [(point, model) for point in self._points(values, 0, **known)]
+        self._records.put(Parcel("metric points", points, self._sender.scores))
+
+    def model(self, model: Model, *, made: bool) -> None:
+        entry = replace(model, params=self._texts(model.params), tags=self._texts(model.tags))
+        self._records.put(Parcel("models", [(entry, made)], self._sender.logged_models))
+
+    def dataset(self, data: Data, context: str) -> None:
+        entry = replace(data, digest=data.digest[:LONGEST_DIGEST], source=masked(data.source))
+        self._records.put(Parcel("datasets", [(entry, context)], self._sender.datasets))
 
     def table(self, rows: Sequence[Mapping[str, object]], file: str) -> None:
         columns = list(rows[0]) if rows else []
         self._put_file([({column: [row[column] for row in rows] for column in columns}, file)], self._sender.table)
 
-    def document(self, value: Mapping[str, object], file: str) -> None:
-        self._put_file([(masked_tree(value), file)], self._sender.document)
+    def document(self, value: Mapping[str, object] | str, file: str) -> None:
+        self._put_file([(masked(value) if isinstance(value, str) else masked_tree(value), file)], self._sender.document)
 
     def artifact(self, path: Path, folder: str = "") -> None:
         self._put_file([(path, folder)], self._sender.artifact)
+
+    def image(self, path: Path, key: str, step: int = 0) -> None:
+        self._put_file([(path, key, step)], self._sender.images)
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -76,8 +91,15 @@ class MlflowRun:
         finally:
             self._status(status, int(time.time() * 1000))
 
+    def _points(self, values: Mapping[str, float], step: int, **dataset: str) -> list[Metric]:
+        now = int(time.time() * 1000)
+        return [Metric(_name(key), float(value), now, step, **dataset) for key, value in values.items()]
+
     def _status(self, status: str, ended: int | None) -> None:
         self._records.put(Parcel("run status", [(status, ended)], self._sender.status))
+
+    def _texts(self, values: Mapping[str, object]) -> dict[str, str]:
+        return {_name(key): self._text(value, key) for key, value in values.items()}
 
     def _text(self, value: object, key: str) -> str:
         text = masked(str(value))
@@ -95,28 +117,26 @@ class MlflowRun:
 class MlflowTracker(MlflowRun):
     """A `cluster.tracking.Tracker`: the parent run of a run folder, which remembers it and its children in `mlflow.json`."""
 
-    def __init__(self, client: MlflowClient, run_id: str, memory: "Memory") -> None:
+    def __init__(self, client: MlflowClient, run_id: str, memory: Memory) -> None:
         self._client, self._memory, self._losses = client, memory, Losses()
-        sender = RunSender(client, self._losses, run_id)
+        sender = ModelSender(client, self._losses, memory, run_id)
         sender.look()
+        self._loads = Loads()
+        self.everywhere: Mapping[str, object] = {}
+        """Tags that each child has, too."""
         super().__init__(sender, *(Outbox(sender.answers, self._losses, name) for name in ("records", "files")))
-        self.uri, self.experiment = memory.uri, memory.experiment
+        self.uri, self.experiment, self.experiment_id = memory.uri, memory.experiment, sender.experiment_id
 
     @classmethod
     def open(cls, uri: str, experiment: str, run_dir: Path, name: str) -> Self:
         """Raises InputError where the store cannot be used."""
-        memory = Memory(run_dir / "mlflow.json", uri, experiment)
+        memory = Memory(run_dir, uri, experiment)
 
         def open_run() -> tuple[MlflowClient, str]:
             _try_database(uri)
             client = MlflowClient(tracking_uri=uri)
             experiment_id = _experiment(client, uri, experiment)
-            run_id = memory.run_id("")
-            if not run_id or not exists(client, run_id):
-                memory.forget()
-                run_id = client.create_run(experiment_id, run_name=name).info.run_id
-                memory.remember("", run_id)
-            return client, run_id
+            return client, _own_run(client, experiment_id, memory, name)
 
         try:
             return when_unlocked(lambda: cls(*open_run(), memory))
@@ -131,19 +151,12 @@ class MlflowTracker(MlflowRun):
 
     @contextmanager
     def child(self, name: str, *, stage: str) -> Iterator[Run]:
-        sender = RunSender(self._client, self._losses)
-        key = f"{stage}/{name}"
-        begin = Begin(
-            name=name,
-            stage=stage,
-            parent=self.run_id,
-            began=int(time.time() * 1000),
-            known_id=self._memory.run_id(key),
-            remember=lambda run_id: self._memory.remember(key, run_id),
-        )
+        sender = ModelSender(self._client, self._losses, self._memory)
+        begin = Begin(name=name, stage=stage, parent=self.run_id, began=int(time.time() * 1000))
         self._records.put(Parcel("runs", [begin], sender.begin))
         run = MlflowRun(sender, self._records, self._files)
-        with run.running():
+        with run.running(), self._loads.told_to(run):
+            run.tags(self.everywhere)
             yield run
 
     def abandon(self) -> None:
@@ -157,34 +170,18 @@ class MlflowTracker(MlflowRun):
         close([self._records, self._files], self._losses, interrupted=interrupted)
 
 
-class Memory:
-    """`mlflow.json` of a run folder: the store, and the id of each run; "" is the parent's name."""
-
-    def __init__(self, file: Path, uri: str, experiment: str) -> None:
-        self.file, self.uri, self.experiment = file, uri, experiment
-        self._where = {"tracking_uri": masked(uri), "experiment": experiment}  # a new password is no new store
-        try:
-            known: Any = json.loads(file.read_text(encoding="utf-8"))
-            same = {key: masked(known[key]) for key in self._where} == self._where
-            self._runs: dict[str, str] = {"": known["run_id"], **known["children"]} if same else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            self._runs = {}
-
-    def run_id(self, name: str) -> str:
-        return self._runs.get(name, "")
-
-    @property
-    def run_ids(self) -> list[str]:
-        """Of the parent and all of its children."""
-        return list(self._runs.values())
-
-    def forget(self) -> None:
-        self._runs = {}
-
-    def remember(self, name: str, run_id: str) -> None:
-        self._runs[name] = run_id
-        children = {name: run_id for name, run_id in self._runs.items() if name}
-        write_json(self.file, {**self._where, "run_id": self._runs[""], "children": children})
+def _own_run(client: MlflowClient, experiment_id: str, memory: Memory, name: str) -> str:
+    """The id of the folder's parent run, begun where it has none, or is a copy of a folder that has one."""
+    run_id, copied = memory.run_id(""), {}
+    known = bool(run_id) and exists(client, run_id)
+    if known and memory.is_copy(client.get_run(run_id).data.tags.get(TOKEN, "")):
+        copied = {"copied_from.run": run_id, "copied_from.folder": memory.folder_before}
+    if copied or not known:
+        memory.forget()
+        run_id = str(client.create_run(experiment_id, run_name=name, tags=copied).info.run_id)
+        memory.remember("", run_id)
+    client.set_tag(run_id, TOKEN, memory.own())
+    return run_id
 
 
 def _try_database(uri: str) -> None:
@@ -196,6 +193,7 @@ def _try_database(uri: str) -> None:
     file = sqlite_file(uri)
     if file is not None:
         file.parent.mkdir(parents=True, exist_ok=True)
+        artifacts_here(file.resolve())
     engine = create_sqlalchemy_engine(uri)
     try:
         engine.connect().close()
@@ -213,7 +211,7 @@ def _experiment(client: MlflowClient, uri: str, name: str) -> str:
             raise InputError("its answers are not those of an MLflow server")
         return str(found.experiment_id)
     file = sqlite_file(uri)
-    files = (file.resolve().parent / "mlartifacts").as_uri() if file else None
+    files = (file.resolve().parent / ARTIFACTS).as_uri() if file else None
     try:
         return str(client.create_experiment(name, artifact_location=files))
     except MlflowException:

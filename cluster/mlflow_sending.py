@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +15,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 
+from cluster.mlflow_memory import Memory
 from cluster.outbox import Losses, Unreachable
+from cluster.store_uri import CLASSIC
+from cluster.tracking import Data, RunOf
 
 T = TypeVar("T")
 METRICS_PER_BATCH = 1000
 PARAMS_PER_BATCH = 100
 """MLflow's own limits."""
+LINK = re.compile(r"\[\[(.+?)\]\]")
 LOCKED = "database is locked"
 LOCKED_SECONDS = 60.0
 """How long another process may hold an SQLite store before that counts as an outage."""
@@ -50,6 +55,8 @@ def ask(function: Callable[[], T]) -> T:
     """What the store answers. Raises Refused, or Unreachable where there is no answer that settles it."""
     try:
         return when_unlocked(function)
+    except (Refused, Unreachable):
+        raise
     except MlflowException as error:
         refused = error.error_code in REFUSALS
         raise (Refused if refused else Unreachable)(reason_of(error)) from error
@@ -95,16 +102,14 @@ class Begin:
     stage: str
     parent: str
     began: int
-    known_id: str
-    remember: Callable[[str], None]
 
 
 class RunSender:
     """The store's side of one run; its methods are what parcels send with. Only the outbox's thread calls them."""
 
-    def __init__(self, client: MlflowClient, losses: Losses, run_id: str = "") -> None:
+    def __init__(self, client: MlflowClient, losses: Losses, memory: Memory, run_id: str = "") -> None:
         self.run_id = run_id
-        self._client, self.losses = client, losses
+        self.client, self.losses, self.memory = client, losses, memory
         self._params: dict[str, str] = {}
         self._datasets: set[tuple[str, str]] = set()
         self._before: set[str] = set()
@@ -112,7 +117,9 @@ class RunSender:
 
     def look(self) -> None:
         """Read what an earlier start has recorded already."""
-        run = ask(lambda: self._client.get_run(self.run_id))
+        run = ask(lambda: self.client.get_run(self.run_id))
+        self.experiment_id, self.began = str(run.info.experiment_id), int(run.info.start_time)
+        self.models = {model.model_id for model in (*run.inputs.model_inputs, *run.outputs.model_outputs)}
         self._params = dict(run.data.params)
         self._datasets = {(item.dataset.name, item.dataset.digest) for item in run.inputs.dataset_inputs}
         self._before = set(run.data.metrics)
@@ -120,17 +127,19 @@ class RunSender:
     def begin(self, entries: list[Begin]) -> None:
         """Create the run unless it is there: an earlier start made it, or an attempt whose answer was lost."""
         (begin,) = entries
-        run_id = begin.known_id if begin.known_id and ask(lambda: exists(self._client, begin.known_id)) else ""
+        key = f"{begin.stage}/{begin.name}"
+        known = self.memory.run_id(key)
+        run_id = known if known and ask(lambda: exists(self.client, known)) else ""
         if not run_id:
-            experiment = ask(lambda: self._client.get_run(begin.parent)).info.experiment_id
+            experiment = ask(lambda: self.client.get_run(begin.parent)).info.experiment_id
             tags = {"mlflow.parentRunId": begin.parent, "stage": begin.stage, "name": begin.name}
             siblings = f"tags.`mlflow.parentRunId` = '{begin.parent}'"
-            there = ask(lambda: self._client.search_runs([experiment], siblings))
+            there = ask(lambda: self.client.search_runs([experiment], siblings))
             run = next((run for run in there if tags.items() <= run.data.tags.items()), None)
             if run is None:
-                run = ask(lambda: self._client.create_run(experiment, begin.began, tags, run_name=begin.name))
+                run = ask(lambda: self.client.create_run(experiment, begin.began, tags, run_name=begin.name))
             run_id = str(run.info.run_id)
-            begin.remember(run_id)
+            self.memory.remember(key, run_id)
         self.run_id = run_id
         self.look()
 
@@ -138,23 +147,33 @@ class RunSender:
         """(RUNNING, None), or how the run ended, and when in milliseconds."""
         for status, ended in entries:
             if ended is None:
-                tell = partial(self._client.update_run, self.run_id, status=status)
+                tell = partial(self.client.update_run, self.run_id, status=status)
             else:
-                tell = partial(self._client.set_terminated, self.run_id, status, ended)
-            self._refusable("run status", tell)
+                tell = partial(self.client.set_terminated, self.run_id, status, ended)
+            self.refusable("run status", tell)
 
-    def tags(self, entries: list[RunTag]) -> None:
-        self._batches("tags", entries, PARAMS_PER_BATCH, lambda part: self._client.log_batch(self.run_id, tags=part))
+    def tags(self, entries: list[tuple[str, str | RunOf]]) -> None:
+        known = [(key, self.memory.child_id(value.child) if isinstance(value, RunOf) else value) for key, value in entries]
+        self.put_tags([RunTag(key, value) for key, value in known if value])
+
+    def describe(self, entries: list[str]) -> None:
+        self.put_tags([RunTag("mlflow.note.content", LINK.sub(self._link, text)) for text in entries[-1:]])
+
+    def _link(self, name: "re.Match[str]") -> str:
+        run_id = self.memory.child_id(name[1])
+        return f"[{name[1]}](#/experiments/{self.experiment_id}/runs/{run_id}?{CLASSIC})" if run_id else name[1]
+
+    def put_tags(self, entries: list[RunTag]) -> None:
+        self._batches("tags", entries, PARAMS_PER_BATCH, lambda part: self.client.log_batch(self.run_id, tags=part))
 
     def params(self, entries: list[Param]) -> None:
-        """The first value counts."""
-        for param in entries:
-            if self._params.get(param.key, param.value) != param.value:
-                self.losses.add("changed parameters", 1, f"{param.key} keeps its first value")
+        """The first value counts, as MLflow will have it; a tag tells of another one."""
+        changed = [param for param in entries if self._params.get(param.key, param.value) != param.value]
+        self.put_tags([RunTag(f"changed.{param.key}", param.value) for param in changed])
         entries[:] = [param for param in entries if param.key not in self._params]
 
         def log(part: Sequence[Param]) -> None:
-            self._client.log_batch(self.run_id, params=part)
+            self.client.log_batch(self.run_id, params=part)
             self._params.update({param.key: param.value for param in part})
 
         self._batches("parameters", entries, PARAMS_PER_BATCH, log)
@@ -162,35 +181,39 @@ class RunSender:
     def metrics(self, entries: list[Metric]) -> None:
         def log(part: Sequence[Metric]) -> None:
             if new := [metric for metric in part if not self._known(metric)]:
-                self._client.log_batch(self.run_id, metrics=new)
+                self.client.log_batch(self.run_id, metrics=new)
 
         self._batches("metric points", entries, METRICS_PER_BATCH, log)
 
-    def datasets(self, entries: list[tuple[str, str, str, str]]) -> None:
-        for name, digest, source, context in entries:
-            if (name, digest) not in self._datasets:
-                dataset = Dataset(name, digest, "local", json.dumps({"uri": source}))
+    def datasets(self, entries: list[tuple[Data, str]]) -> None:
+        for data, context in entries:
+            if (data.name, data.digest) not in self._datasets:
+                profile = json.dumps(dict(data.profile)) if data.profile else None
+                dataset = Dataset(data.name, data.digest, "local", json.dumps({"uri": data.source}), profile=profile)
                 item = DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
-                self._refusable("datasets", partial(self._client.log_inputs, self.run_id, datasets=[item]))
-                self._datasets.add((name, digest))
+                self.refusable("datasets", partial(self.client.log_inputs, self.run_id, datasets=[item]))
+                self._datasets.add((data.name, data.digest))
 
     def table(self, entries: list[tuple[Mapping[str, list[Any]], str]]) -> None:
         for data, file in entries:
 
             def log(data: Mapping[str, list[Any]] = data, file: str = file) -> None:
                 folder = str(Path(file).parent)
-                there = self._client.list_artifacts(self.run_id, None if folder == "." else folder)
+                there = self.client.list_artifacts(self.run_id, None if folder == "." else folder)
                 if any(item.path == file for item in there):  # log_table would add the rows to those of the older table
                     rows = [list(row) for row in zip(*data.values(), strict=True)]
-                    self._client.log_dict(self.run_id, {"columns": [*data], "data": rows}, file)
+                    self.client.log_dict(self.run_id, {"columns": [*data], "data": rows}, file)
                 else:
-                    self._client.log_table(self.run_id, dict(data), file)
+                    self.client.log_table(self.run_id, dict(data), file)
 
-            self._file(log)
+            self.file(log)
 
-    def document(self, entries: list[tuple[Mapping[str, object], str]]) -> None:
+    def document(self, entries: list[tuple[Mapping[str, object] | str, str]]) -> None:
         for value, file in entries:
-            self._file(partial(self._client.log_dict, self.run_id, dict(value), file))
+            if isinstance(value, str):
+                self.file(partial(self.client.log_text, self.run_id, value, file))
+            else:
+                self.file(partial(self.client.log_dict, self.run_id, dict(value), file))
 
     def artifact(self, entries: list[tuple[Path, str]]) -> None:
         """Files one by one: what fails fails alone."""
@@ -199,19 +222,19 @@ class RunSender:
                 if not file.is_dir():
                     below = file.parent.relative_to(path).as_posix() if path.is_dir() else "."
                     place = "/".join(part for part in (folder, below) if part not in ("", "."))
-                    self._file(partial(self._client.log_artifact, self.run_id, str(file), place or None))
+                    self.file(partial(self.client.log_artifact, self.run_id, str(file), place or None))
 
     def answers(self) -> bool:
         """Whether the store answers what is asked of this run."""
         try:
-            ask(lambda: self._client.get_run(self.run_id))
+            ask(lambda: self.client.get_run(self.run_id))
         except Refused:
             return True
         except Unreachable:
             return False
         return True
 
-    def _file(self, log: Callable[[], object]) -> None:
+    def file(self, log: Callable[[], object]) -> None:
         """Files lie in a place of their own: a failure there is none of the store's, which is asked."""
         try:
             when_unlocked(log)
@@ -220,7 +243,7 @@ class RunSender:
                 raise Unreachable(reason_of(error)) from error
             self.losses.add("artifacts", 1, reason_of(error))
 
-    def _refusable(self, kind: str, function: Callable[[], object]) -> None:
+    def refusable(self, kind: str, function: Callable[[], object]) -> None:
         try:
             ask(function)
         except Refused as refusal:
@@ -238,7 +261,7 @@ class RunSender:
         try:
             ask(lambda: log(part))
         except Refused as refusal:
-            if len(part) == 1 or not ask(lambda: exists(self._client, self.run_id)):
+            if len(part) == 1 or not ask(lambda: exists(self.client, self.run_id)):
                 self.losses.add(kind, len(part), str(refusal))
                 return
             middle = len(part) // 2
@@ -250,7 +273,7 @@ class RunSender:
         if metric.key not in self._before:
             return False
         if metric.key not in self._newest:
-            history = self._client.get_metric_history(self.run_id, metric.key)
+            history = self.client.get_metric_history(self.run_id, metric.key)
             newest = max(history, key=lambda point: (point.step, point.timestamp), default=Metric(metric.key, 0.0, 0, -1))
             self._newest[metric.key] = (newest.step, newest.value)
         step, value = self._newest[metric.key]

@@ -1,15 +1,19 @@
 """Opening a run's tracker: MLflow's, once its store is known to answer, or the twin that keeps nothing."""
 
+import getpass
 import logging
 import os
+import platform
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from cluster.store_uri import store_uri
 from cluster.tracking import NullTracker, Tracker, TrackingConfig
+from owseg.fields import flatten
 
 
 @contextmanager
@@ -31,11 +35,41 @@ def open_tracker(
     try:
         with tracker.running():
             above = {"mlflow.parentRunId": config.parent} if config.parent else {}
-            tracker.tags({"config_digest": digest, **above, **_code_version()})
+            tracker.everywhere = {"config_digest": digest, **_code_version(), **_environment()}
+            tracker.tags({**tracker.everywhere, **above})
+            tracker.params(as_parameters(flatten(settings)))
             tracker.document(settings, "config.yaml")
             yield tracker
     finally:
         tracker.close(interrupted=isinstance(sys.exception(), KeyboardInterrupt))
+
+
+def as_parameters(settings: Iterable[tuple[str, object]]) -> dict[str, object]:
+    """Settings as parameters: MLflow shows an empty one as if it were missing."""
+    return {key: "none" if value is None or value in ("", [], {}) else value for key, value in settings if key}
+
+
+def _environment() -> dict[str, str]:
+    """Who recorded a run, by what command, on what kind of machine, with which versions."""
+    versions = {}
+    for name in ("torch", "ray", "deepspeed", "mlflow"):
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return {
+        "mlflow.user": _user(),
+        "mlflow.source.name": "/".join(Path(sys.argv[0]).parts[-2:]),
+        "mlflow.source.type": "LOCAL",
+        "python": platform.python_version(),
+        **versions,
+        "host": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user without a name
+        return str(os.getuid())
 
 
 def _set_environment() -> None:

@@ -206,7 +206,7 @@ def close(outboxes: Sequence[Outbox], losses: Losses, *, interrupted: bool = Fal
             break
         if not told and now - began > 3:
             told = True
-            logger.warning("MLflow: waiting up to %.0f s for a store that takes no records", min(most, END_SECONDS))
+            logger.warning("MLflow: what is left is being sent, for %.0f s at most", most)
     for outbox in outboxes:
         for kind, count in outbox.left().items():
             losses.add(kind, count, "the store did not answer until the end")

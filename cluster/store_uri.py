@@ -1,12 +1,25 @@
 """Addresses of MLflow stores: which the client takes, and which a run uses."""
 
+import json
 import os
+import re
+import sqlite3
 import sys
+from contextlib import closing, suppress
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from cluster import InputError
 from filtering.secrets import masked
+from storage.copies import at
+
+DATABASE, ARTIFACTS, MEMORY = "mlflow.db", "mlartifacts", "mlflow.json"
+"""An SQLite store, the files of its runs beside it, and what a run's folder remembers of its own."""
+COLUMNS_OF_FILES = (("experiments", "artifact_location"), ("runs", "artifact_uri"), ("logged_models", "artifact_location"))
+"""Where an SQLite store says where files lie."""
+LOCAL = "http://127.0.0.1:5000"
+"""Where `make up` serves a store."""
+CLASSIC = "workflowType=machine_learning"
 
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks", "databricks-uc")
 FROM_ENVIRONMENT = "MLFLOW_TRACKING_URI"
@@ -53,14 +66,38 @@ def _shown(uri: str) -> str:
 
 
 def store_uri(uri: str, run_dir: Path) -> str:
-    """The store of a run: the one that is asked for, that of the environment, or mlflow.db in the run's folder."""
+    """The store of a run: the one that is asked for, that of the environment, or the default one of its folder."""
     if not uri and (given := os.environ.get(FROM_ENVIRONMENT, "").strip()):
         check_uri(given, FROM_ENVIRONMENT)
         uri = given
     if uri.startswith("sqlite:///~"):
         return sqlite_uri(Path(unquote(uri.removeprefix("sqlite:///"))).expanduser())
     scheme, separator, rest = uri.partition(":")  # MLflow knows schemes in lower case alone
-    return f"{scheme.lower()}{separator}{rest}" or sqlite_uri(run_dir.resolve() / "mlflow.db")
+    return f"{scheme.lower()}{separator}{rest}" or sqlite_uri(default_store(run_dir.resolve()))
+
+
+def default_store(run_dir: Path) -> Path:
+    """The SQLite file of a run that names no store: beside its folder, so that runs there can be compared.
+
+    Its own, in its folder, where it has one already, is a copy of an object store's, or nothing can be written beside it. A
+    folder that was moved away from the others keeps the store that it was recorded in.
+    """
+    own, shared = run_dir / DATABASE, run_dir.parent / DATABASE
+    if own.is_file() or at(run_dir):
+        return own
+    remembered = sqlite_file(remembered_uri(run_dir))
+    if not shared.is_file() and remembered is not None and remembered.is_file():
+        return remembered
+    usable = os.access(shared.parent, os.W_OK) and (not shared.exists() or os.access(shared, os.W_OK))
+    return shared if usable else own
+
+
+def remembered_uri(run_dir: Path) -> str:
+    """The store that a folder's `mlflow.json` names, without its secrets; empty where there is none."""
+    try:
+        return str(json.loads((run_dir / MEMORY).read_text(encoding="utf-8"))["tracking_uri"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def sqlite_uri(file: Path) -> str:
@@ -74,7 +111,65 @@ def sqlite_file(uri: str) -> Path | None:
     return Path(unquote(path.partition("?")[0])) if scheme.partition("+")[0] == "sqlite" and path else None
 
 
-if __name__ == "__main__":  # for `make up RUN_DIR=...`
-    if "://" in sys.argv[1]:
-        sys.exit(f"RUN_DIR: {sys.argv[1]} is no folder here; copy its mlflow.db and mlartifacts/ into one, and give that")
-    print(sqlite_uri(Path(sys.argv[1]).resolve() / "mlflow.db"))
+def artifacts_here(database: Path) -> None:
+    """Let an SQLite store that was moved or copied, maybe from another machine, name the files beside it here."""
+    if not database.is_file():
+        return
+    folder = database.parent / ARTIFACTS
+    here = folder.as_uri()
+    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(database)) as opened:  # MLflow says what is the matter
+        there_are = {name for (name,) in opened.execute("select name from sqlite_master where type = 'table'")}
+        columns = [(table, column) for table, column in COLUMNS_OF_FILES if table in there_are]  # older stores have fewer
+        before = opened.execute(f"select artifact_location from experiments where artifact_location like 'file:%/{ARTIFACTS}'")
+        for (there,) in before.fetchall():
+            came_along = folder.is_dir() or not Path(unquote(urlsplit(there).path)).is_dir()
+            for table, column in columns if there != here and came_along else ():
+                change = f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?"
+                opened.execute(change, (here, len(there) + 1, len(there), there))
+        opened.commit()
+
+
+def pages(uri: str, experiment_id: str, run_id: str) -> dict[str, str]:
+    """The addresses of the experiment's table of runs and of a run on an MLflow server; none of other stores.
+
+    Without the query MLflow opens its pages for language models, which have nothing of these runs.
+    """
+    if not uri.startswith("http"):
+        return {}
+    server = re.sub("//[^/]*@", "//", uri).rstrip("/")
+    return {
+        "runs": f"{server}/#/experiments/{experiment_id}/runs?{CLASSIC}",
+        "run": f"{server}/#/experiments/{experiment_id}/runs/{run_id}?{CLASSIC}",
+    }
+
+
+def of_folder(folder: str) -> str:
+    """The store of a run's folder, for `make up RUN_DIR=...`. Exits with one line where it is not to be opened here."""
+    if "://" in folder:
+        sys.exit(f"RUN_DIR: {folder} is no folder here; copy its mlflow.db and mlartifacts/ into one, and give that")
+    run_dir = Path(folder).resolve()
+    if (recorded := remembered_uri(run_dir)) and sqlite_file(recorded) is None:
+        sys.exit(f"RUN_DIR: the runs of {folder} are recorded in {recorded}; open that")
+    database = sqlite_file(recorded) if recorded else None
+    database = database if database is not None and database.is_file() else default_store(run_dir)
+    if not database.is_file():
+        sys.exit(f"RUN_DIR: no run of {folder} is recorded yet; give the folder of a run (make up RUN_DIR=runs/demo)")
+    artifacts_here(database)
+    return sqlite_uri(database)
+
+
+def page_of_folder(run_dir: Path, database: Path) -> str:
+    """Where `make up` shows the run of a folder; the front page where it has none in this store."""
+    with suppress(OSError, ValueError, KeyError, sqlite3.DatabaseError), closing(sqlite3.connect(database)) as opened:
+        run_id = json.loads((run_dir / MEMORY).read_text(encoding="utf-8"))["run_id"]
+        for (experiment_id,) in opened.execute("select experiment_id from runs where run_uuid = ?", (run_id,)):
+            return pages(LOCAL, str(experiment_id), run_id)["run"]
+    return LOCAL
+
+
+if __name__ == "__main__":
+    store = of_folder(sys.argv[1])
+    found = sqlite_file(store)
+    assert found is not None
+    print(f"open {page_of_folder(Path(sys.argv[1]).resolve(), found)}", file=sys.stderr)
+    print(store)

@@ -19,7 +19,9 @@ from cluster.inputs import bring_here
 from filtering.files import replacing
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.datasets import list_items
+from owseg.evaluation.inference import embed_queries
 from owseg.evaluation.metrics import mean_iou
+from owseg.evaluation.pictures import draw_prediction
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of
 from owseg.evaluation.scoring import score_items
 from owseg.fit import WEIGHTS
@@ -37,6 +39,8 @@ SCORES = "tuning.jsonl"
 BEST = "best.{}.safetensors"
 """The weights with the best average so far, with their step."""
 AVERAGE = "tuning/mIoU"
+DRAWN = 4
+"""Datasets of which an image is drawn at each checkpoint."""
 
 
 def of_tuning(config: EvaluateConfig, root: str) -> EvaluateConfig:
@@ -87,7 +91,7 @@ def scorer(
         torch.set_num_threads(1)
         with checkpoint.as_directory() as folder:
             step, weights = step_of(Path(folder)), Path(folder) / WEIGHTS
-            found = score_weights(method, encoder, normalisation, config, weights)
+            found = score_weights(method, encoder, normalisation, config, weights, pictures_of(out, step))
             scores, kept = read_scores(out), best_weights(out)
             best = scores.get(kept[0]) if kept and kept[0] != step else None
             if best is None or found[AVERAGE] > best[AVERAGE]:
@@ -112,10 +116,20 @@ def _keep(out: Path, step: int, weights: Path) -> None:
             discard(file)
 
 
+def pictures_of(out: Path, step: int) -> Path:
+    """The folder of the pictures that a step's weights drew: <dataset>.png, of the same images at each step."""
+    return out / "pictures" / f"{step:08}"
+
+
 def score_weights(
-    method: TrainableConfig, encoder: EncoderConfig, normalisation: Normalisation, config: EvaluateConfig, weights: Path
+    method: TrainableConfig,
+    encoder: EncoderConfig,
+    normalisation: Normalisation,
+    config: EvaluateConfig,
+    weights: Path,
+    pictures: Path,
 ) -> dict[str, float]:
-    """The mIoU in percent of trained weights on each dataset, and their average.
+    """The mIoU in percent of trained weights on each dataset, and their average. The first image of some is drawn.
 
     Raises InputError as `score_items`, and where a dataset has nothing that is scored.
     """
@@ -127,8 +141,12 @@ def score_weights(
             segmenter, loaded = load_segmenter(wanted, encoder, weights).to(device), wanted
         protocol = protocol_of(config, dataset)
         items = list_items(protocol.benchmark, root)[: config.limit or None]
-        score = score_items(segmenter, protocol, items, config, normalisation)
+        classes = embed_queries(segmenter, protocol)
+        score = score_items(segmenter, protocol, items, config, normalisation, classes=classes)
         if not score.counts[protocol.benchmark.scored].any():
             raise InputError(f"evaluate.tuning: no pixel of {dataset}'s label maps has a class that is scored")
         found[f"{AVERAGE}_{dataset}"] = mean_iou(score.counts, protocol.benchmark.scored)
+        if len(found) <= DRAWN:
+            title = f"{method.name} on a tuning image of {dataset}"
+            draw_prediction(segmenter, protocol, items[0], classes, normalisation, pictures / f"{dataset}.png", title)
     return {AVERAGE: sum(found.values()) / len(found), **found}

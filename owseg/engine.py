@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from math import isfinite
 from typing import Protocol
 
 import torch
@@ -20,6 +21,8 @@ class Engine(Protocol):
 
     skipped: bool
     """Whether the last step changed neither parameters nor the optimiser's state; the same on all ranks."""
+    grad_norm: float
+    """Of the last step's gradients together, before they are clipped; the same on all ranks."""
 
     def step(self, batch: Batch, lr: float) -> dict[str, Tensor]:
         """One optimiser step at learning rate `lr`; returns this rank's losses (detached).
@@ -52,6 +55,7 @@ class TorchEngine:
     """
 
     skipped = False
+    grad_norm = 0.0
 
     def __init__(
         self,
@@ -85,7 +89,8 @@ class TorchEngine:
                 dist.all_reduce(parameter.grad)
                 parameter.grad /= self.ranks
         norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.clip_norm)
-        self.skipped = not norm.isfinite()  # of the sums over ranks, so that all agree
+        self.grad_norm = float(norm)
+        self.skipped = not isfinite(self.grad_norm)  # of the sums over ranks, so that all agree
         if not self.skipped:
             self.optimizer.step()
         return {name: loss.detach() for name, loss in losses.items()}

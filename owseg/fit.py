@@ -34,7 +34,8 @@ class OnLog(Protocol):
 
     Losses and diagnostics are those of the last step that was not skipped, none where all were; "skipped_steps" is how many
     were since `fit` began, "data_wait_share" the share of time, since the call before, in which this rank waited for batches.
-    On a GPU whose peak is known (`owseg.flops`), "mfu" is what this rank's steps make of it.
+    "grad_norm" is that of the last step's gradients before they are clipped. On a GPU whose peak is known (`owseg.flops`),
+    "mfu" is what this rank's steps make of it.
     """
 
     def __call__(self, step: int, losses: dict[str, float], lr: float, diagnostics: dict[str, float]) -> None: ...
@@ -141,7 +142,7 @@ def fit(
             last = last if engine.skipped else Last(losses, method.diagnostics)
             skipped(engine.skipped, finished, losses, kept)
             if finished % log_every == 0 or finished == total:
-                spent = {"skipped_steps": float(skipped.count), "data_wait_share": waits.share(), **meter.share()}
+                spent = _spent(skipped, waits, meter, engine)
                 _tell(on_log, finished, last, scheduled.schedule.lr(step), spent)
             due = due or finished % checkpoint_every == 0 or (checkpoint_now is not None and checkpoint_now(finished))
             if on_checkpoint is not None and (finished == total or (due and not engine.skipped)):
@@ -149,6 +150,12 @@ def fit(
                 kept, due = finished, False
         carried = _copied(engine.moments()) if scheduled.stop < total else {}
         engine.release()
+
+
+def _spent(skipped: Skipped, waits: Waits, meter: StepMeter, engine: Engine) -> dict[str, float]:
+    """What a log tells beside losses; no norm of gradients that a step was skipped for."""
+    norm = {} if engine.skipped else {"grad_norm": engine.grad_norm}
+    return {"skipped_steps": float(skipped.count), "data_wait_share": waits.share(), **meter.share(), **norm}
 
 
 def _copied(moments: Iterator[tuple[str, Moments]]) -> AdamState:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cluster.data import run_on_ray
-from cluster.tracking import Run
+from cluster.tracking import Run, RunOf
 from filtering.files import digest_of, record_of
 from filtering.images.download import DownloadConfig, content_digest, download_corpus
 from filtering.images.from_tars import in_tars, select_corpus
@@ -27,12 +27,12 @@ from filtering.shards import output_of_shards
 from pipelines.app.cli import VERIFY, Choice, main
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.dry_run import dry_run
+from pipelines.app.records import corpus_data, settings_of, shards_data
 from pipelines.app.run_dir import CONFIG_FILE
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import describe_losses
 from pipelines.app.world import download_config
 from pipelines.filter import run_filter
-from storage.copies import shown
 
 REPORT = ("report.html", "report.json", "report.png")
 
@@ -47,7 +47,10 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
 
     def work() -> Result:
         with context.tracker.child("download", stage="download") as run, download_config(context) as config:
-            runner = run_on_ray(context.config.session)
+            run.params(settings_of(context.config, "download"))
+            run.tags({"corpus_digest": corpus["digest"], "filter_run": RunOf("filter")})
+            run.dataset(corpus_data(context.run_dir, corpus), context="download")
+            runner = run_on_ray(context.config.session, run)
             if in_tars(folder):
                 result = select_corpus(config, folder, out, run=runner)
             else:
@@ -55,8 +58,9 @@ def run_download(context: Context, corpus: Result, retry: Retry = "none") -> Res
             _record(run, result, download_report.write(out, result, masked_tree(asdict(settings))))
             if settings.target:
                 Target(settings.target).push([out / name for name in REPORT])
-            run.dataset("corpus", source=shown(folder), digest=corpus["digest"], context="download")
-            run.dataset("shards", source=shown(out), digest=result["digest"], context="download")
+            run.dataset(shards_data(context.config, context.run_dir, result), context="downloaded")
+            run.tags({"shards_digest": result["digest"]})
+            run.describe(f"The corpus of [[filter]]: {result['links']} links → **{result['success']} images**.")
             for name in REPORT:
                 run.artifact(out / name)
         return result

@@ -7,18 +7,16 @@ if __name__ == "__main__":  # help and mistyped keys, before the libraries below
 
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from cluster.evaluate import FORMAT, Contender, draw, evaluate, fingerprint_of
 from cluster.tracking import Run
 from filtering.files import digest_of, write_json
 from owseg import InputError
 from owseg.evaluation.convert import read_json
-from owseg.evaluation.datasets import averaged, list_items
+from owseg.evaluation.datasets import list_items
 from owseg.evaluation.intervals import (
     AVERAGE,
     Difference,
@@ -29,11 +27,12 @@ from owseg.evaluation.intervals import (
     row_intervals,
     write_image_counts,
 )
-from owseg.evaluation.protocols import OVERRIDES, EvaluateConfig, protocol_of, summary_of
+from owseg.evaluation.protocols import EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.scoring import Score, report
 from owseg.fields import shown_settings
 from owseg.method_config import TrainableConfig
 from owseg.text import told_shortened
+from pipelines.app.benchmark_data import benchmark_data
 from pipelines.app.checks import check_benchmarks, check_encoder, check_methods, check_weights
 from pipelines.app.cli import VERIFY, main
 from pipelines.app.config import to_dict
@@ -41,6 +40,16 @@ from pipelines.app.context import Context, Result, open_context
 from pipelines.app.dry_run import dry_run
 from pipelines.app.resolve import located_model
 from pipelines.app.roles import roles_of
+from pipelines.app.score_records import (
+    METRICS,
+    begun,
+    child,
+    draw_confusions,
+    metrics_of,
+    record_confusions,
+    record_scores,
+    row_of,
+)
 from pipelines.app.settings import Config
 from pipelines.app.tables import console_for, print_table
 from pipelines.app.world import evaluate_config
@@ -49,9 +58,6 @@ from pipelines.train import ensure_trained, trained_encoder, weights_of
 
 MAX_LISTED = 5
 """Unreadable images that are named below the table; the JSON files name all."""
-METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "peak_memory_mb")
-ORACLE_METRICS = ("oracle_mIoU", "regions_per_image")
-"""With `evaluate.oracle`."""
 WIDE = 150
 """Columns of tables that go to no terminal."""
 DIGITS = {"seconds_per_image": 3, "peak_memory_mb": 0}
@@ -84,41 +90,55 @@ def run_evaluate(context: Context) -> Result:
 
 
 def _evaluate(context: Context, contenders: list[Contender], config: EvaluateConfig, out: Path) -> Result:
-    """The work of the stage."""
-    scores = evaluate(contenders, config, context.config.session, out)
+    """The work of the stage, each method's in an MLflow run that is open from the beginning."""
+    with ExitStack() as stack:
+        runs = {row.name: begun(stack.enter_context(child(context, row.name)), context, row, config) for row in contenders}
+        scores = evaluate(
+            contenders,
+            config,
+            context.config.session,
+            out,
+            lambda name, done: runs[name].metrics({"progress/images": done}, step=done),
+        )
+        return _publish(context, contenders, config, scores, runs, out)
+
+
+def _publish(
+    context: Context,
+    contenders: list[Contender],
+    config: EvaluateConfig,
+    scores: dict[str, dict[str, Score]],
+    runs: Mapping[str, Run],
+    out: Path,
+) -> Result:
+    """Write what the scores come to, and record it; returns the stage's result."""
     if config.bootstrap:
         print(f"evaluate: intervals from {config.bootstrap} resamples", flush=True)
     counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
     intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
-    miou: dict[str, dict[str, float]] = {}
-    averages: dict[str, dict[str, float]] = {}
-    oracle: dict[str, dict[str, float]] = {}
+    data = benchmark_data(config, out)
+    reports = {row.name: _write_reports(row, config, scores[row.name], intervals.get(row.name, {}), out) for row in contenders}
     for contender in contenders:
-        with context.tracker.child(f"evaluate {contender.name}", stage="evaluate") as run:
-            name = contender.name
-            reports = _publish(run, contender, config, scores[name], intervals.get(name, {}), out)
-            averages[name] = _averages(reports)
-            miou[name] = _row(reports, "mIoU")
-            run.metrics({"average/mIoU": miou[name][AVERAGE]})
-            if config.oracle:
-                oracle[name] = _row(reports, "oracle_mIoU")
-                run.metrics({"average/oracle_mIoU": oracle[name][AVERAGE]})
-            if config.pictures:
-                print(f"evaluate: drawing the best, median and worst images of {name}", flush=True)
-                draw([contender], scores, config, out / "pictures")
-                run.artifact(out / "pictures" / contender.name, "pictures")
-    for name, values in miou.items():
-        context.tracker.metrics({f"{name}/{dataset}/mIoU": value for dataset, value in values.items()})
+        name = contender.name
+        if config.pictures:
+            print(f"evaluate: drawing the best, median and worst images of {name}", flush=True)
+            draw([contender], scores, config, out / "pictures")
+            draw_confusions(contender, config, scores[name], out / "pictures")
+        pictures = out / "pictures" if config.pictures else None
+        record_scores(runs[name], contender, reports[name], intervals.get(name, {}), data, pictures)
+        record_confusions(runs[name], config, scores[name])
+    miou = {name: row_of(found, "mIoU") for name, found in reports.items()}
     first = scores[contenders[0].name]
     return {
         "mIoU": miou,
         "intervals": {name: {dataset: [*ends] for dataset, ends in row.items()} for name, row in intervals.items()},
         "differences": _against_best(counts, miou, config) if config.bootstrap else {},
-        "averages": averages,
-        **({"oracle_mIoU": oracle} if config.oracle else {}),
+        "averages": {name: _averages(found) for name, found in reports.items()},
+        **({"oracle_mIoU": {name: row_of(found, "oracle_mIoU") for name, found in reports.items()}} if config.oracle else {}),
         "protocol": summary_of(config),
         "settings": {contender.name: settings_of(contender, config, scores[contender.name]) for contender in contenders},
         "images": {name: len(score.images) for name, score in first.items()},
+        "data": {name: one.digest for name, one in data.items()},
         "skipped": {name: sorted(score.skipped) for name, score in first.items() if score.skipped},
         "shortened": {
             name: {dataset: [*score.shortened] for dataset, score in row.items() if score.shortened}
@@ -190,20 +210,11 @@ def fingerprint_of_scores(run: Config, config: EvaluateConfig, contenders: list[
     return digest_of([FORMAT, rows, settings, texts, files])
 
 
-def _publish(
-    run: Run,
-    contender: Contender,
-    config: EvaluateConfig,
-    scores: dict[str, Score],
-    intervals: Mapping[str, Interval],
-    out: Path,
+def _write_reports(
+    contender: Contender, config: EvaluateConfig, scores: dict[str, Score], intervals: Mapping[str, Interval], out: Path
 ) -> dict[str, Result]:
-    """Write a method's JSON files and counts by image, and log them; returns what the JSON files hold, by dataset."""
-    run.tags({"model": contender.name, "preset": config.preset})
-    run.params({"protocol": summary_of(config), "settings": settings_of(contender, config, scores)})
-    run.params({key: getattr(config, key) or "the preset's" for key in OVERRIDES})
+    """Write a method's JSON files and counts by image; returns what the JSON files hold, by dataset."""
     reports: dict[str, Result] = {}
-    per_class: list[dict[str, Any]] = []
     for name in config.names:
         scored = reports[name] = report(protocol_of(config, name), config, scores[name])
         if name in intervals:
@@ -211,33 +222,13 @@ def _publish(
         scored["settings"] = settings_of(contender, config, {name: scores[name]})
         write_json(out / contender.name / f"{name}.json", scored)
         write_image_counts(out / contender.name / f"{name}.npz", scores[name].by_image)
-        run.metrics({f"{name}/{metric}": scored[metric] for metric in _metrics(scored)})
-        per_class += [
-            {"dataset": name, "class": class_, "IoU": iou, "boundary_IoU": scored["boundary_IoU_by_class"][class_]}
-            for class_, iou in scored["IoU"].items()
-        ]
-    for name, interval in intervals.items():
-        run.metrics({f"{name}/mIoU_low": interval.low, f"{name}/mIoU_high": interval.high})
-    run.table(per_class, "per_class.json")
-    run.dataset("benchmarks", source=config.root, digest=digest_of(to_dict(config)), context="evaluation")
     return reports
-
-
-def _metrics(scored: Result) -> list[str]:
-    """The metrics that a report, or the averages of some, have."""
-    return [metric for metric in (*METRICS, *ORACLE_METRICS) if metric in scored]
-
-
-def _row(reports: dict[str, Result], metric: str) -> dict[str, float]:
-    """A metric by dataset, with the plain mean of `averaged` as "average"."""
-    row = {name: scored[metric] for name, scored in reports.items()}
-    return row | {AVERAGE: float(np.mean([row[name] for name in averaged([*row])]))}
 
 
 def _averages(reports: dict[str, Result]) -> dict[str, float]:
     """The plain means of `averaged` of the scores beside mIoU."""
-    metrics = _metrics(next(iter(reports.values())))
-    return {metric: _row(reports, metric)[AVERAGE] for metric in metrics if metric != "mIoU"}
+    metrics = metrics_of(next(iter(reports.values())))
+    return {metric: row_of(reports, metric)[AVERAGE] for metric in metrics if metric != "mIoU"}
 
 
 def _against_best(

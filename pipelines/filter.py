@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from cluster.data import run_on_ray
+from cluster.tracking import Data
 from filtering.captions.corpus import FilterConfig, build_corpus, find_leakage, shares
 from filtering.files import digest_of
 from filtering.link_set import forgotten_in
@@ -17,6 +18,7 @@ from pipelines.app.cli import VERIFY, main
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.dry_run import dry_run
 from pipelines.app.evaluated import evaluated_classes, excluded_classes, fingerprint_of
+from pipelines.app.records import corpus_data, settings_of
 from pipelines.app.settings import Config
 from pipelines.app.world import filter_config
 
@@ -36,11 +38,15 @@ def run_filter(context: Context) -> Result:
 
     def work() -> Result:
         with context.tracker.child("filter", stage="filter") as run:
-            runner, forgotten = run_on_ray(context.config.session), forgotten_in(context.run_dir)
+            run.params(settings_of(context.config, "filter"))
+            run.dataset(Data(name="links", source=config.source.shown, digest=fingerprint), context="filtering")
+            runner, forgotten = run_on_ray(context.config.session, run), forgotten_in(context.run_dir)
             result = build_corpus(config, out, run=runner, benchmarks=excluded, forgotten=forgotten)
             run.metrics({"links": result["links"], "kept": result["kept"], "entities": result["entities"]})
             run.metrics({f"dropped/{reason}": count for reason, count in result["dropped"].items()})
-            run.dataset("links", source=config.source.shown, digest=fingerprint, context="filtering")
+            run.dataset(corpus_data(context.run_dir, result), context="filtered")
+            run.tags({"corpus_digest": result["digest"]})
+            run.describe(f"{result['links']} links → **{result['kept']} kept**.")
         return result
 
     result = context.stage("filter", fingerprint, out, work, files=lambda: [out / name for name in FILES])

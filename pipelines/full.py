@@ -5,7 +5,6 @@ if __name__ == "__main__":  # help and mistyped keys, before the libraries below
 
     answer(__file__)
 
-import shlex
 import sys
 
 from filtering.images.results import Retry
@@ -20,7 +19,6 @@ from pipelines.download import check_target, retry_flag, run_download
 from pipelines.evaluate import run_evaluate
 from pipelines.filter import run_filter
 from pipelines.train import run_train
-from storage.copies import at
 
 
 def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
@@ -42,11 +40,6 @@ def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
             run_evaluate(context)
             print_funnel(corpus, shards)
             print(f"corpus report: {context.run_dir / 'corpus' / 'report.html'}")
-        if context.tracker.uri and at(context.run_dir):
-            print(f"MLflow: its runs are in mlflow.db of {context.run_dir}; teams record in a server instead (tracking.uri)")
-        elif context.tracker.uri:
-            folder, store = shlex.quote(f"RUN_DIR={config.run_dir}"), shlex.quote(context.tracker.uri)
-            print(f"MLflow: run `make up {folder}` or `mlflow ui --backend-store-uri {store}`")
     print(f"summary: {context.run_dir / SUMMARY}")
 
 

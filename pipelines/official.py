@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
+from pipelines.app.registered import checkpoint_here
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from owseg.checkpoint import Checkpoint
@@ -60,7 +61,7 @@ def _read(given: argparse.Namespace) -> "Checkpoint":
     if given.method and given.method not in LAYOUTS:
         raise ConfigError(f"--method: '{given.method}' has no published checkpoints; choose from {', '.join(LAYOUTS)}")
     encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
-    found = find_checkpoint(given.source, given.method, **encoder)
+    found = find_checkpoint(checkpoint_here(given.source), given.method, **encoder)
     if found.weights is None or found.method.name not in LAYOUTS:
         raise ConfigError(f"{given.source}: no trained {' or '.join(layout.title for layout in LAYOUTS.values())}")
     towers = {name: _absolute(getattr(given, name)) for name in TOWERS if getattr(given, name)}

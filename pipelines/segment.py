@@ -18,6 +18,7 @@ from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
 from pipelines.app.models import add_inference_options, load_model, model_line, settings_of, with_inference_options
 from pipelines.app.outcome import DONE, USER_MISTAKE
+from pipelines.app.registered import checkpoint_here
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from owseg.checkpoint import Checkpoint
@@ -108,7 +109,7 @@ def _checkpoint(arguments: argparse.Namespace) -> "Checkpoint":
     from owseg.checkpoint import TRAINING_FREE, find_checkpoint
 
     found = find_checkpoint(
-        arguments.checkpoint or arguments.method or TRAINING_FREE,
+        checkpoint_here(arguments.checkpoint) or arguments.method or TRAINING_FREE,
         arguments.method,
         encoder_model=arguments.encoder_model,
         encoder_weights=arguments.encoder_weights,
@@ -126,7 +127,8 @@ def _parser() -> Parser:
         "--checkpoint",
         default="",
         metavar="PATH",
-        help="a folder of a run's train/, the run's folder, or an official .pth (TCL's or OVSegmentor's)",
+        help="a folder of a run's train/, the run's folder, models:/NAME@champion of MLflow's registry, or an official .pth "
+        "(TCL's or OVSegmentor's)",
     )
     add(
         "--method",

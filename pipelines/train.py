@@ -14,10 +14,10 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
-from cluster.tracking import Run
+from cluster.tracking import Model, Run, RunOf
 from cluster.train import train
 from cluster.train_config import RayTrainJob
-from cluster.tuning import content_of
+from cluster.tuning import AVERAGE, best_weights, content_of, pictures_of
 from filtering.files import digest_of, digest_of_file
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, files_at, located, write_model
@@ -32,11 +32,12 @@ from owseg.step_log import costs_of, left_out_of
 from owseg.training import TrainJob, shards_of
 from pipelines.app.checks import check_encoder, check_methods, check_weights
 from pipelines.app.cli import RESTART, VERIFY, Option, main
-from pipelines.app.config import flatten, to_dict
+from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
 from pipelines.app.dry_run import dry_run
 from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
+from pipelines.app.records import settings_of, shards_data
 from pipelines.app.resolve import (
     given_weights,
     methods_to_train,
@@ -79,7 +80,7 @@ def run_train(context: Context, shards: Result) -> Result:
     )
     for numbers in (result.get("costs", {}), result.get("left_out", {})):
         for name, values in numbers.items():
-            context.tracker.metrics({f"{name}/train/{key}": value for key, value in values.items()})
+            context.tracker.metrics({f"train/{name}/{key}": value for key, value in values.items()})
     for job in jobs:
         view = view_of(context.config.evaluate, "voc21")
         weights = weights_of(context, job.name)
@@ -168,12 +169,13 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     def work() -> Result:
         set_other_aside(folder, fingerprint)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
-            run.tags({"model": method.name})
-            run.params(dict(flatten(settings)))
-            source = context.config.train.shards or shown(context.run_dir / "shards")
-            run.dataset("shards", source=source, digest=shards["digest"], context="training")
-            weights = train(job, context.config.session, lambda steps: _log(run, steps))
+            run.tags({"method": method.name, "shards_digest": shards["digest"], "download_run": RunOf("download")})
+            run.params({**settings_of(context.config, "train", method.name), "steps": job.steps})
+            run.dataset(shards_data(context.config, context.run_dir, shards), context="training")
+            run.describe(f"Training of **{method.name}** on the shards of [[download]], {job.steps} steps.")
+            weights = train(job, context.config.session, lambda steps: _log(run, job.out, steps))
             run.artifact(job.ledger)
+            run.model(_model(context, job, shards), made=True)
             if method.name == "clip":
                 tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
                 save_file(tensors, folder / ENCODER)
@@ -181,6 +183,24 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
 
     return context.part(
         f"train-{method.name}", fingerprint, job.weights, work, files=lambda: _weight_files(folder.parent, method)
+    )
+
+
+def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:
+    """The trained weights as MLflow's LoggedModel."""
+    best = best_weights(job.out) if job.tuning else None
+    return Model(
+        name=job.method.name,
+        digest=digest_of_file(job.weights),
+        kind=job.method.name,
+        params=settings_of(context.config, "train", job.method.name),
+        tags={
+            "weights": shown(job.weights),
+            "step": best[0] if best else job.steps,
+            "kept": "the best on the tuning split" if best else "the last",
+            "shards_digest": shards["digest"],
+            "run_dir": shown(context.run_dir),
+        },
     )
 
 
@@ -221,10 +241,13 @@ def _begun_from(job: TrainJob) -> list[str]:
     return [digest_of_file(file) for name in named for file in files_at(name)]
 
 
-def _log(run: Run, steps: list[dict[str, Any]]) -> None:
+def _log(run: Run, out: Path, steps: list[dict[str, Any]]) -> None:
     for line in steps:
         step = int(line["step"])
         run.metrics({f"train/{name}": value for name, value in line.items() if name not in ("step", LEDGER)}, step)
+        if AVERAGE in line:  # the checkpoint was scored
+            for picture in sorted(pictures_of(out, step).glob("*.png")):
+                run.image(picture, f"tuning/{picture.stem}", step)
 
 
 def print_keys(config: Config, step: str) -> None:

@@ -153,7 +153,7 @@ def planted_in(folder: Path) -> list[str]:
 def test_a_run_writes_down_no_secret(chain: Chain) -> None:
     """Of those in its environment: in no file, table, database or name, and not in what it prints."""
     assert len(list(chain.folder.rglob("*"))) > 100
-    assert planted_in(chain.folder) == []
+    assert planted_in(chain.folder.parent) == [], "nor in the store beside it"
     assert "planted" not in chain.output
 
 

@@ -1,7 +1,7 @@
 """Pictures of predictions, for people who would rather look than read."""
 
 import colorsys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -24,8 +24,14 @@ IMAGE_KEY = "image"
 """In a picture's PNG: the id of the image that it shows."""
 PANEL = 320
 """Height of each of the three panels in pixels ..."""
+MOST_NAMED = 60
+"""Classes up to which a confusion's rows and columns are named."""
 PANORAMA = 8 * PANEL
 """... unless it would be wider than this."""
+ALPHA = 0.6
+"""How much of a pixel is its class's colour."""
+GREY = 128
+"""What a legend's colours are laid over, as the photo's are: they look as they do there."""
 MARGIN = 12
 LINE = 22
 NAME = 60
@@ -42,7 +48,7 @@ def palette(classes: int) -> np.ndarray:
 
 
 def overlay(
-    image: np.ndarray, label: np.ndarray, colours: np.ndarray, alpha: float = 0.6, *, ignore: int = IGNORE
+    image: np.ndarray, label: np.ndarray, colours: np.ndarray, alpha: float = ALPHA, *, ignore: int = IGNORE
 ) -> np.ndarray:
     """Class colours laid over an RGB image [H, W, 3]; pixels whose label is `ignore` stay as they are."""
     drawn = label != ignore
@@ -95,6 +101,23 @@ def draw_sweep(scores: Mapping[str, Score], path: Path, title: str) -> None:
     figure.savefig(path, dpi=120)
 
 
+def draw_confusion(counts: np.ndarray, names: Sequence[str], path: Path, title: str) -> None:
+    """Write a PNG of a confusion [n, n] of pixels (rows = label): each cell is the share of its row, from white to black."""
+    from matplotlib.figure import Figure
+
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(3.0, min(12.0, 0.22 * len(names) + 1.6))
+    figure = Figure(figsize=(side, side), layout="constrained")
+    axes = figure.add_subplot(xlabel="prediction", ylabel="label")
+    axes.set_title(title, fontsize="small", wrap=True)
+    axes.imshow(shares, cmap="Greys", vmin=0, vmax=1, interpolation="nearest")
+    if len(names) <= MOST_NAMED:
+        axes.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
+        axes.set_yticks(range(len(names)), names, fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=100)
+
+
 def compose(panels: list[np.ndarray], captions: list[str], legend: Legend, title: str) -> Image.Image:
     """Panels of one size side by side under a title, with captions and a colour legend below."""
     font = ImageFont.load_default(14)
@@ -135,7 +158,7 @@ def legend_below(image: Image.Image, legend: Legend, note: str = "") -> Image.Im
     canvas.paste(image)
     draw = ImageDraw.Draw(canvas)
     for (name, colour), (x, y) in zip(entries, places, strict=True):
-        fill = None if colour is None else tuple(int(value) for value in colour)
+        fill = None if colour is None else tuple(round((1 - ALPHA) * GREY + ALPHA * int(value)) for value in colour)
         draw.rectangle((x, y + 3, x + 12, y + 15), fill=fill, outline=None if fill else (120, 120, 120))
         draw.text((x + 17, y), name, fill="black", font=font)
     for number, line in enumerate(lines):

@@ -248,9 +248,10 @@ def threshold_sweep(score: Score) -> Sweep:
     return Sweep(curve, max(curve, key=lambda value: curve[value]))
 
 
-def best_median_worst(score: Score) -> dict[str, str]:
-    """Ids of the images with the highest, the middle and the lowest mIoU of their own."""
-    ranked = sorted((value, id_) for id_, value in score.images.items() if np.isfinite(value))
+def best_median_worst(*scores: Score) -> dict[str, str]:
+    """Ids of the images with the highest, the middle and the lowest mIoU of their own, as a mean over several scores' rows."""
+    means = {id_: np.mean([score.images.get(id_, np.nan) for score in scores]) for id_ in scores[0].images}
+    ranked = sorted((value, id_) for id_, value in means.items() if np.isfinite(value))
     if not ranked:
         return {}
     return {"best": ranked[-1][1], "median": ranked[len(ranked) // 2][1], "worst": ranked[0][1]}

@@ -22,6 +22,7 @@ VERBS = {
     "lineage": "who saw this image: its shard, steps and checkpoints; opt-outs",
     "status": "how a run is: stages, rates, time left, failures, disk",
     "prune": "room in the folders of runs: what no complete stage needs",
+    "register": "a finished run in, its best method in MLflow's model registry",
     "convert": "official benchmark archives in, folders fit to be scored out",
     "export": "a trained model as others load it: transformers, open_clip, the authors' own; with a model card",
     "official": "published checkpoints into trained folders",

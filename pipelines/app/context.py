@@ -1,6 +1,7 @@
 """What the verbs of a run share: settings, tracker, stage results, and the summary that is written last."""
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -10,12 +11,14 @@ from typing import Any
 
 from cluster.open_tracker import open_tracker
 from cluster.run_log import current, run_log
+from cluster.store_uri import LOCAL, pages, sqlite_file
 from cluster.tracking import Tracker
 from filtering.files import Recorded, write_json
 from filtering.secrets import masked
 from pipelines.app.forecast import check_disk
 from pipelines.app.interrupts import at_the_last
 from pipelines.app.object_store import save
+from pipelines.app.records import record_run
 from pipelines.app.run_dir import digest_of_run, recorded
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import (
@@ -28,7 +31,7 @@ from pipelines.app.stage_marker import (
     remove_marker,
     write_marker,
 )
-from storage.copies import discard, shown
+from storage.copies import at, discard, shown
 
 SUMMARY = "summary.json"
 Result = dict[str, Any]
@@ -152,6 +155,7 @@ def open_context(config: Config, *, verify: bool = False, planned: tuple[str, ..
         act_last(tracker.abandon)
         context = Context(config, tracker, verify, planned)
         yield context
+        record_run(tracker, config, context.stages)
     # After the tracker has closed: who finds the summary need not look again at anything.
     write_json(
         run_dir / SUMMARY,
@@ -162,6 +166,22 @@ def open_context(config: Config, *, verify: bool = False, planned: tuple[str, ..
             "stages": {**_stages_before(run_dir), **context.stages},
         },
     )
+    for line in where_to_look(tracker, run_dir):
+        print(line, flush=True)
+
+
+def where_to_look(tracker: Tracker, run_dir: Path) -> list[str]:
+    """Lines that lead to a run's pages in MLflow; none where nothing is recorded."""
+    if not tracker.uri:
+        return []
+    if found := pages(tracker.uri, tracker.experiment_id, tracker.run_id):
+        return [f"MLflow, this run: {found['run']}", f"MLflow, all runs: {found['runs']}"]
+    if at(run_dir):
+        return [f"MLflow: its runs are in mlflow.db of {shown(run_dir)}; teams record in a server instead (tracking.uri)"]
+    if sqlite_file(tracker.uri) is None:
+        return [f"MLflow: run {tracker.run_id} in {masked(tracker.uri)}"]
+    command, page = shlex.quote(f"RUN_DIR={run_dir}"), pages(LOCAL, tracker.experiment_id, tracker.run_id)["run"]
+    return [f"MLflow: `make up {command}` opens {page}"]
 
 
 def where_recorded(tracker: Tracker) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.data import HEAVY
+from cluster.store_uri import DATABASE, artifacts_here
 from pipelines.app.config import from_dict, to_dict
 from pipelines.app.settings import Config
 from storage import InputError
@@ -21,8 +22,6 @@ from storage.copies import at, attach, detach, workspace_of
 from storage.lease import leased
 from storage.workspace import RECORDS, Workspace, ensure_held
 
-DATABASE = "mlflow.db"
-"""MLflow's SQLite file, in use while the run goes on: a copy of it is saved, never the file itself."""
 LARGE = ("checkpoints/*/*", *HEAVY)
 """What stays in the store until it is needed."""
 FORGOTTEN_DAYS = 7
@@ -66,21 +65,8 @@ def save(run_dir: Path) -> None:
         _save(workspace)
 
 
-def artifacts_here(database: Path) -> None:
-    """Let MLflow's SQLite file, which may come from another machine, name the files beside it here."""
-    if not database.is_file():
-        return
-    here = (database.parent / "mlartifacts").as_uri()
-    with suppress(sqlite3.DatabaseError), closing(sqlite3.connect(database)) as opened:  # MLflow says what is the matter
-        before = opened.execute("select artifact_location from experiments where artifact_location like 'file:%/mlartifacts'")
-        for (there,) in before.fetchall():
-            for table, column in (("experiments", "artifact_location"), ("runs", "artifact_uri")):
-                moved = f"update {table} set {column} = ? || substr({column}, ?) where substr({column}, 1, ?) = ?"
-                opened.execute(moved, (here, len(there) + 1, len(there), there))
-        opened.commit()
-
-
 def _save(workspace: Workspace) -> None:
+    """MLflow's SQLite file is in use while the run goes on: a copy of it is saved, never the file itself."""
     ensure_held(workspace)
     database = workspace.root / DATABASE
     if database.is_file():

@@ -18,6 +18,7 @@ from owseg.fit import WEIGHTS
 from pipelines.app.config import ConfigError, flatten, from_dict, to_dict
 from pipelines.app.evaluated import fingerprint_of
 from pipelines.app.object_store import held_copy, inputs_here
+from pipelines.app.registered import registered_here
 from pipelines.app.roles import comparable, roles_of, settings_that_decide
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import read_marker
@@ -40,7 +41,7 @@ def open_run_dir(config: Config, config_file: Path | None, *, restart: bool = Fa
     with held_folder(config, config_file) as folder:
         config = replace(config, run_dir=str(folder))
         prepare_run_dir(config, restart=restart)
-        yield inputs_here(config)
+        yield inputs_here(registered_here(config))
 
 
 @contextmanager

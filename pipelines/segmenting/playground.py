@@ -14,6 +14,7 @@ from owseg.methods.clip import ClipConfig
 from owseg.photos import UNREADABLE, open_image, read_photo
 from owseg.predict import Model, Segmentation, clean_labels
 from pipelines.app.models import load_model, short_name
+from pipelines.app.registered import checkpoint_here
 
 MAX_BYTES = 32 * 2**20
 """Size of a photo's file ..."""
@@ -43,7 +44,7 @@ def choices_of(sources: Sequence[str], encoder: Mapping[str, str]) -> dict[str, 
     encoder: the keywords of `find_checkpoint` that name it. Raises InputError for what is neither.
     """
     found: list[tuple[str, Choice]] = []
-    for source in sources:
+    for source in map(checkpoint_here, sources):
         trained = trained_in(Path(source))
         names = [name for name in trained if name not in NOT_OFFERED]
         if not trained:

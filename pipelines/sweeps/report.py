@@ -23,6 +23,7 @@ from owseg.evaluation.intervals import (
     row_intervals,
 )
 from pipelines.app.context import SUMMARY, where_recorded
+from pipelines.app.records import by_dataset
 from pipelines.sweeps.grid import Cell, Grid
 
 JSON = "sweep.json"
@@ -204,7 +205,7 @@ def record(
     write_json(folder / JSON, masked_tree(content))
     for row in rows:
         place = "/".join(filter(None, _place(row).values()))
-        tracker.metrics({f"{place}/{dataset}/mIoU": row.spread(dataset).mean for dataset in row.datasets})
+        tracker.metrics(by_dataset(f"mIoU/{place}", {dataset: row.spread(dataset).mean for dataset in row.datasets}))
 
 
 def _cell(run: Finished) -> dict[str, Any]:

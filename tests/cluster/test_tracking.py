@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ from mlflow.entities import Run as StoredRun
 from cluster import InputError, mlflow_runs, mlflow_sending
 from cluster.open_tracker import open_tracker
 from cluster.store_uri import sqlite_file, store_uri
-from cluster.tracking import NullTracker, Run, TrackingConfig
+from cluster.tracking import Data, NullTracker, Run, TrackingConfig
 from helpers.chain import wait_for
 from helpers.paths import REPO
 from helpers.servers import free_port, greeter
@@ -24,7 +25,7 @@ SETTINGS = {"seed": 3, "filter": {"top_k": 20}}
 def work(run_dir: Path, config: TrackingConfig | None = None, steps: int = 2500, fail: bool = False) -> str:
     """A run with a training child, as the pipelines log it; returns the parent's id."""
     with open_tracker(config or TrackingConfig(), run_dir, name="demo", settings=SETTINGS, digest="d" * 64) as tracker:
-        tracker.metrics({"average/mIoU": 31.5, "voc21/mIoU": 40.25})
+        tracker.metrics({"mIoU/average_of_8": 31.5, "mIoU/voc21": 40.25})
         with tracker.child("tcl", stage="train") as run:
             log(run, run_dir, steps)
             if fail:
@@ -37,7 +38,7 @@ def log(run: Run, run_dir: Path, steps: int) -> None:
     run.tags({"digest": "abc"})
     for step in range(steps):
         run.metrics({"train/loss": 1 / (step + 1)}, step)
-    run.dataset("corpus", source="corpus/kept", digest="ab" * 32, context="training")
+    run.dataset(Data(name="corpus", source="corpus/kept", digest="ab" * 32, profile={"kept": 7}), context="training")
     run.table([{"class": "cat", "IoU": 0.5}, {"class": "dog", "IoU": 0.75}], "per_class.json")
     picture = run_dir / "overlay.png"
     picture.write_bytes(b"png")
@@ -55,7 +56,7 @@ def test_what_is_logged_can_be_read_back(run_dir: Path) -> None:
     client = MlflowClient(f"sqlite:///{run_dir / 'mlflow.db'}")
     parent, child = client.get_run(run_id), child_of(client, run_id)
     assert (parent.info.status, child.info.status) == ("FINISHED", "FINISHED")
-    assert parent.data.metrics == {"average/mIoU": 31.5, "voc21/mIoU": 40.25}
+    assert parent.data.metrics == {"mIoU/average_of_8": 31.5, "mIoU/voc21": 40.25}
     assert parent.data.tags["config_digest"] == "d" * 64
     assert parent.info.run_name == "demo"
     assert client.get_experiment(parent.info.experiment_id).name == "open-world-segmentation"
@@ -72,6 +73,7 @@ def test_what_is_logged_can_be_read_back(run_dir: Path) -> None:
     assert (files / "overlays" / "overlay.png").read_bytes() == b"png"
     settings = run_dir / "mlartifacts" / run_id / "artifacts" / "config.yaml"
     assert "top_k: 20" in settings.read_text()
+    assert f"system/{socket.gethostname()}/cpu_utilization_percentage" in child.data.metrics
     assert sorted(path.name for path in run_dir.parent.iterdir()) == ["run"]  # nothing in the working directory
 
 
@@ -81,7 +83,7 @@ def test_a_resumed_run_goes_on_and_logs_nothing_twice(run_dir: Path) -> None:
     client = MlflowClient(f"sqlite:///{run_dir / 'mlflow.db'}")
     child = child_of(client, first)  # still one
     assert [point.step for point in client.get_metric_history(child.info.run_id, "train/loss")] == list(range(80))
-    assert len(client.get_metric_history(first, "average/mIoU")) == 1
+    assert len(client.get_metric_history(first, "mIoU/average_of_8")) == 1
     assert len(child.inputs.dataset_inputs) == 1
     table = run_dir / "mlartifacts" / child.info.run_id / "artifacts" / "per_class.json"
     assert len(json.loads(table.read_text())["data"]) == 2
@@ -183,10 +185,12 @@ def test_what_the_client_takes_is_taken(uri: str) -> None:
     assert TrackingConfig(uri=uri).uri == uri
 
 
-def test_the_store_is_the_settings_the_environments_or_the_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert store_uri("", tmp_path) == f"sqlite:///{tmp_path / 'mlflow.db'}"
-    assert store_uri("", tmp_path / "50% ?") == f"sqlite:///{tmp_path}/50%25 %3F/mlflow.db"
-    assert sqlite_file(store_uri("", tmp_path / "50% ?")) == tmp_path / "50% ?" / "mlflow.db"
+def test_the_store_is_the_settings_the_environments_or_the_one_beside_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert store_uri("", tmp_path / "runs" / "a") == f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}"
+    assert store_uri("", tmp_path / "50% ?" / "a") == f"sqlite:///{tmp_path}/50%25 %3F/mlflow.db"
+    assert sqlite_file(store_uri("", tmp_path / "50% ?" / "a")) == tmp_path / "50% ?" / "mlflow.db"
     assert store_uri("sqlite:///~/x.db", tmp_path) == f"sqlite:///{Path.home() / 'x.db'}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@there:5000")
     assert store_uri("", tmp_path) == "http://user:secret@there:5000"
@@ -259,11 +263,11 @@ def test_secrets_are_in_no_record_and_a_new_password_goes_on(run_dir: Path, monk
         assert tracker.uri == first
         tracker.params({"source": "s3://AK:hunter2@bucket"})
         tracker.tags({"uri": first})
-        tracker.dataset("links", source="https://u:hunter2@h/x.tsv", digest="1", context="filtering")
+        tracker.dataset(Data(name="links", source="https://u:hunter2@h/x.tsv", digest="1"), context="filtering")
     with open_tracker(TrackingConfig(uri=second), run_dir, name="x", settings={}, digest="d") as again:
         assert again.run_id == tracker.run_id
     run = MlflowClient(f"sqlite:///{run_dir / 'mlflow.db'}").get_run(tracker.run_id)
-    assert run.data.params == {"source": "s3://AK:***@bucket"}
+    assert run.data.params == {"uri": f"{first.partition('?')[0]}?password=***", "source": "s3://AK:***@bucket"}
     assert json.loads(run.inputs.dataset_inputs[0].dataset.source) == {"uri": "https://u:***@h/x.tsv"}
     written = [path for path in run_dir.rglob("*") if path.is_file()]
     assert {"mlflow.db", "mlflow.json", "config.yaml"} <= {path.name for path in written}

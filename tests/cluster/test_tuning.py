@@ -80,10 +80,11 @@ def test_a_split_in_which_nothing_is_scored_is_no_score(tmp_path: Path, monkeypa
     empty = SimpleNamespace(counts=np.zeros((21, 21), dtype=np.int64))
     monkeypatch.setattr(tuning, "load_segmenter", lambda *given: nn.Identity())
     monkeypatch.setattr(tuning, "list_items", lambda *given: [])
-    monkeypatch.setattr(tuning, "score_items", lambda *given: empty)
+    monkeypatch.setattr(tuning, "embed_queries", lambda *given: None)
+    monkeypatch.setattr(tuning, "score_items", lambda *given, **named: empty)
     config = EvaluateConfig(root=str(tmp_path), datasets=("voc21",))
     with pytest.raises(ClusterInputError, match=r"evaluate\.tuning: no pixel of voc21's label maps has a class that is scored"):
-        tuning.score_weights(tiny.tcl_config(), tiny.encoder_config(tmp_path), Normalisation(), config, tmp_path)
+        tuning.score_weights(tiny.tcl_config(), tiny.encoder_config(tmp_path), Normalisation(), config, tmp_path, tmp_path)
 
 
 def test_only_what_the_average_needs_is_scored() -> None:

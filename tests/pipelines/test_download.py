@@ -7,7 +7,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from cluster.session import SessionConfig, close_session
 from cluster.tracking import TrackingConfig
@@ -21,6 +20,7 @@ from filtering.images.progress import conclude, describe
 from filtering.images.results import Retry
 from helpers.download_web import Web
 from helpers.downloads import pages, write_corpus
+from helpers.tracked import client_of, runs_of
 from pipelines.app.context import SUMMARY, Result, open_context
 from pipelines.app.settings import Config
 from pipelines.download import run as run_verb
@@ -113,9 +113,7 @@ def test_the_records_tell_what_the_report_tells(web: Web, tmp_path: Path) -> Non
     config = config_for(web, tmp_path, tracked=True)
     first = download(config, "none")
     second = download(config, "transient")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    (experiment,) = client.search_experiments(filter_string="name = 'open-world-segmentation'")
-    (run,) = client.search_runs([experiment.experiment_id], "tags.stage = 'download'")
+    client, run = client_of(tmp_path), runs_of(tmp_path)["download"]
     assert {
         "links": 14,
         "success": 11,

@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from mlflow import MlflowClient
 
+from filtering.files import digest_of_file
 from helpers.chain import Chain, run_well, summary
 from helpers.files import files_under
+from helpers.tracked import client_of, runs_of
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.evaluation.intervals import read_image_counts, row_intervals
 from owseg.predict import load
@@ -23,7 +24,7 @@ def test_the_summary_keeps_its_contract(chain: Chain) -> None:
     assert chain.summary["run_dir"] == str(chain.folder)
     assert len(chain.summary["config_digest"]) == 64
     assert chain.summary["mlflow"].keys() == {"tracking_uri", "experiment", "run_id"}
-    assert chain.summary["mlflow"]["tracking_uri"] == f"sqlite:///{chain.folder / 'mlflow.db'}"
+    assert chain.summary["mlflow"]["tracking_uri"] == f"sqlite:///{chain.folder.parent / 'mlflow.db'}"
     stages = chain.summary["stages"]
     assert tuple(stages) == STAGES
     for name in STAGES:
@@ -92,25 +93,70 @@ def test_scores_by_class_and_pictures(chain: Chain) -> None:
 
 
 def test_mlflow_holds_one_parent_with_a_run_for_each_stage_and_method(chain: Chain) -> None:
-    where = chain.summary["mlflow"]
-    client = MlflowClient(where["tracking_uri"])
-    experiment = client.get_experiment_by_name(where["experiment"])
-    assert experiment is not None
-    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
-    parent = runs.pop(chain.folder.name)
+    where, runs = chain.summary["mlflow"], runs_of(chain.folder)
+    parent = runs[chain.folder.name]
     assert parent.info.run_id == where["run_id"]
-    assert runs.keys() == {"filter", "download", "train clip", "train tcl", *(f"evaluate {name}" for name in METHODS)}
-    assert {run.info.status for run in [parent, *runs.values()]} == {"FINISHED"}
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs.values()} == {where["run_id"]}
+    stages = {"filter", "download", "train clip", "train tcl", *(f"evaluate {name}" for name in METHODS)}
+    assert runs.keys() == {chain.folder.name, *stages}
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
     table = chain.summary["stages"]["evaluate"]["mIoU"]
     for name in METHODS:
         metrics = runs[f"evaluate {name}"].data.metrics
-        assert {column: metrics[f"{column}/mIoU"] for column in COLUMNS} == pytest.approx(table[name])
-        for column, (low, high) in chain.summary["stages"]["evaluate"]["intervals"][name].items():
-            assert (metrics[f"{column}/mIoU_low"], metrics[f"{column}/mIoU_high"]) == pytest.approx((low, high))
-    shards = next(item.dataset for item in runs["train tcl"].inputs.dataset_inputs if item.dataset.name == "shards")
-    assert chain.summary["stages"]["download"]["digest"].startswith(shards.digest)
+        for column, miou in table[name].items():
+            key = "average_of_8" if column == "average" else column
+            assert metrics[f"mIoU/{key}"] == parent.data.metrics[f"mIoU/{name}/{key}"] == pytest.approx(miou)
+            low, high = chain.summary["stages"]["evaluate"]["intervals"][name][column]
+            assert (metrics[f"mIoU_low/{key}"], metrics[f"mIoU_high/{key}"]) == pytest.approx((low, high))
     assert runs["train tcl"].data.metrics["train/loss/total"] > 0
+    assert parent.data.params["method_settings.tcl.optim.batch_size"] == "8"
+    assert runs["train tcl"].data.params["method_settings.tcl.optim.batch_size"] == "8"
+    assert parent.data.metrics["corpus/kept"] == chain.summary["stages"]["filter"]["kept"]
+    assert any(key.startswith("leakage/") for key in parent.data.metrics)
+    for run in runs.values():
+        assert run.data.tags["config_digest"] == chain.summary["config_digest"]
+        assert run.data.tags["mlflow.source.name"] == "pipelines/full.py"
+        assert {"mlflow.user", "mlflow.note.content", "python", "torch", "ray", "mlflow", "host"} <= run.data.tags.keys()
+    assert "| tcl | " in parent.data.tags["mlflow.note.content"]
+
+
+def test_lineage_leads_from_the_corpus_to_the_scores_and_back(chain: Chain) -> None:
+    runs, client = runs_of(chain.folder), client_of(chain.folder)
+
+    def data(name: str) -> dict[str, str]:
+        return {item.dataset.name: item.dataset.digest for item in runs[name].inputs.dataset_inputs}
+
+    assert data("filter")["corpus"] == data("download")["corpus"]
+    assert data("download")["shards"] == data("train clip")["shards"] == data("train tcl")["shards"]
+    assert data("evaluate tcl").keys() == BENCHMARKS.keys()
+    assert len({*data("evaluate tcl").values()}) < len(BENCHMARKS), "voc21 and voc20 have the same files"
+    assert data("evaluate tcl") == data("evaluate chance")
+    tags = {name: run.data.tags for name, run in runs.items()}
+    assert tags["download"]["filter_run"] == runs["filter"].info.run_id
+    assert tags["train tcl"]["download_run"] == runs["download"].info.run_id
+    assert tags["evaluate tcl"]["train_run"] == runs["train tcl"].info.run_id
+    (made,) = runs["train tcl"].outputs.model_outputs
+    assert [model.model_id for model in runs["evaluate tcl"].inputs.model_inputs] == [made.model_id]
+    model = client.get_logged_model(made.model_id)
+    assert model.source_run_id == runs["train tcl"].info.run_id
+    assert model.tags["digest"] == digest_of_file(Path(model.tags["weights"]))
+    assert {metric.dataset_name for metric in model.metrics if metric.key.startswith("mIoU/")} == {None, *BENCHMARKS}
+    assert f"/runs/{runs['download'].info.run_id}?" in tags["train tcl"]["mlflow.note.content"]
+
+
+def test_tables_confusions_and_pictures_of_a_method_can_be_compared_with_anothers(chain: Chain) -> None:
+    runs, client = runs_of(chain.folder), client_of(chain.folder)
+    shown = {}
+    for name in METHODS:
+        run_id = runs[f"evaluate {name}"].info.run_id
+        table = json.loads(Path(client.download_artifacts(run_id, "per_class.json")).read_text())
+        classes = [row[table["columns"].index("class")] for row in table["data"]]
+        assert len({*classes}) == len(classes)
+        assert "voc21: background" in classes
+        confusions = {item.path for item in client.list_artifacts(run_id, "confusion")}
+        assert confusions == {f"confusion/{dataset}.csv" for dataset in BENCHMARKS}
+        images = [item.path.split("/")[1].partition("+")[0] for item in client.list_artifacts(run_id, "images")]
+        shown[name] = {*images}
+    assert shown["tcl"] == shown["maskclip"] == shown["chance"] >= {"worst~voc21", "confusion~ade20k"}
 
 
 def test_the_run_folder_is_enough_to_segment_with(chain: Chain) -> None:

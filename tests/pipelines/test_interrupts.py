@@ -6,12 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow import MlflowClient
 
 from helpers.chain import command, environment, run_well, wait_for
 from helpers.files import count_lines
 from helpers.paths import REPO
 from helpers.signals import plain_signals
+from helpers.tracked import runs_of
 
 SECONDS = 45.0
 """An orderly end takes some; Ray's own handler took up to 85 on this project's machines."""
@@ -51,11 +51,9 @@ def interrupt(ready: Callable[[str], bool], verb: str, run_dir: Path, *settings:
     return text
 
 
-def statuses(store: Path) -> dict[str, str]:
-    """Of the runs in a folder's store, by name."""
-    client = MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
-    runs = client.search_runs([experiment.experiment_id for experiment in client.search_experiments()])
-    return {run.info.run_name: run.info.status for run in runs}
+def statuses(run_dir: Path) -> dict[str, str]:
+    """Of the runs of a folder, by name."""
+    return {name: run.info.status for name, run in runs_of(run_dir).items()}
 
 
 @pytest.mark.slow

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from mlflow import MlflowClient
 
 from cluster.checkpoints import last
 from helpers.chain import SMOKE, command, run_well, wait_for
 from helpers.nodes import Nodes, nodes
 from helpers.paths import REPO
+from helpers.tracked import client_of, runs_of
 from owseg.step_log import read_log
 
 FAILED = re.compile(r"train clip: rank .* failed: ")
@@ -293,9 +293,7 @@ def memory_in_use() -> float:
 
 def logged_steps(run: Path) -> list[int]:
     """The steps whose loss MLflow has, in order, over all of its runs."""
-    client = MlflowClient(f"sqlite:///{run / 'mlflow.db'}")
-    found = []
-    for experiment in client.search_experiments():
-        for one in client.search_runs([experiment.experiment_id]):
-            found += [point.step for point in client.get_metric_history(one.info.run_id, "train/loss/total")]
+    client, found = client_of(run), []
+    for one in runs_of(run).values():
+        found += [point.step for point in client.get_metric_history(one.info.run_id, "train/loss/total")]
     return sorted(found)

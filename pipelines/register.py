@@ -1,0 +1,79 @@
+"""A finished run in, its best method in MLflow's model registry: one version of a name, and the alias `champion`.
+
+The alias goes to the version with the best average mIoU. Then models:/NAME@champion is a checkpoint for `segment --checkpoint`,
+for weights.METHOD and init.METHOD of a run, and for `mlflow models serve`.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from cluster.store_uri import MEMORY, artifacts_here, sqlite_file, store_uri
+from owseg import near_miss
+from pipelines.app.arguments import Parser, command_name, run_parsed
+from pipelines.app.config import ConfigError
+
+
+def main(argv: Sequence[str]) -> int:
+    """The verb, with the exit codes of all verbs."""
+    return run_parsed(_parser(), argv, register)
+
+
+def register(arguments: argparse.Namespace) -> None:
+    """Register a method of a finished run."""
+    run_dir = Path(arguments.run_dir).expanduser().resolve()
+    miou, memory = _scores(run_dir), _memory(run_dir)
+    given = arguments.tracking_uri or ("" if "***" in memory["tracking_uri"] else memory["tracking_uri"])
+    uri = store_uri(given, run_dir)
+    if (database := sqlite_file(uri)) is not None:
+        artifacts_here(database)
+    from cluster.mlflow_registry import CHAMPION, PREFIX, register_best  # MLflow takes seconds to load, as torch does
+    from owseg.evaluation.intervals import AVERAGE
+    from pipelines.app.records import average_name
+
+    if arguments.method and arguments.method not in miou:
+        known = f"{near_miss(arguments.method, miou)}; it scored {', '.join(miou)}"
+        raise ConfigError(f"--method: {run_dir} has no method {arguments.method!r}{known}")
+    ranked = [arguments.method] if arguments.method else sorted(miou, key=lambda name: -miou[name][AVERAGE])
+    metric = f"mIoU/{average_name([*miou[ranked[0]]])}"
+    method, made = register_best(uri, memory["models"], ranked, arguments.name, metric)
+    print(f"registered: {method} of {run_dir}, {metric} {miou[method][AVERAGE]:.1f}, is version {made.version} of {made.name}")
+    champion = f"{PREFIX}{made.name}@{CHAMPION}"
+    print(f"{champion} is {'this one' if made.champion else 'another version, with a better average'}")
+    print(f"serve it: MLFLOW_TRACKING_URI={uri} mlflow models serve --env-manager local --model-uri {champion}")
+
+
+def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
+    try:
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        scores: dict[str, dict[str, float]] = summary["stages"]["evaluate"]["mIoU"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{run_dir}: holds no finished evaluation; run `evaluate` or `full` into it first") from None
+    return scores
+
+
+def _memory(run_dir: Path) -> dict[str, Any]:
+    try:
+        memory: dict[str, Any] = json.loads((run_dir / MEMORY).read_text(encoding="utf-8"))
+        return {"tracking_uri": str(memory["tracking_uri"]), "models": dict(memory["models"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(
+            f"{run_dir}: nothing of it is recorded in MLflow; run `evaluate` again with tracking.enabled=true"
+        ) from None
+
+
+def _parser() -> Parser:
+    parser = Parser(usage=f"{command_name()} RUN_DIR [--name NAME] [--method METHOD]", description=__doc__)
+    add = parser.add_argument
+    add("run_dir", metavar="RUN_DIR", help="the folder of a finished run")
+    add("--name", default="owseg", help="the registered model's name (default: %(default)s)")
+    add("--method", default="", help="which method; without it the one with the best average among those that have weights")
+    add("--tracking-uri", default="", metavar="URI", help="the MLflow store, where mlflow.json holds it without its password")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

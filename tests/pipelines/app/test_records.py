@@ -1,0 +1,74 @@
+"""What MLflow is told of a run: names of averages, the settings that have a say in a stage, the text of a run's page."""
+
+import pytest
+
+from cluster.tracking import NullTracker
+from owseg.evaluation.datasets import BENCHMARKS
+from pipelines.app.config import override
+from pipelines.app.records import average_name, by_dataset, record_run, settings_of
+from pipelines.app.settings import Config
+
+
+@pytest.mark.parametrize(
+    ("datasets", "name"),
+    [
+        ([*BENCHMARKS, "average"], "average_of_8"),
+        ([*BENCHMARKS, "voc_unseen"], "average_of_8"),
+        (["voc21", "ade20k", "average"], "average_of_voc21_ade20k"),
+        (["mine"], "average_of_mine"),
+    ],
+)
+def test_an_average_says_of_what_it_is(datasets: list[str], name: str) -> None:
+    assert average_name(datasets) == name
+
+
+def test_scores_of_a_row_are_in_one_section() -> None:
+    row = {"voc21": 1.0, "voc20": 3.0, "average": 2.0}
+    assert by_dataset("mIoU", row) == {"mIoU/voc21": 1.0, "mIoU/voc20": 3.0, "mIoU/average_of_voc21_voc20": 2.0}
+
+
+def test_a_stage_has_the_settings_that_it_reads() -> None:
+    config = override(Config(), ["filter.source.path=s3://KEY:hunter2@bucket/x"])
+    train = settings_of(config, "train", "tcl")
+    assert {"train.seed", "seed", "train.workers", "method_settings.tcl.optim.lr"} & train.keys() == {
+        "seed",
+        "train.workers",
+        "method_settings.tcl.optim.lr",
+    }
+    assert not any(key.startswith(("method_settings.ovsegmentor", "filter.", "tracking.")) for key in train)
+    assert settings_of(config, "filter")["filter.source.path"] == "s3://KEY:***@bucket/x"
+    assert "" not in settings_of(config, "evaluate", "tcl").values()
+
+
+class Page(NullTracker):
+    def __init__(self) -> None:
+        self.text = ""
+
+    def describe(self, markdown: str) -> None:
+        self.text = markdown
+
+
+def test_the_page_of_a_run_shows_table_funnel_and_links() -> None:
+    page = Page()
+    stages = {
+        "filter": {"links": 100, "kept": 40, "leakage": {"voc21": 0.25, "ade20k": 0.0}, "digest": "c"},
+        "download": {"success": 30, "digest": "s"},
+        "train": {"methods": {"tcl": "w"}, "digest": "t"},
+        "evaluate": {"mIoU": {"tcl": {"voc21": 12.34, "average": 12.34}}, "protocol": "TCL's", "digest": "e"},
+    }
+    record_run(page, Config(), stages)
+    assert page.text.splitlines() == [
+        f"**filter → download → train → evaluate** on the miniature world, {Config().miniature.links} links",
+        "",
+        "| method | voc21 | average of voc21 |",
+        "|---|---:|---:|",
+        "| tcl | 12.3 | 12.3 |",
+        "",
+        "Zero-shot mIoU in percent, TCL's.",
+        "",
+        "Corpus: 100 links → 40 kept → 30 images.",
+        "",
+        "Leakage (kept captions that name a class): voc21 25.0%",
+        "",
+        "[[filter]] · [[download]] · [[train tcl]] · [[evaluate tcl]]",
+    ]
