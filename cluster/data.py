@@ -1,6 +1,7 @@
 """Work over parquet shards on Ray Data: the same files, byte for byte, as `filtering.shards.run_local` writes."""
 
 import logging
+import math
 import time
 import traceback
 import warnings
@@ -15,7 +16,7 @@ import pyarrow as pa
 from cluster.capacity import LONGEST_SECONDS, nodes_to_come, room
 from cluster.failures import machine_problem
 from cluster.following import Following, pass_on_warnings, rows_in
-from cluster.lone_ray import plan_without_autoscaler
+from cluster.lone_ray import plan_without_helpers
 from cluster.progress import Progress
 from cluster.run_log import Ticket, join, ticket
 from cluster.session import OOM_RETRIES, SessionConfig, ensure_session, is_shared, selector_of
@@ -162,12 +163,13 @@ def _results(
         if handler.name == "console":  # its plans and hints are for Ray Data's developers; they stay in the session's log file
             handler.setLevel(logging.ERROR)
     if not is_shared(config):
-        plan_without_autoscaler()
-    _await_cpu(config.data_label)
+        plan_without_helpers()
+    _await_cpu(config)
     context = ray.data.DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1  # it takes a shard that is long in work for a plan that hangs
     context.execution_options.label_selector = selector_of(config.data_label)
     workers = workers_for(len(sources), ray.nodes(), config, cores)
+    at_once = shards_at_once(len(sources), workers, at_once)
     with ray.data.DataContext.current(context):
         shards = ray.data.from_items([{"source": str(source)} for source in sources], override_num_blocks=len(sources))
         with warnings.catch_warnings():
@@ -215,10 +217,18 @@ def workers_for(shards: int, nodes: list[dict[str, Any]], config: SessionConfig,
     return max(1, min(shards, wanted if is_shared(config) else min(wanted, fitting)))
 
 
-def _await_cpu(label: str) -> None:
+def shards_at_once(shards: int, workers: int, at_once: int) -> int:
+    """How many shards one worker has in work: at most its share, or the one that is up first would take that of the others."""
+    return min(at_once, math.ceil(shards / workers))
+
+
+def _await_cpu(config: SessionConfig) -> None:
     """InputError where no worker can start."""
     import ray
 
+    label = config.data_label
+    if not is_shared(config) and not label and ray.available_resources().get("CPU", 0.0) >= CPUS_PER_WORKER:
+        return  # to have a task find out takes a process, and a second
     nothing = ray.remote(max_calls=1)(_nothing)  # once, or its process would stay
     started = nothing.options(num_cpus=CPUS_PER_WORKER, label_selector=selector_of(label) or {}).remote()
     with Waiting("Ray: waiting for a free CPU"):

@@ -43,7 +43,7 @@ class SessionConfig:
     """Port on which a local Ray offers its metrics and this program's to Prometheus; null: one that is free."""
     data_workers: int | None = None
     """Workers that filter or download at the same time; null: as many as keep the CPUs busy that are there when they begin (one
-    for each that filters, one for two that downloads). More than fit make a cluster's autoscaler start nodes."""
+    for each; one for two where download.image.pixels is img2dataset). More than fit make a cluster's autoscaler start nodes."""
     data_label: str = ""
     """Filter and download only on Ray nodes with this label, key=value (ray_cluster.yaml has role=data); empty: anywhere."""
     train_label: str = ""

@@ -28,8 +28,8 @@ class FetchConfig:
     """Seconds before the second attempt; doubles with each further one, with a jitter of half its length."""
     max_wait: float = 30.0
     """Longest wait in seconds for a host that paused; one whose Retry-After asks for more is left alone in this run."""
-    concurrency: int = 512
-    """Links in flight at once, at the most: fewer while images come faster than they are resized."""
+    concurrency: int = 256
+    """Links in flight at once per worker, at the most: fewer while images come faster than they are resized."""
     per_host: int = 8
     """Connections at once to one host, over all workers."""
     per_host_rate: float = 20.0

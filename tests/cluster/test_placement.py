@@ -15,7 +15,7 @@ import pytest
 
 from cluster import InputError
 from cluster.capacity import Growth, nodes_to_come
-from cluster.data import run_on_ray, workers_for
+from cluster.data import run_on_ray, shards_at_once, workers_for
 from cluster.evaluate import Contender, _await_gpu, evaluate, evaluators
 from cluster.session import SessionConfig, close_session
 from cluster.train import train
@@ -61,6 +61,11 @@ def test_data_workers_go_by_the_cores_that_they_may_use(settings: dict[str, Any]
 def test_workers_that_keep_two_cores_busy_are_half_as_many(settings: dict[str, Any], cores: list[float], expected: int) -> None:
     nodes = [{"Alive": True, "Resources": {"CPU": cpus}} for cpus in cores]
     assert workers_for(1000, nodes, SessionConfig(**settings), 2) == expected
+
+
+@pytest.mark.parametrize(("shards", "workers", "expected"), [(2, 2, 1), (4, 2, 2), (5, 2, 3), (1000, 2, 3), (1, 1, 1)])
+def test_no_worker_takes_more_than_its_share_of_few_shards(shards: int, workers: int, expected: int) -> None:
+    assert shards_at_once(shards, workers, 3) == expected
 
 
 @pytest.mark.parametrize(
