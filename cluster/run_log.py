@@ -84,7 +84,7 @@ class RunLog:
     def __init__(self, run_dir: Path) -> None:
         self.ticket = Ticket(run_dir / FOLDER, "", "")
         self._lines = Lines(self.ticket, DRIVER, "driver")
-        self._level = threading.local()
+        self._level, self._lock = threading.local(), threading.Lock()
         self._begun: dict[str, str] = {}
         self._written = self._pushed = self._told = 0.0
 
@@ -101,8 +101,9 @@ class RunLog:
         """What was printed on a stream, in pieces that need not be lines. A bar that is drawn again is no line."""
         if "\x1b" in text:
             return
-        *whole, begun = (self._begun.pop(stream, "") + text).split("\n")
-        self._begun[stream] = begun[-LONGEST:]
+        with self._lock:  # threads print, too
+            *whole, begun = (self._begun.pop(stream, "") + text).split("\n")
+            self._begun[stream] = begun[-LONGEST:]
         for line in filter(str.strip, whole):
             self.line(line)
 

@@ -7,6 +7,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from filtering.captions.reader import parts_of
 from filtering.images.progress import size
@@ -14,11 +15,12 @@ from owseg import InputError
 from owseg.checkpoint import located
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.evaluation.datasets import list_items
-from owseg.evaluation.protocols import protocol_of
+from owseg.evaluation.protocols import OVERRIDES, protocol_of
 from owseg.method_config import TrainableConfig
 from owseg.phases import scheduled_phases
 from owseg.segmenter import build_trained
 from pipelines.app import measured
+from pipelines.app.config import to_dict
 from pipelines.app.measured import DOCUMENTED, Found, Measured
 from pipelines.app.resolve import methods_to_train, resolve_encoder_paths
 from pipelines.app.run_files import LocalRun, read_json
@@ -126,7 +128,7 @@ def _filter(config: Config, rates: Measured, _: float | None) -> Forecast:
 def _download(config: Config, rates: Measured, kept: float | None) -> Forecast:
     side = config.download.image.image_size
     rate = rates.find(measured.download_rate, measured.IMAGES_PER_SECOND_AND_CORE * _cores(config))
-    room = rates.find(measured.shard_bytes, measured.BYTES_PER_PIXEL * side**2)
+    room = rates.find(measured.bytes_per_pixel, measured.BYTES_PER_PIXEL)
     share = rates.find(measured.obtained_share, measured.OBTAINED_SHARE)
     assert rate
     assert room
@@ -138,7 +140,7 @@ def _download(config: Config, rates: Measured, kept: float | None) -> Forecast:
         f"{links:.0f} links",
         links * share.value,
         links / rate.value,
-        max(0.0, links * share.value * room.value - there),
+        max(0.0, links * share.value * room.value * side**2 - there),
         _basis(rate=rate, room=room, share=share),
     )
 
@@ -149,7 +151,7 @@ def _train(config: Config, rates: Measured, _: float | None) -> Forecast:
     for method in methods_to_train(config):
         phases = scheduled_phases(method.phases, method.optim)
         pairs = sum((phase.stop - phase.start) * phase.schedule.optim.batch_size for phase in phases)
-        rate = rates.find(measured.pairs_rate(method.name))
+        rate = rates.find(measured.pairs_rate(method.name), like=partial(_trains_alike, config, method.name))
         words.append(f"{method.name} {phases[-1].stop} steps")
         known = known and rate is not None
         seconds += pairs / rate.value if rate else 0.0
@@ -167,7 +169,7 @@ def _evaluate(config: Config, rates: Measured, _: float | None) -> Forecast:
     basis: dict[str, Found] = {}
     seconds, known = 0.0, True
     for method in config.methods:
-        found = rates.find(measured.seconds_per_image(method))
+        found = rates.find(measured.seconds_per_image(method), like=partial(_scores_alike, config, method))
         known = known and found is not None
         seconds += images * found.value / _cores(config) if found else 0.0
         basis[method] = found or Found(0.0, UNKNOWN)
@@ -175,6 +177,29 @@ def _evaluate(config: Config, rates: Measured, _: float | None) -> Forecast:
     there = measured.bytes_below(rates.own, "evaluate")
     words = f"{images} images by {', '.join(config.methods)}"
     return Forecast("evaluate", words, None, seconds if known else None, max(0.0, room - there), _basis(**basis))
+
+
+def _trains_alike(config: Config, method: str, other: dict[str, Any]) -> bool:
+    """Whether a step of a method takes in another run what it takes in this one."""
+    return all(
+        _at(other, key) == _at(to_dict(config), key)
+        for key in (f"method_settings.{method}", "encoder.model", "train.workers", "train.use_gpu", "train.bf16")
+    )
+
+
+def _scores_alike(config: Config, method: str, other: dict[str, Any]) -> bool:
+    """Whether an image takes the same time."""
+    keys = ("preset", *OVERRIDES, "refine", "use_gpu")
+    return all(
+        _at(other, key) == _at(to_dict(config), key)
+        for key in (f"method_settings.{method}", "encoder.model", *(f"evaluate.{key}" for key in keys))
+    )
+
+
+def _at(tree: Any, key: str) -> object:
+    for part in key.split("."):
+        tree = tree.get(part) if isinstance(tree, dict) else None
+    return tree
 
 
 _OF: dict[str, Callable[[Config, Measured, float | None], Forecast]] = {

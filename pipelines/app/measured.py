@@ -6,12 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any, TypeVar
+from typing import Any
+
+import yaml
 
 from pipelines.app.run_files import LocalRun, RunFiles, read_json, run_files
 from storage.client import is_object_store
-
-T = TypeVar("T")
 
 DOCUMENTED = "documented"
 FILTER_ROWS_PER_CORE = 6750.0
@@ -30,6 +30,9 @@ SCORE_BYTES_PER_IMAGE = 60_000
 """A bound for the counts of an image in 171 classes, before compression, and for pictures."""
 MOST_SIBLINGS = 20
 
+Like = Callable[[dict[str, Any]], bool]
+"""Whether a run with such settings does the same work."""
+
 
 @dataclass(frozen=True)
 class Found:
@@ -46,9 +49,16 @@ class Measured:
         self.own = run_files(run_dir)
         self._folders: list[tuple[str, RunFiles]] = [("this run", self.own), *_siblings(run_dir)]
 
-    def find(self, read: Callable[[RunFiles], float | None], documented: float | None = None) -> Found | None:
-        """The first figure that `read` finds in a folder, else the documented one; None where there is none either."""
+    def find(
+        self, read: Callable[[RunFiles], float | None], documented: float | None = None, *, like: Like = lambda settings: True
+    ) -> Found | None:
+        """The first figure that `read` finds in a folder, else the documented one; None where there is none either.
+
+        Of other runs only those count whose settings are `like` the run's own.
+        """
         for name, files in self._folders:
+            if files is not self.own and not like(settings_of(files)):
+                continue
             with suppress(KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):  # of another version, or damaged
                 if value := read(files):
                     return Found(value, name)
@@ -63,6 +73,14 @@ def _siblings(run_dir: str) -> Iterator[tuple[str, RunFiles]]:
         others = [path for path in folder.parent.iterdir() if path != folder and (path / "config.yaml").is_file()]
         for path in sorted(others, key=lambda path: -path.stat().st_mtime)[:MOST_SIBLINGS]:
             yield path.name, LocalRun(path)
+
+
+def settings_of(files: RunFiles) -> dict[str, Any]:
+    """The settings of a run as its folder keeps them; {} where they cannot be read."""
+    with suppress(yaml.YAMLError):
+        found = yaml.safe_load(files.read("config.yaml") or b"")
+        return found if isinstance(found, dict) else {}
+    return {}
 
 
 def result_of(files: RunFiles, stage: str) -> dict[str, Any]:
@@ -109,9 +127,10 @@ def obtained_share(files: RunFiles) -> float:
     return float(result["success"] / result["links"])
 
 
-def shard_bytes(files: RunFiles) -> float:
-    """What lies in the shards' folder for an image."""
-    return bytes_below(files, "shards") / float(result_of(files, "download")["success"])
+def bytes_per_pixel(files: RunFiles) -> float:
+    """What lies in the shards' folder for a pixel of an image whose sides are `image_size`."""
+    side = settings_of(files)["download"]["image"]["image_size"]
+    return bytes_below(files, "shards") / float(result_of(files, "download")["success"] * side**2)
 
 
 def pairs_rate(method: str) -> Callable[[RunFiles], float | None]:

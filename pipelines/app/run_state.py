@@ -7,10 +7,9 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from typing import Any
 
-import yaml
-
 from cluster.run_log import FOLDER, PROGRESS
 from filtering.secrets import masked
+from pipelines.app.measured import settings_of
 from pipelines.app.run_files import RunFiles, age, read_json
 
 STAGES = ("filter", "download", "train", "evaluate")
@@ -25,7 +24,7 @@ State = dict[str, Any]
 def state_of(files: RunFiles) -> State:
     """All that `owseg status` tells, as --json has it."""
     holder = files.holder()
-    config = _config(files)
+    config = settings_of(files)
     stages = {name: _stage(files, name, holder, config) for name in STAGES}
     mlflow = read_json(files, "mlflow.json")
     return {
@@ -38,13 +37,6 @@ def state_of(files: RunFiles) -> State:
         "mlflow": {key: masked(str(mlflow[key])) for key in ("tracking_uri", "experiment", "run_id") if key in mlflow},
         "cells": _cells(files.sizes),
     }
-
-
-def _config(files: RunFiles) -> State:
-    with suppress(yaml.YAMLError):
-        found = yaml.safe_load(files.read("config.yaml") or b"")
-        return found if isinstance(found, dict) else {}
-    return {}
 
 
 def _wanted(config: Mapping[str, Any]) -> tuple[str, ...]:

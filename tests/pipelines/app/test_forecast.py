@@ -11,12 +11,13 @@ from filtering import InputError as FilteringInputError
 from owseg import InputError
 from pipelines.app import forecast, measured
 from pipelines.app.cli import CONFIGS, main
-from pipelines.app.config import load
+from pipelines.app.config import load, to_dict
 from pipelines.app.dry_run import dry_run, lines_of
 from pipelines.app.forecast import check_disk, forecasts
 from pipelines.app.measured import Measured
 from pipelines.app.run_files import LocalRun
 from pipelines.app.settings import Config
+from pipelines.app.values import yaml_of
 
 
 @pytest.fixture
@@ -26,10 +27,10 @@ def config(tmp_path: Path) -> Config:
     return load(Config, CONFIGS / "smoke.yaml", [f"run_dir={tmp_path / 'runs' / 'new'}"])
 
 
-def finished(folder: Path, **stages: dict[str, Any]) -> Path:
+def finished(folder: Path, settings: Config | None = None, **stages: dict[str, Any]) -> Path:
     """A run's folder in which stages are complete."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text("{}")
+    (folder / "config.yaml").write_text(yaml_of(to_dict(settings)) if settings else "{}")
     for name, result in stages.items():
         (folder / f"{name}.done.json").write_text(json.dumps({"seconds": 10.0, "result": result}))
     return folder
@@ -40,7 +41,9 @@ LOADED = {"links": 500, "asked": 500, "success": 250}
 
 
 def test_figures_are_those_of_a_run_beside_it(config: Config) -> None:
-    beside = finished(Path(config.run_dir).with_name("old"), filter=FILTERED, download=LOADED)
+    image = replace(config.download.image, image_size=50)
+    settings = replace(config, download=replace(config.download, image=image))
+    beside = finished(Path(config.run_dir).with_name("old"), settings, filter=FILTERED, download=LOADED)
     (beside / "shards").mkdir()
     (beside / "shards" / "0.tar").write_bytes(bytes(25_000))
     (beside / "train" / "tcl").mkdir(parents=True)
@@ -51,10 +54,15 @@ def test_figures_are_those_of_a_run_beside_it(config: Config) -> None:
     assert found["filter"].seconds == pytest.approx(links / 100)
     assert found["filter"].count == links / 2
     assert found["download"].seconds == pytest.approx(links / 2 / 50)
-    assert found["download"].bytes == pytest.approx(links / 2 / 2 * 100)
+    side = config.download.image.image_size
+    assert found["download"].bytes == pytest.approx(links / 2 / 2 * 100 * (side / 50) ** 2)
     assert "rate, room and share measured in old" in found["download"].basis
     assert "tcl measured in old" in found["train"].basis
     assert found["train"].seconds is None, "nobody here has trained the smallest run's CLIP"
+    tcl = replace(config.method_settings.tcl, pamr=not config.method_settings.tcl.pamr)
+    other = replace(config, method_settings=replace(config.method_settings, tcl=tcl))
+    (step,) = forecasts(other, ("train",), Measured(config.run_dir))
+    assert not any("measured in old" in basis for basis in step.basis), "that one trains with other settings"
 
 
 def test_without_any_run_they_are_the_documented_ones_and_it_says_so(config: Config) -> None:
