@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from filtering.files import read_table
 from filtering.images.image_config import ImageConfig
@@ -131,10 +132,24 @@ def _url_of(about: bytes) -> str:
 def _tables(
     folder: Path, columns: Sequence[str], wanted: Callable[[pa.Table], pa.BooleanArray]
 ) -> Iterator[tuple[str, pa.Table]]:
-    """The wanted rows of each table directly in a folder that has any, with the table's name."""
+    """The wanted rows of each table directly in a folder that has any, with the table's name.
+
+    Columns that tables of older versions lack are null. Raises InputError that names a table that cannot be read.
+    """
     for name in names_in(folder):
         if name.endswith(".parquet"):
-            table = read_table(fetched(folder / name), columns).combine_chunks()
+            try:
+                file = fetched(folder / name)
+                there = pq.read_schema(file).names
+                table = read_table(file, [column for column in columns if column in there]).combine_chunks()
+            except (pa.ArrowException, OSError) as error:
+                reason = " ".join(str(error).split())
+                raise InputError(f"{folder / name}: cannot be read ({reason}); start the run again, it makes it anew") from None
+            for column in columns:
+                if column not in table.column_names:
+                    kind = pa.list_(pa.string()) if column == "caption_keys" else pa.string()
+                    table = table.append_column(column, pa.nulls(len(table), kind))
+            table = table.select(columns)
             if (rows := table.filter(wanted(table))).num_rows:
                 yield name, rows
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
@@ -15,7 +16,7 @@ from PIL import Image
 from cluster.tracking import TrackingConfig
 from filtering.captions.corpus import FilterConfig
 from filtering.captions.reader import SourceConfig
-from filtering.link_set import FORGOTTEN, read_links
+from filtering.link_set import FORGOTTEN, LinkSet, read_links
 from filtering.shards import run_local
 from helpers import tiny
 from helpers.download_web import HOST, Web
@@ -31,6 +32,7 @@ from pipelines.app.context import open_context
 from pipelines.app.run_dir import open_run_dir, prepare_run_dir
 from pipelines.app.settings import Config
 from pipelines.lineages.look_up import RECORD
+from pipelines.lineages.places import downloaded
 from pipelines.train import job_of, set_other_aside
 
 LINKS = 26
@@ -65,7 +67,11 @@ class Small:
 
     def keys(self) -> set[str]:
         """Of all samples in the tars."""
-        return {name.partition(".")[0] for tar in self.folder.glob("shards/*.tar") for name in tarfile.open(tar).getnames()}
+        found = set()
+        for path in self.folder.glob("shards/*.tar"):
+            with tarfile.open(path) as tar:
+                found |= {name.partition(".")[0] for name in tar.getnames()}
+        return found
 
 
 @pytest.fixture
@@ -176,6 +182,17 @@ def test_an_image_is_followed_to_its_steps_and_is_in_nothing_later_once_it_is_fo
     kept = small.folder / known["answer"]["trainings"][0]["checkpoints"][-1]["path"]
     assert kept.read_bytes() == weights
     assert ask(next(iter(small.keys())))[0]["trainings"][-1]["unknown"]  # by the one that lies aside, on other shards
+
+
+def test_tables_of_older_versions_and_damaged_ones(tmp_path: Path) -> None:
+    """What a table does not have is not known; one that cannot be read is named."""
+    table = pa.table({"key": ["k"], "url": ["http://a.test/b"], "status": ["success"], "error_message": [None]})
+    pq.write_table(table.cast(pa.schema([(name, pa.string()) for name in table.column_names])), tmp_path / "00000.parquet")
+    [found] = downloaded(tmp_path, LinkSet(("http://a.test/b",)))
+    assert (found.key, found.keys, found.status) == ("k", ["k"], "success")
+    (tmp_path / "00001.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(InputError, match=r"00001\.parquet: cannot be read .* start the run again"):
+        downloaded(tmp_path, LinkSet(("k",)))
 
 
 def test_mistakes_are_told(small: Small, ask: Callable[..., Any], tmp_path: Path) -> None:
