@@ -29,12 +29,11 @@ HOUR = 3600
 SMALLEST_RANGE = 1e-4
 """Of a threshold's slider; scores that differ by less are all the same."""
 LEGEND = Environment(autoescape=True).from_string(
-    """<table style="width: 100%">
-    {%- for name, share, colour in rows -%}
-    <tr><td style="width: 1.5em"><div style="height: 1em; border: 1px solid grey; background: {{ colour }}"></div></td>
-    <td style="overflow-wrap: anywhere">{{ name }}</td><td style="text-align: right; white-space: nowrap">{{ share }}</td></tr>
-    {%- endfor -%}
-    </table>{{ note }}"""
+    """{%- for name, share, colour in rows -%}
+    <div style="display: flex; gap: 0.6em; align-items: center; padding: 0.2em">
+    <span style="flex: none; width: 1em; height: 1em; border: 1px solid grey; background: {{ colour }}"></span>
+    <span style="flex: 1; min-width: 0; overflow-wrap: anywhere">{{ name }}</span><span>{{ share }}</span></div>
+    {%- endfor %}{{ note }}"""
 )
 MOVING: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden", "trigger_mode": "always_last"}
 """How a slider's events are handled: while one is answered, only the last of those that follow is kept."""
