@@ -24,6 +24,6 @@ default_permission = EDIT
 auth_cache_ttl_seconds = 60
 EOF
 
-exec mlflow server --app-name basic-auth --host "$host" --port "$port" \
+exec mlflow server --app-name basic-auth --host "$host" --port "$port" --workers "${MLFLOW_WORKERS:-4}" \
     --artifacts-destination "${MLFLOW_FILES:-mlflow-files}" \
     --allowed-hosts "${MLFLOW_NAMES:-localhost,127.0.0.1},localhost:$port,127.0.0.1:$port"

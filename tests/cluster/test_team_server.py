@@ -45,6 +45,7 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
             "MLFLOW_AUTH_ADMIN_PASSWORD": ADMIN,
             "MLFLOW_FILES": str(folder / "files"),
             "MLFLOW_PORT": str(port),
+            "MLFLOW_WORKERS": "1",
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "TMPDIR": str(folder),
         }
