@@ -48,8 +48,6 @@ CONFIG = SessionConfig(num_cpus=2, object_store_mb=100)
 
 
 def test_ray_and_local_write_the_same_bytes(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    import ray
-
     sources = write_sources(tmp_path / "in")
     make = MakeUpper(tmp_path / "log")
     local = run_local(make, sources, tmp_path / "local", fingerprint="f")
@@ -59,6 +57,8 @@ def test_ray_and_local_write_the_same_bytes(tmp_path: Path, capfd: pytest.Captur
         assert run_on_ray(config)(make, sources, out, fingerprint="f", label="upper") == local
         assert files_under(out) == files_under(tmp_path / "local")
     assert digest_of_markers(local) == digest_of_markers(reversed(local))
+    import ray  # which reads its settings when it is imported: not before the session
+
     assert ray.util.list_named_actors(all_namespaces=True) == []  # Ray Data's own are for clusters
     err = capfd.readouterr().err
     assert err.splitlines()[-1].startswith(f"upper: {5 * SHARDS + 15}/{5 * SHARDS + 15} rows, ")
