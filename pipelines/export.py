@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
 from pipelines.app.models import add_encoder_options, short_name
+from pipelines.app.registered import checkpoint_here
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from owseg.checkpoint import Checkpoint
@@ -45,13 +46,14 @@ def run(given: argparse.Namespace) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ConfigError(f"{out}: is there already; give a new name, or move it away")
     encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
-    found = find_checkpoint(given.source, given.method, **encoder)
+    source = checkpoint_here(given.source)
+    found = find_checkpoint(source, given.method, **encoder)
     method = _loaded(found, given.to)
     temporary = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         loads = _written(given.to, found, method, temporary)
-        write_card(temporary, origin_of(found, Path(given.source)), loads, LIBRARIES[given.to])
+        write_card(temporary, origin_of(found, Path(source)), loads, LIBRARIES[given.to])
         if given.to == "official":
             (temporary / "README.md").rename(out.with_name(f"{out.name}.md"))
             (temporary / "model.pth").rename(out)

@@ -200,6 +200,13 @@ def test_an_official_file_has_its_card_beside_it(tiny_run: Path, tmp_path: Path)
     assert "model" in torch.load(tmp_path / "tcl.pth", weights_only=True)
 
 
+def test_a_model_of_the_registry_is_a_source(tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = {"models:/owseg@champion": str(tiny_run / "train" / "tcl")}
+    monkeypatch.setattr(export, "checkpoint_here", places.__getitem__)
+    assert export.main(["models:/owseg@champion", str(tmp_path / "tcl.pth"), "--to", "official"]) == 0
+    assert "# tcl\n" in (tmp_path / "tcl.pth.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
