@@ -192,8 +192,7 @@ class _UnderWay:
 
     def __init__(self, todo: list[Part], progress: Progress) -> None:
         self.left, self.progress = {part.file: part for part in todo}, progress
-        self.done, self.began = progress.done, time.monotonic()
-        self.names = {part.contender.name for part in todo}
+        self.done, self.since, self.begun = progress.done, time.monotonic(), False
         for part in todo:  # of a run that was killed
             part.live.unlink(missing_ok=True)
 
@@ -210,8 +209,9 @@ class _UnderWay:
                 count, _, doing = part.live.read_text(encoding="utf-8").partition(" ")
                 done += min(int(count), len(part.items))
                 note = f"{part.contender.name} {part.dataset}{doing}"
-        if not (note or self.progress.note.startswith(tuple(self.names))):
-            note = f"starting workers ... {time.monotonic() - self.began:.0f} s"
+        self.begun = self.begun or bool(note)
+        if not self.begun:
+            note = f"starting workers ... {time.monotonic() - self.since:.0f} s"
         self.progress.update(max(done, self.progress.done), note)
 
 

@@ -103,7 +103,7 @@ def test_progress_counts_the_first_images_of_parts_in_work(
         under_way.look()
     under_way.finished(part)
     assert told == [
-        (0, ""),
+        (0, "starting workers ... 0 s"),
         (0, "chance voc21: loading the method"),
         (3, "chance voc21"),
         (3, ""),
