@@ -95,12 +95,12 @@ class _OtherNodes:
         """The load of each that answers, by the node's name."""
         ray = sys.modules.get("ray")
         found: dict[str, dict[str, float]] = {}
-        if ray is None or not ray.is_initialized():
-            return found
         try:
+            if ray is None or not ray.is_initialized():
+                return found
             self._meet(ray)
             asked = {node: actor.look.remote() for node, actor in self.actors.items()}
-        except Exception:  # the session is ending: what a machine does is no reason to stop work
+        except Exception:  # Ray is being imported, or the session ends: what a machine does is no reason to stop work
             return found
         for node, answer in asked.items():
             try:
