@@ -88,7 +88,8 @@ def default_store(run_dir: Path) -> Path:
     remembered = sqlite_file(remembered_uri(run_dir))
     if not shared.is_file() and remembered is not None and remembered.is_file():
         return remembered
-    usable = os.access(shared.parent, os.W_OK) and (not shared.exists() or os.access(shared, os.W_OK))
+    place = next(folder for folder in shared.parents if folder.exists())
+    usable = os.access(place, os.W_OK) and (not shared.exists() or os.access(shared, os.W_OK))
     return shared if usable else own
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cluster.store_uri import artifacts_here, sqlite_file, store_uri
+from pipelines.app.config import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.app.settings import Config
@@ -33,6 +34,8 @@ def _located(path: str, uri: str, run_dir: Path) -> str:
         return path
     store = store_uri(uri, run_dir)
     if (database := sqlite_file(store)) is not None:
+        if not database.is_file():
+            raise ConfigError(f"{path}: there is no MLflow store at {database}; set MLFLOW_TRACKING_URI to the one that has it")
         artifacts_here(database)
     from cluster.mlflow_registry import located  # MLflow takes seconds to load
 
