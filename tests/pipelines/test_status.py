@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -12,7 +13,10 @@ from typing import Any
 import pytest
 
 from helpers.chain import Chain
+from helpers.s3 import s3_server
 from pipelines.status import main
+from storage.client import Store
+from storage.lease import leased
 
 HOLD = """
 import fcntl, os, sys
@@ -116,6 +120,26 @@ def test_damaged_records_are_as_good_as_none(run: Path, capsys: pytest.CaptureFi
         (run / name).write_text("{[")
     state, _ = told(run, capsys)
     assert state["stages"]["download"]["counts"] == {"links": 1, "images": 0}
+
+
+def test_of_a_run_in_an_object_store(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        store = Store(f"{server.make_bucket('bucket')}/run")
+        for path in run.rglob("*.*"):
+            if path.is_file():
+                store.put(path.relative_to(run).as_posix(), path)
+        with leased(store):
+            assert main([store.url, "--json"]) == 0
+        state = json.loads(capsys.readouterr().out)
+        assert state["held_by"] == f"process {os.getpid()} on {socket.gethostname()}"
+        assert state["stages"]["download"]["counts"] == {"links": 4, "images": 2}
+        assert state["stages"]["download"]["status"] == "running"
+        assert main([store.url]) == 0
+        assert "download  interrupted" in capsys.readouterr().out
+        assert main([f"{store.url}/none"]) == 2
+        assert "there is no such folder" in capsys.readouterr().err
 
 
 def test_of_a_complete_run(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:
