@@ -122,7 +122,7 @@ def test_ray_reads_the_list(tmp_path: Path) -> None:
     storage = storage_with(tmp_path, [1, 2], [1, 2])
     cut(storage / NAMES[2] / "method.safetensors")
     mend(storage, VERSION)
-    found = manager._CheckpointManagerState.parse_obj(json.loads((storage / LIST).read_text()))
+    found = manager._CheckpointManagerState.model_validate(json.loads((storage / LIST).read_text()))
     assert found.latest_checkpoint_result.checkpoint_dir_name == NAMES[1]
     assert found.checkpoint_report_indices == [0]
     assert found.current_report_index == 1
