@@ -7,7 +7,7 @@ import yaml
 
 from cluster import InputError
 from cluster.mlflow_sending import reason_of
-from cluster.open_tracker import _set_environment as set_environment
+from cluster.open_tracker import set_client_environment
 from cluster.store_uri import sqlite_file
 from filtering.secrets import holds_mask, masked
 
@@ -17,7 +17,7 @@ CONFIG = "config.yaml"
 
 def folder_of(uri: str, run_id: str) -> str:
     """The run folder, a path or URL, of a parent run in an MLflow store. Raises InputError where that is not to be had."""
-    set_environment()
+    set_client_environment()
     from mlflow import MlflowClient  # takes seconds to import
 
     try:
@@ -38,7 +38,7 @@ def put_page(uri: str, run_id: str, file: Path, folder: str) -> str:
         return "its store asks for a password, which records do not keep; give tracking.uri"
     if (database := sqlite_file(uri)) and not database.is_file():
         return f"{database} is not there; give tracking.uri"
-    set_environment()
+    set_client_environment()
     from mlflow import MlflowClient
 
     try:

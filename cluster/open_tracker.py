@@ -28,7 +28,7 @@ def open_tracker(
         yield NullTracker()
         return
     uri = store_uri(config.uri, run_dir)
-    _set_environment()
+    set_client_environment()
     from cluster.mlflow_runs import MlflowTracker  # MLflow takes seconds to import
 
     tracker = MlflowTracker.open(uri, config.experiment, run_dir, name)
@@ -72,7 +72,7 @@ def _user() -> str:
         return str(os.getuid())
 
 
-def _set_environment() -> None:
+def set_client_environment() -> None:
     """MLflow's own settings. Whatever the user has set stays; attempts after the first are the outbox's."""
     for key, value in {
         "MLFLOW_DISABLE_TELEMETRY": "true",
