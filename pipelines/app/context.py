@@ -95,7 +95,7 @@ class Context:
         marker = read_marker(self.run_dir, name, fingerprint)
         if marker is not None and output.exists() and self._is_whole(name, marker, where, files) and not again(marker.result):
             status, result, seconds = "skipped", marker.result, marker.seconds
-            print(f"{name}: skipped{self._place(name)}, complete already ({output})", flush=True)
+            print(f"{name}: skipped, complete already ({output}){self._place(name)}", flush=True)
         else:
             print(f"{name}: started{self._place(name)}", flush=True)
             check_disk(self.config, name)
