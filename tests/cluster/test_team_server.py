@@ -1,4 +1,4 @@
-"""docs/team.md, followed: MLflow with PostgreSQL, passwords and files of its own, and a run of the filter that it records."""
+"""docs/team.md, followed: MLflow with PostgreSQL, passwords and files of its own, and a run that it records."""
 
 import os
 import re
@@ -17,7 +17,9 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 
-from helpers.chain import DEADLINE, command, environment, summary
+from cluster.open_tracker import open_tracker
+from cluster.tracking import TrackingConfig
+from helpers.chain import DEADLINE, environment, run
 from helpers.paths import REPO
 from helpers.postgres import ESCAPED, PASSWORD, postgres
 from helpers.servers import free_port
@@ -88,49 +90,46 @@ def ada(team: Team) -> str:
     return f"http://ada:{ADA}@{team.host}"
 
 
-def filtered(folder: Path, uri: str) -> subprocess.CompletedProcess[str]:
-    """The filter of the smallest chain, tracked there; patient with a server on a busy machine."""
-    return subprocess.run(
-        command("filter", folder, f"tracking.uri={uri}"),
-        cwd=REPO,
-        env=environment() | {"MLFLOW_HTTP_REQUEST_TIMEOUT": "120"},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=DEADLINE,
-    )
+@pytest.fixture(autouse=True)
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a server on a busy machine."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
 
 
 def test_a_run_is_recorded_and_its_secrets_are_nowhere(
     team: Team, ada: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "run"
-    done = filtered(folder, ada)
-    assert done.returncode == 0, done.stderr
-    where = summary(folder)["mlflow"]
-    assert where["tracking_uri"] == f"http://ada:***@{team.host}"
-    assert "not_recorded" not in where
-    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "120")
+    folder.mkdir()
+    settings = {"seed": 3, "tracking": {"uri": ada}}
+    opened = open_tracker(TrackingConfig(uri=ada), folder, name="demo", settings=settings, digest="d" * 64)
+    with opened as tracker, tracker.child("filter", stage="filter") as child:
+        child.params({"links": 320, "store": ada})
+        child.metrics({"kept": 270.0}, 1)
+        child.table([{"reason": "too_short", "count": 50}], "dropped.json")
+    assert tracker.not_recorded == {}
     monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "ada")
     monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", ADA)
     client = MlflowClient(f"http://{team.host}")
-    stored = client.get_run(where["run_id"])
+    stored = client.get_run(tracker.run_id)
     assert stored.info.status == "FINISHED"
     assert stored.info.artifact_uri.startswith("mlflow-artifacts:/"), "files go through the server"
     assert list(team.files.rglob("config.yaml"))
     got = download_artifacts(
-        run_id=where["run_id"], artifact_path="config.yaml", tracking_uri=f"http://{team.host}", dst_path=str(tmp_path)
+        run_id=tracker.run_id, artifact_path="config.yaml", tracking_uri=f"http://{team.host}", dst_path=str(tmp_path)
     )
     written = [Path(got), team.log, *(path for root in (folder, team.files) for path in root.rglob("*") if path.is_file())]
-    assert len(written) > 20
+    assert {"mlflow.json", "config.yaml", "dropped.json", "log"} <= {path.name for path in written}
+    runs = [one.to_dictionary() for one in client.search_runs([stored.info.experiment_id])]
+    assert len(runs) == 2
     for secret in (ADA, ADMIN, PASSWORD, ESCAPED):
         assert [str(path) for path in written if secret.encode() in path.read_bytes()] == []
-        assert secret not in done.stdout + done.stderr
+        assert secret not in str(runs)
         assert secret.encode() not in Path(f"/proc/{team.process}/cmdline").read_bytes()
 
 
 def test_a_wrong_password_is_one_line_before_any_work(team: Team, ada: str, tmp_path: Path) -> None:
-    result = filtered(tmp_path / "run", ada.replace(ADA, "wrong-password-3"))
+    result = run("filter", tmp_path / "run", f"tracking.uri={ada.replace(ADA, 'wrong-password-3')}")
     assert result.returncode == 2
     (line,) = result.stderr.splitlines()
     assert line.startswith(f"error: tracking.uri: MLflow cannot use http://ada:***@{team.host} (")
