@@ -25,6 +25,7 @@ from parity_comparison import Arrays, Comparison
 from parity_dino import compare_dino
 from parity_iic import compare_iic
 from parity_ovsegmentor import build_ovsegmentor, compare_ovsegmentor
+from parity_talk2dino import compare_talk2dino
 from parity_tcl import build_tcl, compare_tcl
 
 from owseg import InputError
@@ -43,6 +44,7 @@ KINDS = {
     "ovsegmentor": Kind(build_ovsegmentor, compare_ovsegmentor),
     "iic": Kind(None, compare_iic),
     "dino": Kind(None, compare_dino),
+    "talk2dino": Kind(None, compare_talk2dino),
 }
 
 

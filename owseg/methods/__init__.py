@@ -6,6 +6,7 @@ from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import OvSegmentorConfig
+from owseg.methods.talk2dino import Talk2DinoConfig
 from owseg.methods.tcl import TclConfig
 from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.zero_shot import ZeroShotConfig
@@ -35,6 +36,8 @@ class Methods:
     """Groups of patches, learned from captions and their entities."""
     vilseg: VilSegConfig = VilSegConfig()
     """Clusters of patches, learned from captions and transformed views."""
+    talk2dino: Talk2DinoConfig = Talk2DinoConfig()
+    """CLIP's texts, mapped to the patches of a frozen self-supervised ViT."""
 
 
 METHODS: dict[str, MethodConfig] = {field.name: getattr(Methods(), field.name) for field in fields(Methods)}

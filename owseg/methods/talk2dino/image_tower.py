@@ -1,0 +1,69 @@
+"""The frozen image tower: a timm ViT with a class token, with or without registers."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from owseg import InputError
+from owseg.methods.talk2dino.attention import class_attention
+from owseg.vit import timm_state, timm_vit
+from owseg.weights import differences
+
+KEY = "method_settings.talk2dino"
+
+
+class Seen(NamedTuple):
+    """What the tower makes of images."""
+
+    patches: Tensor
+    """[B, P, C] after the last norm, row-major."""
+    attention: Tensor
+    """[B, M, P]: logits of the last block's class token against its patches, by head."""
+    grid: tuple[int, int]
+    """(h, w) of the patches."""
+
+
+class ImageTower(nn.Module):
+    """A ViT that takes images of any size that its patches divide. It never learns."""
+
+    def __init__(self, model: str) -> None:
+        """Random weights. Raises InputError where timm has no such plain ViT with a class token."""
+        super().__init__()
+        self.model = model
+        self.vit: Any = timm_vit(model, f"{KEY}.image_tower", num_classes=0, global_pool="token", dynamic_img_size=True)
+        if self.vit.cls_token is None:
+            raise InputError(f"{KEY}.image_tower: {model} has no class token, whose attention chooses what is learned from")
+        self.vit.requires_grad_(False)
+        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.width: int = self.vit.embed_dim
+        self.heads: int = self.vit.blocks[-1].attn.num_heads
+        self.prefix: int = self.vit.num_prefix_tokens
+
+    @torch.no_grad()
+    def forward(self, image: Tensor) -> Seen:
+        """Patches and attention of images [B, 3, H, W], normalised as the tower was trained; H and W multiples of the patch."""
+        projected: list[Tensor] = []
+        hook = self.vit.blocks[-1].attn.qkv.register_forward_hook(lambda _, __, output: projected.append(output))
+        try:
+            tokens = self.vit.forward_features(image)
+        finally:
+            hook.remove()
+        grid = (image.shape[-2] // self.patch_size, image.shape[-1] // self.patch_size)
+        return Seen(tokens[:, self.prefix :], class_attention(projected[0], self.heads, self.prefix), grid)
+
+    def load(self, weights: str) -> None:
+        """Fill in timm's pretrained weights or, where `weights` names one, those of a file with timm's or DINO's names.
+
+        Raises InputError where they cannot be had or do not fit.
+        """
+        from timm.models.vision_transformer import checkpoint_filter_fn
+
+        source, state = timm_state(self.model, weights, tower=f"{KEY}.image_tower", file=f"{KEY}.image_weights")
+        state = {name: value for name, value in state.items() if not name.startswith("head.")}
+        own = self.vit.state_dict()
+        if state.keys() != own.keys() or differences(state, own):  # DINOv2's own names, or positions of another grid
+            state = checkpoint_filter_fn(state, self.vit)
+        if wrong := differences(state, own):
+            raise InputError(f"{source} does not fit {self.model}: {wrong}")
+        self.vit.load_state_dict(state)

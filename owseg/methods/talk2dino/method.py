@@ -1,0 +1,136 @@
+"""Talk2DINO: talking to self-supervised features (Barsellotti et al., ICCV 2025, 2411.19331).
+
+A frozen self-supervised ViT tells things apart, but knows no words; CLIP's frozen text tower knows words, but not where things
+are. A map of one million parameters takes texts to the ViT's patches. It learns from captions: of a caption's image, the head
+of the ViT's last block that looks at what the caption tells of stands for the image (section 3.3). A pixel is then named by
+the cosine of its patch with mapped class names.
+
+Written from the paper and from recorded numbers of the official code, which has no licence.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from owseg.data import Batch
+from owseg.encoders import Encoder, pad_to_multiple
+from owseg.losses import gather, info_nce
+from owseg.methods.talk2dino.attention import chosen_heads, head_embeddings
+from owseg.methods.talk2dino.cleaning import cleaned
+from owseg.methods.talk2dino.image_tower import ImageTower
+from owseg.methods.talk2dino.official import LAYOUT
+from owseg.methods.talk2dino.settings import Talk2DinoSettings
+from owseg.micro_batches import ContrastiveMethod
+from owseg.published_layout import Layout
+from owseg.text import prompt_templates
+
+LOG_SCALE = math.log(1 / 0.07)
+"""Of the contrastive loss; it never learns (official: the optimiser does not hold it)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Talk2DinoConfig(Talk2DinoSettings):
+    """Texts mapped to the patches of a frozen self-supervised ViT."""
+
+    @property
+    def official_layout(self) -> Layout:
+        """The released maps' names."""
+        return LAYOUT
+
+    def build(self, encoder: Encoder) -> "Talk2Dino":
+        """The method around CLIP's frozen text tower, its image tower with random weights."""
+        return Talk2Dino(self, encoder)
+
+
+class Projection(nn.Module):
+    """The map from texts to patches: linear, tanh, linear."""
+
+    def __init__(self, text: int, image: int) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(text, image), nn.Linear(image, image)
+
+    def forward(self, texts: Tensor) -> Tensor:
+        """[..., D] → [..., C]; neither side is normalised."""
+        mapped: Tensor = self.second(torch.tanh(self.first(texts)))
+        return mapped
+
+
+def contrast(image: Tensor, text: Tensor, *, official: bool) -> Tensor:
+    """Symmetric InfoNCE of matched rows [B, C] against the global batch, at a fixed temperature.
+
+    The official form divides by the global batch's size squared. With Adam that is not a smaller learning rate but a larger
+    epsilon: dividing the loss by k with epsilon e is the undivided loss with epsilon k * e, 1.6e-4 for a batch of 128.
+    """
+    loss = info_nce(image, text, torch.tensor(LOG_SCALE, device=text.device))
+    return loss / len(gather(image)) ** 2 if official else loss
+
+
+class Talk2Dino(ContrastiveMethod):
+    """Both frozen towers, and the map between them."""
+
+    def __init__(self, config: Talk2DinoConfig, encoder: Encoder) -> None:
+        super().__init__()
+        self.config = config
+        self.clip, self.tokenize = encoder.clip.requires_grad_(False), encoder.tokenize
+        self.image = ImageTower(config.image_tower)
+        self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
+        self.background_threshold: float | None = config.background_threshold
+
+    def initialise(self) -> None:
+        """Load the image tower's weights."""
+        self.image.load(self.config.image_weights)
+
+    # ------------------------------------------------------------------------------------------------------------ training
+
+    def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Mapped captions "text" [B, C], and of each image the head that its caption chooses, "image" [B, C]."""
+        del shared
+        seen = self.image(batch.image)
+        with torch.no_grad():
+            texts = self.clip.encode_text(batch.tokens)
+        mapped = self.projection(texts)
+        heads = head_embeddings(seen.attention, seen.patches)
+        chosen = chosen_heads(mapped.detach(), heads)
+        return {"text": mapped, "image": heads[torch.arange(len(heads), device=heads.device), chosen]}
+
+    def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """{"contrast": symmetric InfoNCE over the global batch}, divided by its size squared in the official form."""
+        del batch
+        return {"contrast": contrast(encoded["image"], encoded["text"], official=self.config.fidelity == "official")}
+
+    # ----------------------------------------------------------------------------------------------------------- inference
+
+    @torch.no_grad()
+    def embed_classes(self, names: Sequence[str]) -> Tensor:
+        """Unit class embeddings [n, C] among the patches; background is not among `names`."""
+        templates = prompt_templates(self.config.templates)
+        prompts = [template.format(name) for name in names for template in templates]
+        tokens = self.tokenize(prompts).to(self.projection.first.weight.device)
+        texts = torch.cat([self.clip.encode_text(some) for some in torch.split(tokens, 1024)])
+        return self.map_classes(texts.reshape(len(names), len(templates), -1))
+
+    def map_classes(self, texts: Tensor) -> Tensor:
+        """Unit class embeddings [n, C] of CLIP's features [n, T, D] of each class's prompts, which are averaged as they are."""
+        return F.normalize(self.projection(texts.mean(dim=1)), dim=-1, eps=1e-6)
+
+    @torch.no_grad()
+    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
+        """Scores [B, n, H, W] of windows [B, 3, H, W]; with `background` a constant plane comes first: [B, 1 + n, H, W]."""
+        padded, (top, left) = pad_to_multiple(image, (self.image.patch_size, self.image.patch_size))
+        seen = self.image(padded)
+        scores = self.grid_scores(seen.patches, seen.attention, classes, self.config.clean if background else 0.0)
+        scores = F.interpolate(
+            scores.unflatten(2, seen.grid), size=padded.shape[-2:], mode="bilinear", align_corners=True
+        )
+        scores = scores[..., top : top + image.shape[-2], left : left + image.shape[-1]]
+        return F.pad(scores, (0, 0, 0, 0, 1, 0), value=self.config.background_threshold) if background else scores
+
+    @staticmethod
+    def grid_scores(patches: Tensor, attention: Tensor, classes: Tensor, clean: float) -> Tensor:
+        """Scores [B, n, P] of patches [B, P, C]: sigmoids of the cosines with classes [n, C], cleaned by weight `clean`."""
+        scores = (classes @ F.normalize(patches, dim=-1).transpose(1, 2)).sigmoid()
+        return cleaned(scores, attention, patches, classes, clean) if clean else scores
