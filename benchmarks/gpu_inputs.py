@@ -19,9 +19,10 @@ from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import OvSegmentorConfig
 from owseg.methods.tcl import TclConfig
 from owseg.methods.vilseg import VilSegConfig
-from owseg.methods.vilseg.towers import TextSize, VitSize
+from owseg.methods.vilseg.towers import TextSize
 from owseg.optim import OptimConfig
 from owseg.text import prompt_templates
+from owseg.vit import VitSize
 
 SMALL_CLIP = Path(__file__).parents[1] / "configs" / "smoke_clip.json"
 SMALL_BERT = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}

@@ -1,23 +1,70 @@
 """Plain ViTs through timm: their architecture by name, and pretrained weights by tag or file."""
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from owseg import InputError
-from owseg.weights import not_finite, read_weights
+from owseg.weights import differences, not_finite, read_weights
+
+LARGEST = {"image_size": 4096, "patch_size": 512, "width": 8192, "depth": 128, "heads": 128}
+"""Sizes above which no image tower goes."""
 
 
-def timm_vit(model: str, key: str, **arguments: Any) -> Any:
-    """timm's model with random weights. Raises InputError, naming `key`, where it is not just patches, positions and blocks."""
+@dataclass(frozen=True, kw_only=True)
+class VitSize:
+    """Sizes of the image tower where they are not those of the timm model it is named by; 0 = the model's."""
+
+    image_size: int = 0
+    """Side in pixels of the images that its positions are learned for."""
+    patch_size: int = 0
+    """Side of a patch in pixels."""
+    width: int = 0
+    """Channels of a token."""
+    depth: int = 0
+    """Blocks."""
+    heads: int = 0
+    """Attention heads."""
+
+    def __post_init__(self) -> None:
+        for name, most in LARGEST.items():
+            if not 0 <= getattr(self, name) <= most:
+                raise InputError(f"{name}: {getattr(self, name)} is outside 1..{most}; give a size, or 0 for the model's own")
+        if self.image_size and self.patch_size and self.image_size % self.patch_size:
+            raise InputError(f"image_size: {self.image_size} pixels are no whole patches of {self.patch_size}; give a multiple")
+
+    def arguments(self) -> dict[str, int]:
+        """What timm calls them; those that are left to the model are left out."""
+        sizes = {
+            "img_size": self.image_size,
+            "patch_size": self.patch_size,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+        }
+        return {name: size for name, size in sizes.items() if size}
+
+
+def create_vit(model: str, key: str, **arguments: Any) -> Any:
+    """Any of timm's models with random weights. Raises InputError, naming `key`, where it cannot be built, or has no blocks."""
     import timm
-    from timm.layers import PatchEmbed
-    from timm.models.vision_transformer import Block, VisionTransformer
 
     try:
         vit = timm.create_model(model, pretrained=False, **arguments)
     except Exception as error:  # what timm makes of a wrong name is RuntimeError, ValueError and more
         raise InputError(f"{key}: timm cannot build {model!r} ({_told(error)}); see timm.list_models('vit*')") from error
+    if not hasattr(vit, "blocks"):
+        raise InputError(f"{key}: {model} is no ViT; choose one such as vit_base_patch16_224.dino")
+    return vit
+
+
+def timm_vit(model: str, key: str, **arguments: Any) -> Any:
+    """timm's model with random weights. Raises InputError, naming `key`, where it is not just patches, positions and blocks."""
+    from timm.layers import PatchEmbed
+    from timm.models.vision_transformer import Block, VisionTransformer
+
+    vit = create_vit(model, key, **arguments)
     plain = isinstance(vit, VisionTransformer) and isinstance(vit.patch_embed, PatchEmbed) and vit.pos_embed is not None
     if not plain or not all(isinstance(block, Block) for block in vit.blocks):
         raise InputError(f"{key}: {model} is no plain ViT; choose one such as vit_base_patch16_224.dino")
@@ -45,6 +92,25 @@ def timm_state(model: str, weights: str, *, tower: str, file: str) -> tuple[str,
         raise InputError(
             f"{tower}: the weights of {model} cannot be downloaded ({type(error).__name__}); give a file with them as {file}"
         ) from error
+
+
+def fill_vit(vit: Any, model: str, weights: str, *, tower: str, file: str) -> None:
+    """Fill timm's `model` with its pretrained weights, or with a file's of timm's names or DINO's where `weights` names one.
+
+    Positions of another grid are resized, a classifier's head is left aside. tower and file: the settings that name the model
+    and the file. Raises InputError where they cannot be had or do not fit.
+    """
+    from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
+
+    source, state = timm_state(model, weights, tower=tower, file=file)
+    state = {name: value for name, value in state.items() if not name.startswith("head.")}
+    own = vit.state_dict()
+    # timm's filter would also take in other models', such as CLIP's, without a word.
+    if isinstance(vit, VisionTransformer) and (state.keys() == own.keys() or "mask_token" in state):  # the latter: DINOv2's own
+        state = checkpoint_filter_fn(state, vit)  # positions of another grid
+    if wrong := differences(state, own):
+        raise InputError(f"{source} does not fit {model}: {wrong}")
+    vit.load_state_dict(state)
 
 
 def _told(error: Exception) -> str:

@@ -21,15 +21,17 @@ from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
+from owseg.methods.talk2dino import Talk2DinoConfig
 from owseg.methods.tcl import GROUNDER, Tcl, TclConfig
 from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.vilseg.settings import LEARNED
-from owseg.methods.vilseg.towers import TextSize, VitSize
+from owseg.methods.vilseg.towers import TextSize
 from owseg.methods.zero_shot import ZeroShotConfig
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
 from owseg.segmenter import Segmenter
+from owseg.vit import VitSize
 
 MODEL = {
     "embed_dim": 32,
@@ -102,12 +104,23 @@ def vilseg_config(steps: int = 6, **settings: Any) -> VilSegConfig:
     return VilSegConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
 
 
+def talk2dino_config(steps: int = 6, **settings: Any) -> Talk2DinoConfig:
+    """A small ViT with registers, random weights."""
+    sizes: dict[str, Any] = {
+        "image_tower": "vit_small_patch14_reg4_dinov2.lvd142m",
+        "image_size": VitSize(image_size=32, patch_size=8, width=32, depth=2, heads=2),
+    }
+    phases = (Phase(steps=steps, train=("projection.",)),)
+    return Talk2DinoConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
+
+
 SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {
     "chance": lambda folder: ChanceConfig().build(encoder(folder)),
     "maskclip": lambda folder: ZeroShotConfig(templates="simple").build(encoder(folder)),
     "tcl": lambda folder: tcl_config().build(encoder(folder)),
     "ovsegmentor": lambda folder: ovsegmentor_config().build(encoder(folder)).eval(),
     "vilseg": lambda folder: vilseg_config().build(None).eval(),
+    "talk2dino": lambda folder: talk2dino_config().build(encoder(folder)).eval(),
 }
 """A method of each kind with random weights; its model file goes into the folder."""
 

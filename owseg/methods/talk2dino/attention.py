@@ -13,7 +13,7 @@ def class_attention(qkv: Tensor, heads: int, prefix: int) -> Tensor:
     qkv: [B, G + P, 3 C], what the last block's fused projection makes of its tokens: queries, keys and values side by side,
     the class token first. heads: M, prefix: G, the tokens that are no patches (class token and registers).
     """
-    query, key, _ = qkv.unflatten(-1, (3, heads, -1)).unbind(dim=-3)
+    query, key, _ = qkv.reshape(*qkv.shape[:-1], 3, heads, -1).unbind(dim=-3)
     logits: Tensor = SCALE * (key[:, prefix:] * query[:, :1]).sum(dim=-1).transpose(1, 2)
     return logits
 

@@ -1,4 +1,4 @@
-"""The frozen image tower: a timm ViT with a class token, with or without registers."""
+"""The frozen image tower: any timm ViT with a class token, with or without registers."""
 
 from typing import Any, NamedTuple
 
@@ -7,8 +7,7 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.methods.talk2dino.attention import class_attention
-from owseg.vit import timm_state, timm_vit
-from owseg.weights import differences
+from owseg.vit import VitSize, create_vit, fill_vit
 
 KEY = "method_settings.talk2dino"
 
@@ -27,17 +26,25 @@ class Seen(NamedTuple):
 class ImageTower(nn.Module):
     """A ViT that takes images of any size that its patches divide. It never learns."""
 
-    def __init__(self, model: str) -> None:
-        """Random weights. Raises InputError where timm has no such plain ViT with a class token."""
+    def __init__(self, model: str, size: VitSize) -> None:
+        """Random weights. Raises InputError where timm has no such ViT, or its last block's attention cannot be read."""
         super().__init__()
         self.model = model
-        self.vit: Any = timm_vit(model, f"{KEY}.image_tower", num_classes=0, global_pool="token", dynamic_img_size=True)
-        if self.vit.cls_token is None:
-            raise InputError(f"{KEY}.image_tower: {model} has no class token, whose attention chooses what is learned from")
+        self.vit: Any = create_vit(
+            model, f"{KEY}.image_tower", num_classes=0, global_pool="token", dynamic_img_size=True, **size.arguments()
+        )
+        if getattr(self.vit, "cls_token", None) is None:
+            raise InputError(
+                f"{KEY}.image_tower: {model} has no class token, whose attention says what an image is about; "
+                "choose one such as vit_base_patch14_reg4_dinov2.lvd142m"
+            )
+        attention: Any = getattr(self.vit.blocks[-1], "attn", None)
+        if not isinstance(getattr(attention, "qkv", None), nn.Linear):
+            raise InputError(f"{KEY}.image_tower: the last block of {model} has no fused query-key-value layer to be read")
         self.vit.requires_grad_(False)
         self.patch_size: int = self.vit.patch_embed.patch_size[0]
         self.width: int = self.vit.embed_dim
-        self.heads: int = self.vit.blocks[-1].attn.num_heads
+        self.heads: int = attention.num_heads
         self.prefix: int = self.vit.num_prefix_tokens
 
     @torch.no_grad()
@@ -53,17 +60,5 @@ class ImageTower(nn.Module):
         return Seen(tokens[:, self.prefix :], class_attention(projected[0], self.heads, self.prefix), grid)
 
     def load(self, weights: str) -> None:
-        """Fill in timm's pretrained weights or, where `weights` names one, those of a file with timm's or DINO's names.
-
-        Raises InputError where they cannot be had or do not fit.
-        """
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        source, state = timm_state(self.model, weights, tower=f"{KEY}.image_tower", file=f"{KEY}.image_weights")
-        state = {name: value for name, value in state.items() if not name.startswith("head.")}
-        own = self.vit.state_dict()
-        if state.keys() != own.keys() or differences(state, own):  # DINOv2's own names, or positions of another grid
-            state = checkpoint_filter_fn(state, self.vit)
-        if wrong := differences(state, own):
-            raise InputError(f"{source} does not fit {self.model}: {wrong}")
-        self.vit.load_state_dict(state)
+        """Fill in timm's pretrained weights, or those of a file. Raises InputError where they cannot be had or do not fit."""
+        fill_vit(self.vit, self.model, weights, tower=f"{KEY}.image_tower", file=f"{KEY}.image_weights")

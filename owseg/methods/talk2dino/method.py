@@ -76,7 +76,7 @@ class Talk2Dino(ContrastiveMethod):
         super().__init__()
         self.config = config
         self.clip, self.tokenize = encoder.clip.requires_grad_(False), encoder.tokenize
-        self.image = ImageTower(config.image_tower)
+        self.image = ImageTower(config.image_tower, config.image_size)
         self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
         self.background_threshold: float | None = config.background_threshold
 
@@ -123,9 +123,8 @@ class Talk2Dino(ContrastiveMethod):
         padded, (top, left) = pad_to_multiple(image, (self.image.patch_size, self.image.patch_size))
         seen = self.image(padded)
         scores = self.grid_scores(seen.patches, seen.attention, classes, self.config.clean if background else 0.0)
-        scores = F.interpolate(
-            scores.unflatten(2, seen.grid), size=padded.shape[-2:], mode="bilinear", align_corners=True
-        )
+        planes = scores.reshape(*scores.shape[:2], *seen.grid)
+        scores = F.interpolate(planes, size=padded.shape[-2:], mode="bilinear", align_corners=True)
         scores = scores[..., top : top + image.shape[-2], left : left + image.shape[-1]]
         return F.pad(scores, (0, 0, 0, 0, 1, 0), value=self.config.background_threshold) if background else scores
 

@@ -1,6 +1,6 @@
 """Talk2DINO's settings; the defaults are the published configuration (ViT-B, COCO captions)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from owseg import InputError
@@ -11,6 +11,7 @@ from owseg.method_config import TrainableConfig
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
 from owseg.text import check_templates
+from owseg.vit import VitSize
 
 CLEANED = ("voc21", "coco_object")
 """Sets whose background the official evaluation cleans."""
@@ -33,6 +34,8 @@ class Talk2DinoSettings(TrainableConfig):
     """Training crops: the whole image, mirrored or not."""
     image_tower: str = "vit_base_patch14_reg4_dinov2.lvd142m"
     """timm's name of a ViT with a class token, with the tag of its weights."""
+    image_size: VitSize = VitSize()
+    """Its sizes, where they are not the model's."""
     image_weights: str = setting("", local_path=True)
     """File with the image tower's weights (.safetensors or .pth, timm's names or DINO's); empty: timm's own, downloaded."""
     fidelity: Literal["official", "exact"] = setting("exact", training_only=True)
@@ -62,6 +65,4 @@ class Talk2DinoSettings(TrainableConfig):
 
     def for_dataset(self, dataset: str) -> "Talk2DinoSettings":
         """Cleaning where the official evaluation cleans."""
-        from dataclasses import replace
-
         return self if dataset in CLEANED else replace(self, clean=0.0)

@@ -10,10 +10,11 @@ from owseg.encoders import EncoderConfig
 from owseg.fields import check_range, setting
 from owseg.method_config import TrainableConfig
 from owseg.methods.vilseg.clustering import Form
-from owseg.methods.vilseg.towers import KEY, TextSize, VitSize, is_dino
+from owseg.methods.vilseg.towers import KEY, TextSize, is_dino
 from owseg.optim import OptimConfig
 from owseg.phases import Phase, augmentations, scheduled_phases
 from owseg.text import check_templates
+from owseg.vit import VitSize
 
 COLDEST = 1e-3
 """Lowest temperature of a softmax."""

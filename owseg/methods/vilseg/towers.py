@@ -9,48 +9,11 @@ from torch import Tensor, nn
 
 from owseg import InputError
 from owseg.text import CLIP_VOCABULARY, Tokenizer, clip_tokenizer
-from owseg.vit import timm_state, timm_vit
-from owseg.weights import differences
+from owseg.vit import VitSize, fill_vit, timm_vit
 
 KEY = "method_settings.vilseg"
-LARGEST = {"image_size": 4096, "patch_size": 512, "width": 8192, "depth": 128, "heads": 128}
-"""Sizes above which no image tower goes."""
 WIDTH_OF_INIT = 768
 """The width for which timm's initial weights are spread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class VitSize:
-    """Sizes of the image tower where they are not those of the timm model it is named by; 0 = the model's."""
-
-    image_size: int = 0
-    """Side in pixels of the images that its positions are learned for."""
-    patch_size: int = 0
-    """Side of a patch in pixels."""
-    width: int = 0
-    """Channels of a token."""
-    depth: int = 0
-    """Blocks."""
-    heads: int = 0
-    """Attention heads."""
-
-    def __post_init__(self) -> None:
-        for name, most in LARGEST.items():
-            if not 0 <= getattr(self, name) <= most:
-                raise InputError(f"{name}: {getattr(self, name)} is outside 1..{most}; give a size, or 0 for the model's own")
-        if self.image_size and self.patch_size and self.image_size % self.patch_size:
-            raise InputError(f"image_size: {self.image_size} pixels are no whole patches of {self.patch_size}; give a multiple")
-
-    def arguments(self) -> dict[str, int]:
-        """What timm calls them; those that are left to the model are left out."""
-        sizes = {
-            "img_size": self.image_size,
-            "patch_size": self.patch_size,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "num_heads": self.heads,
-        }
-        return {name: size for name, size in sizes.items() if size}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,17 +84,7 @@ class ImageTower(nn.Module):
         Positions of another grid are resized, a classifier's head is left aside. Raises InputError where they cannot be had or
         do not fit.
         """
-        from timm.models.vision_transformer import checkpoint_filter_fn
-
-        source, state = timm_state(model, weights, tower=f"{KEY}.image_tower", file=f"{KEY}.image_weights")
-        state = {name: value for name, value in state.items() if not name.startswith("head.")}
-        own = self.vit.state_dict()
-        if state.keys() == own.keys():  # timm's filter would also take in other models', such as CLIP's, without a word
-            state = checkpoint_filter_fn(state, self.vit)  # positions of another grid
-        wrong = differences(state, own)
-        if wrong:
-            raise InputError(f"{source} does not fit {model}: {wrong}")
-        self.vit.load_state_dict(state)
+        fill_vit(self.vit, model, weights, tower=f"{KEY}.image_tower", file=f"{KEY}.image_weights")
 
 
 class TextTower(nn.Module):

@@ -7,7 +7,8 @@ import torch
 
 from helpers import tiny
 from owseg import InputError
-from owseg.methods.vilseg.towers import TextSize, VitSize
+from owseg.methods.vilseg.towers import TextSize
+from owseg.vit import VitSize
 
 
 def test_texts_are_read_to_their_end_alone() -> None:
