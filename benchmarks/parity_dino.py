@@ -13,7 +13,7 @@ from parity_comparison import GRADIENT, LOSS, NOTHING, Arrays, Comparison, doubl
 from torch import Tensor
 
 from owseg import InputError
-from owseg.methods.vilseg.self_distillation import DistillationHead, distillation_loss, moved_centre, teacher_temperature
+from owseg.self_distillation import DistillationHead, distillation_loss, moved_centre, teacher_temperature
 
 OUTPUT = 1e-5
 """Tolerance of outputs, centres and temperatures, absolute."""

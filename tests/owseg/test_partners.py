@@ -17,8 +17,8 @@ from helpers import tiny
 from helpers.tensors import assert_same
 from owseg import InputError
 from owseg.augmentation import AugmentConfig
+from owseg.crops import Crops
 from owseg.data import Batch, CaptionBatches, batches_from
-from owseg.methods.vilseg.views import Crops
 from owseg.partners import EntityLists, Partners
 from owseg.shards import ShardReader
 

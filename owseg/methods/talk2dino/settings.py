@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from owseg import InputError
-from owseg.data import AugmentConfig
+from owseg.augmentation import AugmentConfig
 from owseg.encoders import EncoderConfig
 from owseg.fields import check_range, setting
 from owseg.method_config import TrainableConfig

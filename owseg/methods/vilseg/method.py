@@ -17,9 +17,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owseg.crops import Crops
 from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
 from owseg.exporting.folders import save_clip_text, save_vit
+from owseg.image_tower import ImageTower, Tokens
 from owseg.losses import at_least_float32, info_nce, temperature
 from owseg.methods.vilseg.clustering import (
     agreement_of,
@@ -31,19 +33,19 @@ from owseg.methods.vilseg.clustering import (
     warp,
 )
 from owseg.methods.vilseg.regions import connected_components, paint, pool_regions
-from owseg.methods.vilseg.self_distillation import (
+from owseg.methods.vilseg.settings import VilSegSettings, check_sizes
+from owseg.methods.vilseg.towers import KEY, TextTower, dino_tag
+from owseg.methods.vilseg.views import Views, jitter
+from owseg.micro_batches import ContrastiveMethod
+from owseg.momentum import follow, frozen_copy
+from owseg.phases import Phase
+from owseg.self_distillation import (
     DistillationHead,
     distillation_loss,
     moved_centre,
     teacher_temperature,
 )
-from owseg.methods.vilseg.settings import VilSegSettings, check_sizes
-from owseg.methods.vilseg.towers import ImageTower, TextTower, Tokens, dino_tag
-from owseg.methods.vilseg.views import Crops, Views, jitter
-from owseg.micro_batches import ContrastiveMethod
-from owseg.momentum import follow, frozen_copy
 from owseg.normalisation import Normalisation
-from owseg.phases import Phase
 from owseg.text import prompt_templates
 
 COLLAPSED = 0.2
@@ -71,7 +73,7 @@ class VilSeg(ContrastiveMethod):
     def __init__(self, config: VilSegConfig) -> None:
         super().__init__()
         self.config = config
-        self.image = ImageTower(config.image_tower, config.image_size)
+        self.image = ImageTower(config.image_tower, config.image_size, KEY)
         self.text = TextTower(config.text)
         self.tokenize = self.text.tokenize
         self.image_projection = nn.Linear(self.image.width, config.joint, bias=False)

@@ -12,11 +12,11 @@ from helpers import tiny
 from helpers.vilseg import batch_of
 from owseg import InputError
 from owseg.augmentation import AugmentConfig
+from owseg.crops import Crops
 from owseg.engine import TorchEngine
 from owseg.fit import fit
 from owseg.methods import Methods
 from owseg.methods.vilseg import VilSeg, VilSegConfig
-from owseg.methods.vilseg.views import Crops
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.phases import Phase
 from owseg.segmenter import load_segmenter

@@ -7,7 +7,7 @@ import torch
 
 from helpers import tiny
 from helpers.vilseg import batch_of
-from owseg.methods.vilseg.self_distillation import distillation_loss, teacher_temperature
+from owseg.self_distillation import distillation_loss, teacher_temperature
 
 
 def test_the_teacher_follows_and_starts_as_a_copy(shards: Path) -> None:
