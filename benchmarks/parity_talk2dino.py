@@ -16,9 +16,10 @@ from parity_comparison import GRADIENT, LABELS, LOSS, NOTHING, Arrays, Compariso
 from torch import Tensor
 
 from owseg import InputError
-from owseg.methods.talk2dino.attention import SCALE, chosen_heads, class_attention, head_embeddings, head_scores
+from owseg.methods.talk2dino.attention import SCALE, class_attention, head_embeddings, head_scores, heads_for
 from owseg.methods.talk2dino.cleaning import cleaned
-from owseg.methods.talk2dino.method import LOG_SCALE, Projection, Talk2Dino, contrast
+from owseg.methods.talk2dino.contrast import LOG_SCALE, caption_contrast
+from owseg.methods.talk2dino.method import Projection, Talk2Dino
 from owseg.methods.talk2dino.official import NAMES, renamed
 from owseg.pamr import pamr
 
@@ -70,16 +71,16 @@ def compare_training(case: Arrays, projection: Projection, comparison: Compariso
     patches, logits = double(case["patch_tokens"]), attention_of(case)
     heads = head_embeddings(logits, patches)
     texts = projection(double(case["text_features"]))
-    chosen = chosen_heads(texts, heads)
-    image = heads[torch.arange(len(heads)), chosen]
-    loss = contrast(image, texts, official=True)
+    scores = head_scores(texts[:, None], heads)[:, 0]
+    image = heads_for(texts[:, None], heads)[:, 0]
+    loss = caption_contrast(image, texts, official=True)
     similarity = F.normalize(texts, dim=-1) @ F.normalize(image, dim=-1).T
     found = {
         "attn_logits": logits,
         "attn_maps": logits.softmax(dim=-1),
         "head_embeddings": heads,
         "projected_text": texts,
-        "head_scores": head_scores(texts, heads),
+        "head_scores": scores,
         "similarity": similarity,
         "logit_scale": torch.tensor(LOG_SCALE).exp(),
     }
@@ -87,7 +88,7 @@ def compare_training(case: Arrays, projection: Projection, comparison: Compariso
         if name in case:
             comparison.add(name, value.detach(), double(case[name]).reshape(value.shape), MAP)
     if "head_index" in case:
-        comparison.add_labels("head_index", chosen, double(case["head_index"]).long(), EXACT)
+        comparison.add_labels("head_index", scores.argmax(dim=1), double(case["head_index"]).long(), EXACT)
     if "loss" in case:
         comparison.add("loss", loss.detach(), double(case["loss"]), LOSS, NOTHING[0])
     parameters = dict(projection.named_parameters())

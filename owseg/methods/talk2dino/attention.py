@@ -26,12 +26,13 @@ def head_embeddings(logits: Tensor, patches: Tensor) -> Tensor:
     return logits.softmax(dim=-1) @ patches / patches.shape[1]
 
 
-def chosen_heads(texts: Tensor, heads: Tensor) -> Tensor:
-    """The head [B] of each image that its own text [B, C] is closest to. heads: [B, M, C]; any norm."""
-    return head_scores(texts, heads).argmax(dim=1)
-
-
 def head_scores(texts: Tensor, heads: Tensor) -> Tensor:
-    """Cosines [B, M] of each image's heads [B, M, C] with its own text [B, C]."""
-    scores: Tensor = (F.normalize(heads, dim=-1) @ F.normalize(texts, dim=-1)[:, :, None])[..., 0]
+    """Cosines [B, T, M] of each image's texts [B, T, C] with its heads [B, M, C]; any norm."""
+    scores: Tensor = F.normalize(texts, dim=-1) @ F.normalize(heads, dim=-1).transpose(1, 2)
     return scores
+
+
+def heads_for(texts: Tensor, heads: Tensor) -> Tensor:
+    """Of each image the head's embedding [B, T, C] that each of its own texts [B, T, C] is closest to. heads: [B, M, C]."""
+    chosen = head_scores(texts, heads).argmax(dim=2)
+    return heads.gather(1, chosen[:, :, None].expand(-1, -1, heads.shape[2]))

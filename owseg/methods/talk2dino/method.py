@@ -8,7 +8,6 @@ the cosine of its patch with mapped class names.
 Written from the paper and from recorded numbers of the official code, which has no licence.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,18 +17,16 @@ from torch import Tensor, nn
 
 from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
-from owseg.losses import gather, info_nce
-from owseg.methods.talk2dino.attention import chosen_heads, head_embeddings
+from owseg.methods.talk2dino.attention import head_embeddings, heads_for
 from owseg.methods.talk2dino.cleaning import cleaned
+from owseg.methods.talk2dino.contrast import caption_contrast, entity_contrast
+from owseg.methods.talk2dino.entity_prompts import EntityPrompts
 from owseg.methods.talk2dino.image_tower import ImageTower
 from owseg.methods.talk2dino.official import LAYOUT
 from owseg.methods.talk2dino.settings import Talk2DinoSettings
 from owseg.micro_batches import ContrastiveMethod
 from owseg.published_layout import Layout
 from owseg.text import prompt_templates
-
-LOG_SCALE = math.log(1 / 0.07)
-"""Of the contrastive loss; it never learns (official: the optimiser does not hold it)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,16 +56,6 @@ class Projection(nn.Module):
         return mapped
 
 
-def contrast(image: Tensor, text: Tensor, *, official: bool) -> Tensor:
-    """Symmetric InfoNCE of matched rows [B, C] against the global batch, at a fixed temperature.
-
-    The official form divides by the global batch's size squared. With Adam that is not a smaller learning rate but a larger
-    epsilon: dividing the loss by k with epsilon e is the undivided loss with epsilon k * e, 1.6e-4 for a batch of 128.
-    """
-    loss = info_nce(image, text, torch.tensor(LOG_SCALE, device=text.device))
-    return loss / len(gather(image)) ** 2 if official else loss
-
-
 class Talk2Dino(ContrastiveMethod):
     """Both frozen towers, and the map between them."""
 
@@ -78,6 +65,7 @@ class Talk2Dino(ContrastiveMethod):
         self.clip, self.tokenize = encoder.clip.requires_grad_(False), encoder.tokenize
         self.image = ImageTower(config.image_tower, config.image_size)
         self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
+        self.prepare = EntityPrompts(self.tokenize, config.templates) if config.head == "entity" else None
         self.background_threshold: float | None = config.background_threshold
 
     def initialise(self) -> None:
@@ -87,20 +75,21 @@ class Talk2Dino(ContrastiveMethod):
     # ------------------------------------------------------------------------------------------------------------ training
 
     def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Mapped captions "text" [B, C], and of each image the head that its caption chooses, "image" [B, C]."""
+        """Mapped texts "text" [B, M, C], the caption or entities, and of the image the head that each chooses, "image"."""
         del shared
         seen = self.image(batch.image)
+        tokens = batch.texts["entity"] if self.config.head == "entity" else batch.tokens[:, None]
         with torch.no_grad():
-            texts = self.clip.encode_text(batch.tokens)
-        mapped = self.projection(texts)
-        heads = head_embeddings(seen.attention, seen.patches)
-        chosen = chosen_heads(mapped.detach(), heads)
-        return {"text": mapped, "image": heads[torch.arange(len(heads), device=heads.device), chosen]}
+            texts = self.clip.encode_text(tokens.flatten(0, 1))
+        mapped = self.projection(texts).reshape(*tokens.shape[:2], -1)
+        return {"text": mapped, "image": heads_for(mapped.detach(), head_embeddings(seen.attention, seen.patches))}
 
     def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """{"contrast": symmetric InfoNCE over the global batch}, divided by its size squared in the official form."""
-        del batch
-        return {"contrast": contrast(encoded["image"], encoded["text"], official=self.config.fidelity == "official")}
+        """{"contrast": symmetric InfoNCE over the global batch}."""
+        image, text = encoded["image"], encoded["text"]
+        if self.config.head == "entity":
+            return {"contrast": entity_contrast(image, text, batch.texts["labels"])}
+        return {"contrast": caption_contrast(image[:, 0], text[:, 0], official=self.config.fidelity == "official")}
 
     # ----------------------------------------------------------------------------------------------------------- inference
 

@@ -38,6 +38,8 @@ class Talk2DinoSettings(TrainableConfig):
     """Its sizes, where they are not the model's."""
     image_weights: str = setting("", local_path=True)
     """File with the image tower's weights (.safetensors or .pth, timm's names or DINO's); empty: timm's own, downloaded."""
+    head: Literal["caption", "entity"] = setting("caption", training_only=True)
+    """What chooses the image's head: its caption (the paper), or each entity stored with it, then a pair of its own."""
     fidelity: Literal["official", "exact"] = setting("exact", training_only=True)
     """exact: the contrastive loss; official: divided by the batch's size squared, as released (eps then damps Adam's steps)."""
     templates: str = setting("imagenet7", shown=True, scores_only=True)
@@ -51,6 +53,8 @@ class Talk2DinoSettings(TrainableConfig):
         check_templates(self.templates)
         check_range(self, "background_threshold", least=0, most=1)
         check_range(self, "clean", least=0)
+        if self.head == "entity" and self.fidelity == "official":
+            raise InputError("fidelity: the official form knows no head=entity; set fidelity=exact, or head=caption")
         if self.augment.erase or self.augment.rand_augment:
             raise InputError("augment: the image tower is frozen and reads images as they are; set erase=0 and rand_augment=")
 

@@ -1,5 +1,6 @@
 """Talk2DINO's formulas written out plainly, its frozen tower, what it learns, and what it refuses."""
 
+import random
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,10 @@ from owseg.fit import fit, learned_state
 from owseg.methods.talk2dino import Talk2Dino
 from owseg.methods.talk2dino.attention import class_attention, head_embeddings
 from owseg.methods.talk2dino.cleaning import cleaned
-from owseg.methods.talk2dino.method import contrast
+from owseg.methods.talk2dino.contrast import NONE, caption_contrast, entity_contrast
+from owseg.methods.talk2dino.entity_prompts import EntityPrompts
 from owseg.shards import ShardReader
+from owseg.text import clip_tokenizer
 
 
 def test_attention_and_embeddings_one_number_at_a_time() -> None:
@@ -45,10 +48,47 @@ def test_an_image_keeps_the_head_of_its_own_caption_for_all_others() -> None:
     own = torch.stack([unit_heads[i, (unit_heads[i] @ unit_texts[i]).argmax()] for i in range(4)])
     logits = unit_texts @ own.T / 0.07
     plain = (F.cross_entropy(logits, torch.arange(4)) + F.cross_entropy(logits.T, torch.arange(4))) / 2
-    torch.testing.assert_close(contrast(own, texts, official=False), plain)
-    torch.testing.assert_close(contrast(own, texts, official=True), plain / 16)
+    torch.testing.assert_close(caption_contrast(own, texts, official=False), plain)
+    torch.testing.assert_close(caption_contrast(own, texts, official=True), plain / 16)
     best = torch.einsum("ic,jmc->ijm", unit_texts, unit_heads).amax(dim=2) / 0.07
     assert abs(F.cross_entropy(best, torch.arange(4)) - F.cross_entropy(logits, torch.arange(4))) > 0.01
+
+
+def test_an_entity_matches_every_image_that_has_it_under_its_own_head() -> None:
+    """Written out pair by pair: image 0 has dog and grass, image 1 dog, image 2 sea."""
+    torch.manual_seed(0)
+    dog, grass, sea = 5, 7, 9
+    labels = torch.tensor([[dog, grass], [dog, NONE], [sea, NONE]])
+    image, text = torch.randn(2, 3, 2, 8)
+    places = [(0, 0), (0, 1), (1, 0), (2, 0)]
+    cosine = {(a, b): F.cosine_similarity(text[a], image[b], dim=0) / 0.07 for a in places for b in places}
+    losses = []
+    for a in places:
+        for direction in ("text", "image"):
+            logits, positive = [], []
+            for b in places:
+                of_text, of_image = (a, b) if direction == "text" else (b, a)
+                same = labels[of_text] == labels[of_image]
+                has = bool((labels[of_image[0]] == labels[of_text]).any())
+                if same or not has:
+                    logits.append(cosine[of_text, of_image])
+                    positive.append(bool(same))
+            shares = torch.stack(logits).log_softmax(dim=0)
+            losses.append(-shares[torch.tensor(positive)].mean())
+    torch.testing.assert_close(entity_contrast(image, text, labels), torch.stack(losses).mean())
+    assert entity_contrast(image, text, torch.full((3, 2), NONE)) == 0
+
+
+def test_entities_of_an_image_are_its_texts() -> None:
+    tokenize = clip_tokenizer(1024, 16)
+    prepare = EntityPrompts(tokenize, "plain")
+    found = prepare(["a dog on grass", "hm"], [["dog", "grass", "dog"], []], None, [random.Random(0), random.Random(1)])
+    assert found["entity"].shape == (2, 4, 16)
+    assert (found["labels"] != NONE).tolist() == [[True, True, False, False], [True, False, False, False]]
+    assert {tuple(row) for row in found["entity"][0, :2].tolist()} == {
+        tuple(row) for row in tokenize(["dog", "grass"]).tolist()
+    }
+    assert found["entity"][1, 0].tolist() == tokenize("hm")[0].tolist()
 
 
 def test_cleaning_treats_each_image_by_itself_and_stays_within_the_scores() -> None:
@@ -97,13 +137,16 @@ def test_cleaning_is_for_the_sets_that_the_official_evaluation_cleans() -> None:
     assert [config.for_dataset(name).clean for name in ("voc21", "coco_object", "context60", "mine")] == [0.2, 0.2, 0.0, 0.0]
 
 
-def test_only_the_map_learns_and_the_loss_falls(tmp_path: Path) -> None:
+@pytest.mark.parametrize("head", ["caption", "entity"])
+def test_only_the_map_learns_and_the_loss_falls(head: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    config = tiny.talk2dino_config(steps=30)
+    config = tiny.talk2dino_config(steps=30, head=head)
     method = config.build(tiny.encoder(tmp_path))
     before = {name: value.clone() for name, value in method.state_dict().items()}
-    reader = ShardReader(tiny.write_shards(tmp_path / "shards"))
-    drawn = CaptionBatches(reader, method.tokenize, config.augment, normalisation=tiny.HALF, batch_size=8, seed=0)
+    reader = ShardReader(tiny.write_shards(tmp_path / "shards"), entities=True)
+    drawn = CaptionBatches(
+        reader, method.tokenize, config.augment, normalisation=tiny.HALF, batch_size=8, seed=0, prepare=method.prepare
+    )
     losses: list[float] = []
     fit(
         method,
