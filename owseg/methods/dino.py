@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from owseg import InputError
-from owseg.crops import Crops
 from owseg.augmentation import AugmentConfig
+from owseg.crops import Crops
 from owseg.data import Batch
 from owseg.encoders import EncoderConfig
 from owseg.fields import check_range, setting

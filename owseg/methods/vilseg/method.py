@@ -38,6 +38,7 @@ from owseg.methods.vilseg.towers import KEY, TextTower, dino_tag
 from owseg.methods.vilseg.views import Views, jitter
 from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
+from owseg.normalisation import Normalisation
 from owseg.phases import Phase
 from owseg.self_distillation import (
     DistillationHead,
@@ -45,7 +46,6 @@ from owseg.self_distillation import (
     moved_centre,
     teacher_temperature,
 )
-from owseg.normalisation import Normalisation
 from owseg.text import prompt_templates
 
 COLLAPSED = 0.2
