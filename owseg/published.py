@@ -1,6 +1,7 @@
-"""Checkpoints of the official TCL and OVSegmentor repositories: read by their names into a method, and written from one.
+"""Checkpoints of official repositories: read by their names into a method, and written from one.
 
-Such a file is accepted wherever trained weights of the method are, too. Its state dict lies under the key "model". TCL's holds
+Such a file is accepted wherever trained weights of the method are, too. TCL's and OVSegmentor's state dicts lie under the key
+"model", Talk2DINO's files are one, of its map alone. TCL's holds
 what learns, frozen CLIP may be in it or not; OVSegmentor's holds everything, after its first stage no momentum encoder.
 """
 
@@ -132,20 +133,19 @@ def _what_it_is(layout: Layout, state: dict[str, Any], needed: list[str], left_o
     return f"no official {layout.title} checkpoint of this architecture ({needed[0]} is missing{there})"
 
 
-def export_official(method: nn.Module) -> dict[str, dict[str, Tensor]]:
-    """A method as an official checkpoint, {"model": {official name: tensor}}, without what never learns."""
+def export_official(method: nn.Module) -> dict[str, Any]:
+    """A method as an official checkpoint: {official name: tensor} without what never learns, under a key where files have one."""
     layout, state = layout_of(method), method.state_dict()
-    return {
-        "model": {
-            official: layout.exported(name, state[name]).detach().cpu().clone()
-            for name, official in layout.names(method, ()).items()
-            if not name.startswith(layout.frozen)
-        }
+    exported = {
+        official: layout.exported(name, state[name]).detach().cpu().clone()
+        for name, official in layout.names(method, ()).items()
+        if not name.startswith(layout.frozen)
     }
+    return {layout.key: exported} if layout.key else exported
 
 
 def read_official(path: Path) -> dict[str, Any]:
-    """The state dict under "model" in an official checkpoint. Nothing in the file is run: what is no tensor comes out empty.
+    """The state dict in an official checkpoint. Nothing in the file is run: what is no tensor comes out empty.
 
     Raises InputError where the file is missing, damaged, foreign or dangerous.
     """
@@ -161,7 +161,10 @@ def read_official(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read without running what is in it, or is damaged ({type(error).__name__}); "
             f"if you trust it, re-save it where it was made: {resave}"
         ) from error
+    bare = tuple(layout.mark for layout in LAYOUTS.values() if not layout.key)
     state = found.get("model") if isinstance(found, dict) else None
+    if state is None and isinstance(found, dict) and any(str(name).startswith(bare) for name in found):
+        state = found
     if isinstance(state, dict) and any(isinstance(tensor, Tensor) and tensor.is_meta for tensor in state.values()):
         raise InputError(f"{path}: its tensors have shapes alone and no values; save it where the weights are")
     if not isinstance(state, dict) or not all(isinstance(name, str) for name in state):

@@ -40,6 +40,8 @@ class Layout:
     """Beginning of official names that no other method's have."""
     names: Callable[[nn.Module, Collection[str]], dict[str, str]]
     """The official name of each of a method's tensors that has one. Second argument: the names in a file, none at export."""
+    key: str = "model"
+    """Under which key a file has the state dict; empty: the file is the state dict."""
     frozen: tuple[str, ...] = ()
     """Beginnings of names of what never learns: in a file or not, never exported."""
     optional: tuple[str, ...] = ()

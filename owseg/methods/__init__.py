@@ -5,7 +5,6 @@ from dataclasses import dataclass, fields
 from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
-from owseg.methods.dino import DinoConfig
 from owseg.methods.ovsegmentor import OvSegmentorConfig
 from owseg.methods.talk2dino import Talk2DinoConfig
 from owseg.methods.tcl import TclConfig
@@ -19,8 +18,6 @@ class Methods:
 
     clip: ClipConfig = ClipConfig()
     """Contrastive pretraining of the encoder, where `encoder.pretrained` is "pretrain"."""
-    dino: DinoConfig = DinoConfig()
-    """Self-supervised pretraining of an image tower, where `method_settings.talk2dino.image_weights` is "pretrain"."""
     chance: ChanceConfig = ChanceConfig()
     """Random labels."""
     plain_clip: ZeroShotConfig = ZeroShotConfig(mode="clip")

@@ -28,4 +28,4 @@ def renamed(state: dict[str, Any]) -> dict[str, Any]:
     return {name.replace(OLDER, "hidden_layers.0."): value for name, value in state.items()}
 
 
-LAYOUT = Layout(title="Talk2DINO", mark="linear_layer.", names=talk2dino_names, complete=renamed)
+LAYOUT = Layout(title="Talk2DINO", mark="linear_layer.", names=talk2dino_names, key="", complete=renamed)

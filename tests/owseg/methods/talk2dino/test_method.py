@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from helpers import tiny
+from helpers.tensors import assert_same
 from owseg import InputError
 from owseg.data import CaptionBatches
 from owseg.engine import TorchEngine
@@ -17,6 +18,7 @@ from owseg.methods.talk2dino.attention import class_attention, head_embeddings
 from owseg.methods.talk2dino.cleaning import cleaned
 from owseg.methods.talk2dino.contrast import NONE, caption_contrast, entity_contrast
 from owseg.methods.talk2dino.entity_prompts import EntityPrompts
+from owseg.published import export_official, load_trained, read_official, recognise
 from owseg.shards import ShardReader
 from owseg.text import clip_tokenizer
 
@@ -162,6 +164,30 @@ def test_only_the_map_learns_and_the_loss_falls(head: str, tmp_path: Path) -> No
     assert changed == {f"projection.{layer}.{kind}" for layer in ("first", "second") for kind in ("weight", "bias")}
     assert learned_state(method, config.phases).keys() == changed
     assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["todays", "older"])
+def test_released_maps_are_read_and_written_by_their_names(older: bool, tmp_path: Path, method: Talk2Dino) -> None:
+    """Files are bare state dicts of the map; older ones call its second layer linear_layer2."""
+    state = export_official(method)
+    assert state.keys() == {f"{layer}.{kind}" for layer in ("linear_layer", "hidden_layers.0") for kind in ("weight", "bias")}
+    state = {name: value + 1 for name, value in state.items()}
+    names = {name: name.replace("hidden_layers.0", "linear_layer2") if older else name for name in state}
+    torch.save({names[name]: value for name, value in state.items()}, tmp_path / "map.pth")
+    assert recognise(read_official(tmp_path / "map.pth"), "map.pth") == ("talk2dino", {})
+    load_trained(method, method.config.phases, tmp_path / "map.pth")
+    assert_same(export_official(method), state)
+
+
+def test_a_map_that_lacks_a_layer_or_is_of_another_width_is_told(tmp_path: Path, method: Talk2Dino) -> None:
+    whole = export_official(method)
+    torch.save({name: value for name, value in whole.items() if "hidden" not in name}, tmp_path / "half.pth")
+    with pytest.raises(InputError, match=r"half\.pth: no official Talk2DINO checkpoint .*hidden_layers\.0\.bias is missing"):
+        load_trained(method, method.config.phases, tmp_path / "half.pth")
+    wide = {name: torch.zeros(*value.shape[:-1], 64) for name, value in whole.items()}
+    torch.save({**whole, "linear_layer.weight": wide["linear_layer.weight"]}, tmp_path / "wide.pth")
+    with pytest.raises(InputError, match=r"wide\.pth: belongs to another architecture \(linear_layer\.weight has"):
+        load_trained(method, method.config.phases, tmp_path / "wide.pth")
 
 
 @pytest.mark.parametrize(
