@@ -134,7 +134,7 @@ def _what_it_is(layout: Layout, state: dict[str, Any], needed: list[str], left_o
 
 
 def export_official(method: nn.Module) -> dict[str, Any]:
-    """A method as an official checkpoint: {official name: tensor} without what never learns, under a key where files have one."""
+    """A method as an official checkpoint: {official name: tensor} of what learns, under a key where files have one."""
     layout, state = layout_of(method), method.state_dict()
     exported = {
         official: layout.exported(name, state[name]).detach().cpu().clone()
