@@ -6,11 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from helpers.paths import REPO
+from helpers.paths import REPO, load_tool
 
-sys.path.insert(0, str(REPO / "tools"))
 pytest.importorskip("playwright")
-browser_walk = pytest.importorskip("browser_walk")
+browser_walk = load_tool("browser_walk")
 
 
 @pytest.mark.slow
