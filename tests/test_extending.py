@@ -20,7 +20,7 @@ from pipelines.app.settings import Config
 
 out = Path(sys.argv[1])
 config = load(Config, DEFAULT_CONFIG, sys.argv[2:]).filter
-print(json.dumps(write(out, build_corpus(config, out), find_leakage(config, out, {}))))
+print(json.dumps(write(out, build_corpus(config, out), find_leakage(config, out, {}), source=config.source.paths)))
 """
 TAGGED = ["#dog #puppy on a lawn", "#dog #puppy #cute a dog on a lawn"]
 PLAIN = ["a dog on a lawn", "dog number # 7 and its #1 fan", "the red dog is asleep"]

@@ -24,6 +24,8 @@ from filtering.images.pixels import Picture, Size, bordered, cropped, decoded, i
 
 # Pillow warns of many pixels (`max_area` decides about them) and of odd metadata, which thousands of web images have.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+_BOMB = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+"""Pixels above which Pillow opens nothing."""
 AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # images are decoded side by side already
 
 _LARGEST_WEBP = 16_383
@@ -191,9 +193,19 @@ def _status_of(error: Exception) -> str:
     return "undecodable"
 
 
+def _canvas(data: bytes) -> int:
+    """Pixels of the canvas of a WebP in its extended form, which Pillow asks memory for before it looks at their number."""
+    if not data.startswith(b"VP8X", 12) or len(data) < 30:
+        return 0
+    width, height = (int.from_bytes(data[at : at + 3], "little") + 1 for at in (24, 27))
+    return width * height
+
+
 def _illegible(data: bytes, file: Container, error: Exception) -> Resized:
     """What becomes of a file whose header Pillow cannot read."""
     status = _status_of(error)
+    if status == "undecodable" and file.kind == "WEBP" and _canvas(data) > _BOMB:  # no memory for it was to be had
+        return Resized(status="too_many_pixels", message=f"a canvas of {_canvas(data)} pixels")
     if status == "undecodable" and file.kind == "BMP":
         if begins_as_bitmap(data):  # one of the many layouts of pixels that Pillow does not know
             return Resized(status="unsupported_format", message=_said(error))

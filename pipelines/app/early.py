@@ -13,6 +13,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -21,7 +22,6 @@ from pipelines.app.describe import Entry
 from pipelines.app.help import Reference, help_text, mistyped
 from pipelines.app.streams import is_broken, make_safe
 
-ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("cluster", "filtering", "miniature", "owseg", "pipelines", "storage")
 
 
@@ -90,11 +90,17 @@ def _end(text: str, stream: TextIO, code: int) -> NoReturn:
 
 def _file(verb: str) -> Path:
     caches = os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser()
-    installation = hashlib.sha256(str(ROOT).encode()).hexdigest()[:12]  # there may be several
+    installation = hashlib.sha256("".join(map(str, _folders())).encode()).hexdigest()[:12]  # there may be several
     return Path(caches) / "owseg" / installation / f"{verb}.help.json"
+
+
+def _folders() -> list[Path]:
+    """Where the packages are imported from, which need not be one place; nothing is imported."""
+    specs = map(find_spec, PACKAGES)
+    return [Path(folder) for spec in specs if spec for folder in spec.submodule_search_locations or ()]
 
 
 def _sources() -> list[int]:
     """What changes with the source files: how many, their bytes, and the newest time."""
-    found = [path.stat() for package in PACKAGES for path in (ROOT / package).rglob("*.py")]
+    found = [path.stat() for folder in _folders() for path in folder.rglob("*.py")]
     return [len(found), sum(one.st_size for one in found), max(one.st_mtime_ns for one in found)]

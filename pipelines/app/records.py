@@ -23,11 +23,16 @@ PRODUCTS = {"filter": "corpus", "download": "shards"}
 
 
 def settings_of(config: Config, stage: str, method: str = "") -> dict[str, object]:
-    """The settings that have a say in a stage, or in how it is done, by dotted key; of the methods' only those of one."""
+    """The settings of a stage that are not the defaults, by dotted key; of the methods' only those of one.
+
+    The stage's are those that have a say in it, or in how it is done. MLflow writes all parameters of a run above each of its
+    pictures, which hides the picture where they are many; the parent run has them all.
+    """
     found: dict[str, object] = {}
+    usual = dict(flatten(to_dict(Config())))
     for key, value in flatten(masked_tree(to_dict(config))):
         here = stage in roles_of(key) or (says_how(key) and key.startswith(f"{stage}."))
-        if here and (not key.startswith(METHODS) or key.startswith(f"{METHODS}{method}.")):
+        if here and usual.get(key) != value and (not key.startswith(METHODS) or key.startswith(f"{METHODS}{method}.")):
             found[key] = value
     return as_parameters(found.items())
 

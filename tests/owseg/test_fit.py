@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from helpers import tiny
 from owseg import InputError
 from owseg.adam import SavedMoments
-from owseg.augmentation import AugmentConfig
+from owseg.augmentation import AugmentConfig, Decoded
 from owseg.data import Batch, CaptionBatches, batches_from, epoch_order
 from owseg.engine import TorchEngine
 from owseg.fit import WEIGHTS, fit, learned_state, load_learned, named_parameters, phase_groups
@@ -171,7 +171,7 @@ def test_an_erased_box_is_noise(tmp_path: Path) -> None:
     """Per pixel, as released; a box of the mean colour would be what TCL_v takes for masked-out."""
     transform = caption_batches(tmp_path, augment=replace(tiny.AUGMENT, erase=1.0)).transform
     torch.manual_seed(0)
-    image = transform(Image.new("RGB", (40, 40), "red"))
+    image = transform(Decoded(Image.new("RGB", (40, 40), "red"), (0, 0, 40, 40)))
     erased = (image != torch.tensor([1.0, -1.0, -1.0])[:, None, None]).any(dim=0)
     assert 0.01 < erased.float().mean() < 0.4
     assert len(image[:, erased].unique()) > 2 * erased.sum()

@@ -1,6 +1,7 @@
 """What counts as a sample, and tars that hold less than their record says."""
 
 import json
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -111,7 +112,7 @@ def test_arrays_that_processes_share_say_the_same(tmp_path: Path, monkeypatch: p
     tars = sorted(tmp_path.glob("*.tar"))
     plain = ShardReader(tars, entities=entities, max_bad_share=0.5)
     monkeypatch.setattr(node_arrays, "SHARED_FROM", 0)
-    monkeypatch.setattr(node_arrays.tempfile, "gettempdir", lambda: str(tmp_path))
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     for shared in (ShardReader(tars, entities=entities, max_bad_share=0.5) for _ in range(2)):
         assert [shared.read(index) for index in range(15)] == [plain.read(index) for index in range(15)]
         assert [shared.samples.key(index) for index in range(15)] == [plain.samples.key(index) for index in range(15)]

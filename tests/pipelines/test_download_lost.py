@@ -24,7 +24,7 @@ LINKS = 24
 @pytest.fixture
 def download(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
     """The stage over four shards, without Ray."""
-    monkeypatch.setattr(verb, "run_on_ray", lambda session: run_local)
+    monkeypatch.setattr(verb, "run_on_ray", lambda *_: run_local)
     write_corpus(tmp_path / "corpus", images(LINKS))
 
     def run(*, verify: bool = False, target: str = "") -> Result:

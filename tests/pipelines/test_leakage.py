@@ -28,7 +28,7 @@ CAPTIONS = [
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(filtering_stage, "run_on_ray", lambda session: run_local)
+    monkeypatch.setattr(filtering_stage, "run_on_ray", lambda *_: run_local)
     lines = [f"http://a.test/{number}-{copy}.jpg\t{text} {copy}\n" for number, text in enumerate(CAPTIONS) for copy in range(4)]
     (tmp_path / "links.tsv").write_text("".join(lines))
     (tmp_path / "pets.txt").write_text("void\ndog\ncat, tomcat\n")
@@ -99,7 +99,7 @@ def test_the_miniature_worlds_benchmarks_have_names_of_their_own() -> None:
 @pytest.mark.slow
 def test_the_demo_leaks_its_own_classes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of built-in names 4 of 20 are in its list, in 24.3 % of its captions."""
-    monkeypatch.setattr(filtering_stage, "run_on_ray", lambda session: run_local)
+    monkeypatch.setattr(filtering_stage, "run_on_ray", lambda *_: run_local)
     _, report = filtered(load(Config, DEFAULT_CONFIG, [f"run_dir={tmp_path}"]))
     in_list, classes, share = report["voc21"]
     assert (in_list, classes, round(share, 3)) == (12, 12, 0.63)

@@ -77,7 +77,7 @@ class Small:
 @pytest.fixture
 def small(web: Web, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Small:
     for verb in (filter, download):
-        monkeypatch.setattr(verb, "run_on_ray", lambda session: run_local)
+        monkeypatch.setattr(verb, "run_on_ray", lambda *_: run_local)
     urls = [*images(LINKS), f"http://{HOST}/image?seed=0"]  # the last link is the first one with another caption
     lines = [f"{url}\ta {('dog', 'cat')[at % 2]} in picture {at}" for at, url in enumerate(urls)]
     (tmp_path / "links.tsv").write_text("\n".join([*lines, f"http://{HOST}/other\tno"]))
