@@ -81,16 +81,16 @@ def toy_sizes(folder: Path) -> Sizes:
     return Sizes(EncoderConfig(model=str(SMALL_CLIP)), methods, 64, (72, 96), (72, 96), view, (4, 8), 8, 3)
 
 
-def write_shards(folder: Path, samples: int, photo: tuple[int, int]) -> list[Path]:
+def write_shards(folder: Path, samples: int, photo: tuple[int, int], shard_size: int = 1024) -> list[Path]:
     """Shards of noisy pictures under real captions in `folder`; a few pictures serve all samples."""
     folder.mkdir()
     rng, tars = np.random.default_rng(0), []
     pictures = [_jpeg(rng, *photo) for _ in range(min(samples, 64))]
     captions, entities = read_captions(samples)
-    for start in range(0, samples, 1024):
-        tars.append(folder / f"{start // 1024:05}.tar")
+    for start in range(0, samples, shard_size):
+        tars.append(folder / f"{start // shard_size:05}.tar")
         with tarfile.open(tars[-1], "w") as tar:
-            for index in range(start, min(start + 1024, samples)):
+            for index in range(start, min(start + shard_size, samples)):
                 about = json.dumps({"entities": entities[index]}).encode()
                 files = {".jpg": pictures[index % len(pictures)], ".txt": captions[index].encode(), ".json": about}
                 for suffix, data in files.items():

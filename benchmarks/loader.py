@@ -102,7 +102,7 @@ def main() -> None:
     torch.set_num_threads(1)
     augment, tokenize = AugmentConfig(size=args.size), get_tokenizer("ViT-B-16")
     with tempfile.TemporaryDirectory() as home:
-        shards = write_shards(Path(home) / "tars", args.samples, (args.photo, args.photo))
+        shards = write_shards(Path(home) / "tars", args.samples, (args.photo, args.photo), args.samples // 8)
         transform, whole = timm_transform(augment, Normalisation()), replace(augment, reduced_decoding=False)
         for workers in args.workers:
             loaders: dict[str, Callable[[], Iterable[Any]]] = {
