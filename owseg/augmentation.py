@@ -3,7 +3,7 @@
 import math
 import random
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,10 @@ class AugmentConfig:
 
     size: int = 224
     """Side of the square training crop in pixels."""
+    crop: Literal["random", "centre"] = "random"
+    """random: a resized crop, mirrored half the time; centre: the short side is resized to `size`, and the middle is seen as it is."""
     min_area: float = 0.08
-    """Smallest share of the image's area that a crop may cover, 0..1."""
+    """Smallest share of the image's area that a random crop may cover, 0..1."""
     rand_augment: str = "rand-m9-mstd0.5-inc1"
     """timm's RandAugment policy; empty = none."""
     erase: float = 0.25
@@ -73,6 +75,15 @@ def draw_crop(width: int, height: int, min_area: float) -> Box:
     return left, top, left + wide, top + high
 
 
+def centre_crop(width: int, height: int, size: int) -> Box:
+    """The box of an image that torchvision's Resize(size) and CenterCrop(size) leave, in the image's pixels."""
+    short = min(width, height)
+    resized = [size if side == short else int(size * side / short) for side in (width, height)]
+    wide, high = width / resized[0], height / resized[1]  # pixels of the image for one of the crop
+    left, top = (round((side - size) / 2) for side in resized)
+    return left * wide, top * high, (left + size) * wide, (top + size) * high
+
+
 class TrainingTransform:
     """A photo in, [3, size, size] float32 out, in two parts, which draw from `random`, numpy and torch, one after the other."""
 
@@ -83,7 +94,7 @@ class TrainingTransform:
 
         for name in ("Posterize", "PosterizeIncreasing", "PosterizeOriginal"):
             auto_augment.NAME_TO_OP[name] = _posterize
-        self._size, self._min_area, self._reduced = augment.size, augment.min_area, augment.reduced_decoding
+        self._augment, self._size, self._centre = augment, augment.size, augment.crop == "centre"
         _, self._rand_augment, _ = create_transform(
             input_size=augment.size,
             is_training=True,
@@ -101,10 +112,10 @@ class TrainingTransform:
 
         Raises one of UNREADABLE (`owseg.photos`).
         """
-        if whole or not self._reduced or not reducible(image):
+        if whole or not self._augment.reduced_decoding or not reducible(image):
             photo = upright(image)
-            return Decoded(photo, draw_crop(*photo.size, self._min_area))
-        left, top, right, bottom = draw_crop(*image.size, self._min_area)
+            return Decoded(photo, self._draw_crop(*photo.size))
+        left, top, right, bottom = self._draw_crop(*image.size)
         scale = 8
         while scale > 1 and min(right - left, bottom - top) < scale * self._size:  # so that nothing is enlarged
             scale //= 2
@@ -114,14 +125,19 @@ class TrainingTransform:
     def __call__(self, photo: Decoded) -> Tensor:
         """What training sees of a photo."""
         image = self._cropped(photo)
-        if torch.rand(1) < 0.5:
+        if not self._centre and torch.rand(1) < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         image = self._rand_augment(image)
         pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous().float()
         normalised = pixels.div_(255).sub_(self._mean).div_(self._std)
         return self._erase(normalised) if self._erase else normalised
 
+    def _draw_crop(self, width: int, height: int) -> Box:
+        return centre_crop(width, height, self._size) if self._centre else draw_crop(width, height, self._augment.min_area)
+
     def _cropped(self, photo: Decoded) -> Image.Image:
+        if self._centre:
+            return photo.image.resize((self._size, self._size), Image.Resampling.BICUBIC, box=photo.crop)
         left, top, right, bottom = photo.crop
         x, y = math.floor(left), math.floor(top)
         cut = photo.image.crop((x, y, math.ceil(right), math.ceil(bottom)))  # so that no pixel beside it has a say

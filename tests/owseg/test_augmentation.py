@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from helpers.pictures import saved, scene
 from owseg.augmentation import AugmentConfig, Decoded, TrainingTransform
@@ -55,6 +56,21 @@ def test_it_is_timms_to_the_bit(settings: dict[str, object], kind: str) -> None:
             seed_sample(0, 0, place)
             assert torch.equal(found, theirs(whole(encoded)))
             assert after == (random.random(), np.random.random(), torch.rand(())), "as much is drawn"
+
+
+@pytest.mark.parametrize("size", [(40, 48), (200, 20), (21, 200), (9, 9), (131, 77), (448, 448)])
+def test_the_middle_is_what_torchvision_cuts_out(size: tuple[int, int]) -> None:
+    """Resize (bicubic) and CenterCrop, to a level; and nothing is drawn."""
+    ours = transform(size=32, crop="centre", reduced_decoding=False, **PLAIN)
+    encoded = saved(noise(*size), "PNG")
+    found = ours(decoded(ours, encoded))
+    after = random.random(), torch.rand(())
+    cut = Compose([Resize(32, InterpolationMode.BICUBIC), CenterCrop(32)])(whole(encoded))
+    mean, std = (torch.tensor(values)[:, None, None] for values in Normalisation())
+    levels = (found * std + mean) * 255 - torch.from_numpy(np.array(cut)).permute(2, 0, 1)
+    assert levels.abs().max() <= 1.001
+    seed_sample(0, 0, 0)
+    assert after == (random.random(), torch.rand(()))
 
 
 def test_no_bits_are_black() -> None:

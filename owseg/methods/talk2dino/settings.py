@@ -30,8 +30,10 @@ class Talk2DinoSettings(TrainableConfig):
         training_only=True,
     )
     """Optimiser and schedule: Adam with a constant rate."""
-    augment: AugmentConfig = setting(AugmentConfig(size=448, min_area=1.0, rand_augment="", erase=0.0), training_only=True)
-    """Training crops: the whole image, mirrored or not."""
+    augment: AugmentConfig = setting(
+        AugmentConfig(size=448, crop="centre", rand_augment="", erase=0.0, reduced_decoding=False), training_only=True
+    )
+    """Training crops: the middle of the image, always the same."""
     image_tower: str = "vit_base_patch14_reg4_dinov2.lvd142m"
     """timm's name of a ViT with a class token, with the tag of its weights."""
     image_size: VitSize = VitSize()
