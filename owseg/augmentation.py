@@ -27,7 +27,7 @@ class AugmentConfig:
     size: int = 224
     """Side of the square training crop in pixels."""
     crop: Literal["random", "centre"] = "random"
-    """random: a resized crop, mirrored half the time; centre: the short side is resized to `size`, and the middle is seen as it is."""
+    """random: resized, and mirrored half the time; centre: the middle as it is, its short side resized to `size`."""
     min_area: float = 0.08
     """Smallest share of the image's area that a random crop may cover, 0..1."""
     rand_augment: str = "rand-m9-mstd0.5-inc1"
