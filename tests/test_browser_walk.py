@@ -22,4 +22,4 @@ def test_a_reader_finds_runs_scores_models_pictures_and_reports(tmp_path: Path) 
     pictures.mkdir()
     browser_walk.walk_through(run, run, tmp_path / "compare.html", pictures)
     names = {picture.stem for picture in pictures.glob("*.png")}
-    assert {"mlflow_runs", "mlflow_run", "mlflow_compare", "mlflow_slider", "mlflow_model", "mlflow_corpus"} <= names
+    assert {"mlflow_runs", "mlflow_run", "mlflow_compare", "mlflow_slider", "mlflow_model", "mlflow_corpus", "playground_page"} <= names

@@ -124,6 +124,25 @@ def report_page(walk: Walk) -> None:
     assert walk.page.evaluate("document.documentElement.scrollWidth") <= 390, "the corpus report is wider than a phone"
 
 
+def playground_page(walk: Walk) -> None:
+    """A photo and three labels give a mask, at a desk."""
+    photo = min(walk.run_dir.glob("world/benchmarks/**/*.jpg"))
+    command = [sys.executable, "pipelines/playground.py", str(walk.run_dir)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            walk.page.set_viewport_size({"width": 1200, "height": 900})
+            walk.page.goto(process.stdout.readline().split()[1])
+            walk.page.set_input_files("#photo input[type=file]", str(photo))
+            walk.page.wait_for_selector("#photo img")
+            walk.page.fill("#labels :is(input, textarea)", "sky, tree, cat")
+            walk.page.click("#segment")
+            walk.page.wait_for_selector("#overlay-0 img", timeout=PATIENCE)
+            walk.picture("playground_page")
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
+
+
 def comparison_page(walk: Walk, other: Path, out: Path) -> None:
     """Two runs side by side on a phone."""
     subprocess.run(
@@ -175,6 +194,7 @@ def walk_through(run_dir: Path, other: Path, out: Path, pictures: Path | None = 
         walk = Walk(page, server, run_dir, store, pictures)
         mlflow_pages(walk)
         report_page(walk)
+        playground_page(walk)
         comparison_page(walk, other, out)
         browser.close()
 
