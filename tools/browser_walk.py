@@ -76,7 +76,8 @@ def mlflow_pages(walk: Walk) -> None:
     evaluations = [run for name, run in children.items() if name.startswith("evaluate/")]
     runs, experiments = (quote(json.dumps(value)) for value in (evaluations[-3:], [parent.info.experiment_id]))
     walk.open(f"compare-runs?runs={runs}&experiments={experiments}")
-    walk.see("Comparing", "mIoU/ade20k")
+    walk.see("Comparing", "Run details", "Metrics")
+    scroll_to(walk, "mIoU/ade20k")
     walk.picture("mlflow_compare")
     walk.open(f"{place}/runs/{evaluations[-1]}/model-metrics?{CLASSIC}")
     walk.see("mIoU")
@@ -96,6 +97,25 @@ def mlflow_pages(walk: Walk) -> None:
     walk.see("report.html")
     walk.page.frame_locator("iframe").first.get_by_text("Corpus report").first.wait_for(timeout=PATIENCE, state="attached")
     walk.picture("mlflow_corpus")
+
+
+def scroll_to(walk: Walk, text: str) -> None:
+    """Bring a row of a long table into view, of which a page holds no more than what is shown."""
+    for _ in range(100):
+        found = walk.page.get_by_text(text, exact=True)
+        if found.count():
+            found.first.scroll_into_view_if_needed()
+            return
+        walk.page.evaluate(_SCROLL)
+        walk.page.wait_for_timeout(300)
+    raise AssertionError(f"{text} is in no table of the page")
+
+
+_SCROLL = """
+for (const element of document.querySelectorAll("*"))
+    if (element.scrollHeight > element.clientHeight && ["auto", "scroll"].includes(getComputedStyle(element).overflowY))
+        element.scrollTop += 200
+"""
 
 
 def slider(walk: Walk, path: str) -> None:
