@@ -142,8 +142,8 @@ def _storage(folder: Path) -> dict[str, Any]:
 
 
 def _best_weights(job: RayTrainJob) -> Path | None:
-    """Where the weights lie that scored best; None where no checkpoint was scored."""
-    if job.tuning is None:
+    """Where the weights lie that scored best, where these are kept; None where the last are, or no checkpoint was scored."""
+    if job.tuning is None or not job.train.keep_best:
         return None
     best = best_weights(job.out)
     score = read_scores(job.out).get(best[0]) if best else None

@@ -34,6 +34,8 @@ class TrainConfig(LoopConfig):
     """CPU threads of each training process; 0 = this machine's cores shared out among the processes."""
     keep_best: bool = False
     """Score each checkpoint on the tuning split (evaluate.tuning), beside training, and keep the best instead of the last."""
+    score_checkpoints: bool = False
+    """Score them all the same where the last is kept: curves of mIoU, and pictures of the same images at each checkpoint."""
     max_failures: int = 2
     """Times that a failed worker group is restarted from its last checkpoint before the run gives up."""
     wait_seconds: float = 50.0
@@ -100,7 +102,7 @@ class RayTrainJob(TrainJob):
 
     train: TrainConfig = TrainConfig()
     tuning: EvaluateConfig | None = None
-    """Labelled images on which each checkpoint is scored, to keep the best; None = the last is kept."""
+    """Labelled images on which each checkpoint is scored; None = none is."""
 
     @property
     def counts(self) -> list[int]:

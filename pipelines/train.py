@@ -161,7 +161,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     encoder = trained_encoder(context)
     if method.name == "clip":
         encoder = replace(encoder, pretrained=PRETRAIN)
-    tuning = tuning_config(context) if _keeps_best(context.config, method) else None
+    tuning = tuning_config(context) if _scored(context.config, method) else None
     job = replace(job_of(context.config, method, encoder, context.run_dir), tuning=tuning)
     settings = deciding_settings(context.config, method)
     fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [method])])
@@ -188,7 +188,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
 
 def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:
     """The trained weights as MLflow's LoggedModel."""
-    best = best_weights(job.out) if job.tuning else None
+    best = best_weights(job.out) if _keeps_best(context.config, job.method) else None
     return Model(
         name=job.method.name,
         digest=digest_of_file(job.weights),
@@ -204,9 +204,14 @@ def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:
     )
 
 
+def _scored(config: Config, method: TrainableConfig) -> bool:
+    """Whether a method's checkpoints are scored; not those of CLIP's pretraining, which segments nothing."""
+    return (config.train.keep_best or config.train.score_checkpoints) and method.name != "clip"
+
+
 def _keeps_best(config: Config, method: TrainableConfig) -> bool:
-    """Whether a method's best checkpoint is kept: CLIP's pretraining, which segments nothing, keeps its last."""
-    return config.train.keep_best and method.name != "clip"
+    """Whether a method's best checkpoint is kept instead of its last."""
+    return config.train.keep_best and _scored(config, method)
 
 
 def _chosen_by(context: Context, methods: Sequence[TrainableConfig]) -> list[object]:

@@ -16,10 +16,18 @@ browser_walk = load_tool("browser_walk")
 @pytest.mark.skipif(not Path(browser_walk.CHROMIUM).is_file(), reason="Chromium is not installed")
 def test_a_reader_finds_runs_scores_models_pictures_and_reports(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    command = ["pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={run}", "train.keep_best=true"]
+    command = ["pipelines/full.py", "--config", "configs/smoke.yaml", f"run_dir={run}", "train.score_checkpoints=true"]
     subprocess.run([sys.executable, *command], cwd=REPO, check=True, timeout=900)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     browser_walk.walk_through(run, run, tmp_path / "compare.html", pictures)
     names = {picture.stem for picture in pictures.glob("*.png")}
-    assert {"mlflow_runs", "mlflow_run", "mlflow_compare", "mlflow_slider", "mlflow_model", "mlflow_corpus"} <= names
+    assert {
+        "mlflow_runs",
+        "mlflow_run",
+        "mlflow_compare",
+        "mlflow_slider",
+        "mlflow_model",
+        "mlflow_corpus",
+        "playground_page",
+    } <= names

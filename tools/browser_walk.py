@@ -76,7 +76,8 @@ def mlflow_pages(walk: Walk) -> None:
     evaluations = [run for name, run in children.items() if name.startswith("evaluate/")]
     runs, experiments = (quote(json.dumps(value)) for value in (evaluations[-3:], [parent.info.experiment_id]))
     walk.open(f"compare-runs?runs={runs}&experiments={experiments}")
-    walk.see("Comparing", "mIoU/ade20k")
+    walk.see("Comparing", "Run details", "Metrics")
+    scroll_to(walk, "mIoU/ade20k")
     walk.picture("mlflow_compare")
     walk.open(f"{place}/runs/{evaluations[-1]}/model-metrics?{CLASSIC}")
     walk.see("mIoU")
@@ -96,6 +97,25 @@ def mlflow_pages(walk: Walk) -> None:
     walk.see("report.html")
     walk.page.frame_locator("iframe").first.get_by_text("Corpus report").first.wait_for(timeout=PATIENCE, state="attached")
     walk.picture("mlflow_corpus")
+
+
+def scroll_to(walk: Walk, text: str) -> None:
+    """Bring a row of a long table into view, of which a page holds no more than what is shown."""
+    for _ in range(100):
+        found = walk.page.get_by_text(text, exact=True)
+        if found.count():
+            found.first.scroll_into_view_if_needed()
+            return
+        walk.page.evaluate(_SCROLL)
+        walk.page.wait_for_timeout(300)
+    raise AssertionError(f"{text} is in no table of the page")
+
+
+_SCROLL = """
+for (const element of document.querySelectorAll("*"))
+    if (element.scrollHeight > element.clientHeight && ["auto", "scroll"].includes(getComputedStyle(element).overflowY))
+        element.scrollTop += 200
+"""
 
 
 def slider(walk: Walk, path: str) -> None:
@@ -122,6 +142,25 @@ def report_page(walk: Walk) -> None:
     walk.page.goto((walk.run_dir / "corpus" / "report.html").resolve().as_uri())
     walk.see("Corpus report", "Funnel")
     assert walk.page.evaluate("document.documentElement.scrollWidth") <= 390, "the corpus report is wider than a phone"
+
+
+def playground_page(walk: Walk) -> None:
+    """A photo and three labels give a mask, at a desk."""
+    photo = min(walk.run_dir.glob("world/benchmarks/**/*.jpg"))
+    command = [sys.executable, "pipelines/playground.py", str(walk.run_dir)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
+        try:
+            assert process.stdout is not None
+            walk.page.set_viewport_size({"width": 1200, "height": 900})
+            walk.page.goto(process.stdout.readline().split()[1])
+            walk.page.set_input_files("#photo input[type=file]", str(photo))
+            walk.page.wait_for_selector("#photo img")
+            walk.page.fill("#labels :is(input, textarea)", "sky, tree, cat")
+            walk.page.click("#segment")
+            walk.page.wait_for_selector("#overlay-0 img", timeout=PATIENCE)
+            walk.picture("playground_page")
+        finally:
+            os.killpg(process.pid, signal.SIGINT)
 
 
 def comparison_page(walk: Walk, other: Path, out: Path) -> None:
@@ -175,6 +214,7 @@ def walk_through(run_dir: Path, other: Path, out: Path, pictures: Path | None = 
         walk = Walk(page, server, run_dir, store, pictures)
         mlflow_pages(walk)
         report_page(walk)
+        playground_page(walk)
         comparison_page(walk, other, out)
         browser.close()
 

@@ -80,18 +80,19 @@ def check_workers(config: Config, method: TrainableConfig) -> None:
 
 
 def check_tuning(config: Config) -> None:
-    """Raise InputError where the best checkpoint shall be kept, and nothing is there to tell it by."""
+    """Raise InputError where checkpoints shall be scored, and nothing is there to score them on."""
     evaluate = config.evaluate
-    if not config.train.keep_best:
+    if not config.train.keep_best and not config.train.score_checkpoints:
         return
+    key = "train.keep_best" if config.train.keep_best else "train.score_checkpoints"
     if not evaluate.tuning and evaluate.root:
         raise InputError(
-            "train.keep_best: there are no labelled images to tell the best by; set evaluate.tuning to a folder laid out as "
+            f"{key}: there are no labelled images to score checkpoints on; set evaluate.tuning to a folder laid out as "
             "evaluate.root, none of whose images are scored there"
         )
     named = [name for name in evaluate.names if name not in evaluate.own]
     if not named:
-        raise InputError("train.keep_best: all of evaluate.datasets are own ones, which have no tuning split; name another")
+        raise InputError(f"{key}: all of evaluate.datasets are own ones, which have no tuning split; name another")
     if evaluate.tuning and Path(evaluate.tuning).expanduser().resolve() == evaluate.folder.resolve():
         raise InputError("evaluate.tuning: it is evaluate.root, on which scores are reported; give other images")
     for name in named if evaluate.tuning else []:

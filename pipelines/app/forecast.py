@@ -4,7 +4,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from owseg.method_config import TrainableConfig
 from owseg.phases import scheduled_phases
 from owseg.segmenter import build_trained
 from pipelines.app import measured
-from pipelines.app.config import to_dict
-from pipelines.app.measured import DOCUMENTED, Found, Measured
+from pipelines.app.config import flatten, to_dict
+from pipelines.app.measured import DOCUMENTED, Found, Measured, settings_of
 from pipelines.app.resolve import methods_to_train, resolve_encoder_paths
+from pipelines.app.roles import comparable, roles_of
 from pipelines.app.run_files import LocalRun, read_json
 from pipelines.app.settings import Config
 from storage.copies import at
@@ -55,13 +56,43 @@ def forecasts(config: Config, stages: tuple[str, ...], rates: Measured) -> Itera
     """Of each stage, in order."""
     count: float | None = None
     for stage in stages:
-        forecast = _OF[stage](config, rates, count)
-        if result := read_json(rates.own, f"{stage}.done.json").get("result"):
-            count = {"filter": result.get("kept"), "download": result.get("success")}.get(stage)
-            yield Forecast(stage, forecast.work, count, 0.0, 0.0, (), done=True)
+        result = read_json(rates.own, f"{stage}.done.json").get("result") or {}
+        if result and _stands(config, rates, stage):
+            count = {"filter": result.get("kept"), "download": result.get("success")}.get(stage, count)
+            missing = _left(config, stage, result)
+            forecast = _OF[stage](missing or config, rates, count)
+            yield forecast if missing else Forecast(stage, forecast.work, count, 0.0, 0.0, (), done=True)
         else:
+            forecast = _OF[stage](config, rates, count)
             count = forecast.count
             yield forecast
+
+
+def _stands(config: Config, rates: Measured, stage: str) -> bool:
+    """Whether what a complete stage made is what these settings ask for, but for further methods."""
+    deciding = {*list(_OF)[: list(_OF).index(stage) + 1]}
+    before = dict(flatten(settings_of(rates.own)))
+    return all(
+        comparable(key, before.get(key, value)) == comparable(key, value)
+        for key, value in flatten(to_dict(config))
+        if key != "methods" and roles_of(key) & deciding and _has_a_say(config, key)
+    )
+
+
+def _has_a_say(config: Config, key: str) -> bool:
+    """Whether a setting is not one of a method that the run leaves out."""
+    _, _, rest = key.partition("method_settings.")
+    return not rest or rest.partition(".")[0] in {*config.methods, *(method.name for method in methods_to_train(config))}
+
+
+def _left(config: Config, stage: str, result: dict[str, Any]) -> Config | None:
+    """The run without the methods that a complete stage has dealt with; None where none is left."""
+    dealt = {"train": result.get("methods", {}), "evaluate": result.get("mIoU", {})}.get(stage)
+    if dealt is None:
+        return None
+    wanted = config.methods if stage == "evaluate" else tuple(method.name for method in methods_to_train(config))
+    names = {name for name in wanted if name not in dealt}
+    return replace(config, methods=tuple(name for name in config.methods if name in names) or config.methods) if names else None
 
 
 def check_disk(config: Config, stage: str) -> None:

@@ -37,7 +37,10 @@ _ROLES: dict[str, frozenset[Role]] = {
     "normalisation": TRAIN | EVALUATE,
     "init": TRAIN,
     "train": TRAIN,
-    **{f"train.{key}": HOW for key in ("log_every", "checkpoint_every", "loader_workers", "threads", "use_gpu")},
+    **{
+        f"train.{key}": HOW
+        for key in ("log_every", "checkpoint_every", "score_checkpoints", "loader_workers", "threads", "use_gpu")
+    },
     **{f"train.{key}": HOW for key in ("workers", "engine", "zero_stage", "micro_batch", "compile")},
     **{f"train.{key}": HOW for key in ("max_failures", "max_bad_share", "max_skipped_steps", "wait_seconds")},
     **{f"train.{key}": HOW for key in ("recovery_seconds", "collective_seconds")},

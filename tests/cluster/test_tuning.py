@@ -122,6 +122,8 @@ def test_each_checkpoint_is_scored_beside_training_and_the_best_kept(tmp_path: P
     assert [line["step"] for line in read_log(folder / "metrics.jsonl")][-1] == 12
     assert "train" in summary(run)["stages"]
     assert "train: skipped, complete already" in run_well("train", run, *settings)
-    last = run_well("train", run, *settings, "train.keep_best=false", "--restart")
+    last = run_well("train", run, *settings, "train.keep_best=false", "train.score_checkpoints=true", "--restart")
     assert "train-tcl: begins anew with other settings, data or weights; what was trained is kept in " in last
     assert (run / "train" / "before" / "tcl.1" / SCORES).is_file()
+    assert [*read_scores(folder)] == [4, 8, 12]
+    assert "are kept" not in last

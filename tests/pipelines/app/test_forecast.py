@@ -85,6 +85,27 @@ def test_what_is_complete_takes_nothing_and_its_counts_are_handed_on(config: Con
     assert "does not fit" in "\n".join(lines_of(config.run_dir, [first, second], 1))
 
 
+def test_of_complete_scores_only_what_is_new_is_done(config: Config) -> None:
+    """A new row is forecast alone; another setting of a row does the whole again, one of a method that is left out does not."""
+    own = replace(config, methods=("maskclip", "tcl"))
+    finished(
+        Path(config.run_dir), own, evaluate={"mIoU": {"maskclip": {}, "tcl": {}}}, train={"methods": {"clip": "", "tcl": ""}}
+    )
+
+    def plan(given: Config) -> list[tuple[bool, str]]:
+        found = forecasts(given, ("train", "evaluate"), Measured(config.run_dir))
+        return [(step.done, step.work.partition(" by ")[2] or step.work) for step in found]
+
+    assert plan(own) == [(True, "clip 4 steps, tcl 6 steps"), (True, "maskclip, tcl")]
+    assert plan(replace(own, methods=("maskclip", "tcl", "sclip"))) == [(True, "clip 4 steps, tcl 6 steps"), (False, "sclip")]
+    other = replace(own.method_settings, maskclip=replace(own.method_settings.maskclip, background_threshold=0.77))
+    assert [done for done, _ in plan(replace(own, method_settings=other))] == [True, False]
+    other = replace(own.method_settings, naclip=replace(own.method_settings.naclip, background_threshold=0.77))
+    assert [done for done, _ in plan(replace(own, method_settings=other))] == [True, True]
+    other = replace(own.method_settings, tcl=replace(own.method_settings.tcl, pamr=not own.method_settings.tcl.pamr))
+    assert [done for done, _ in plan(replace(own, seed=config.seed + 1, method_settings=other))] == [False, False]
+
+
 def test_a_disk_that_is_too_small_is_told_before_the_work(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(Path(config.run_dir), filter=FILTERED)
     check_disk(config, "download")
