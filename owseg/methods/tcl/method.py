@@ -5,11 +5,11 @@ what the mask keeps must match its caption, what other captions' masks keep must
 
 With `texts: entities` an image is grounded by two of its caption's entities instead, as co-decomposition does on its image side
 (CoDe; Wu et al., CVPR 2024, 2404.04231; its text side and its prompts are not here): a caption names several things, a class
-name one. Losses are the paper's over the 2B pairs of an image and one of its texts, but false negatives are left out: in TCL_v, which
-sees an image under its pair's own mask, pairs of one entity (an image's two texts are each other's negatives, and so masks
-learn to part); in TCL_f and area_negative, which see an image under the other text's mask, texts of whatever the image has.
-Where there are fewer entities than two, the caption stands in. The area prior is one text's, here a smaller thing's. Twice as
-many masks are drawn, and twice as many images go through the tower of TCL_v.
+name one. Losses are the paper's over the 2B pairs of an image and one of its texts, but false negatives are left out: in TCL_v,
+which sees an image under its pair's own mask, pairs of one entity (an image's two texts are each other's negatives, and so
+masks learn to part); in TCL_f and area_negative, which see an image under the other text's mask, texts of whatever the image
+has. Where there are fewer entities than two, the caption stands in. The area prior is one text's, here a smaller thing's. Twice
+as many masks are drawn, and twice as many images go through the tower of TCL_v.
 """
 
 from collections.abc import Callable, Sequence
