@@ -154,7 +154,7 @@ class Tcl(ContrastiveMethod):
         """What the losses that have a weight ask of each image and its texts."""
         weights = self.config.loss_weights
         first = batch.first - int(shared["first"])
-        text = shared["text"].unflatten(0, (-1, self.texts))[first : first + len(batch.image)]
+        text = shared["text"].reshape(-1, self.texts, shared["text"].shape[1])[first : first + len(batch.image)]
         features = self.features(batch.image)
         slope = self.mask_slope(features)
         own = self.own_logits(features, slope, text)
@@ -192,11 +192,13 @@ class Tcl(ContrastiveMethod):
         found = overlap(batch.texts["label"], batch.texts["labels"]) if self.config.texts == "entities" else None
         losses: dict[str, Tensor] = {}
         if weights["whole_image"]:
-            image, left_out = encoded["whole_image"].repeat_interleave(self.texts, dim=0), found and found.of_images
-            losses["whole_image"] = weights["whole_image"] * info_nce(image, text, self.tcl_f_scale, left_out)
+            image = encoded["whole_image"].repeat_interleave(self.texts, dim=0)
+            loss = info_nce(image, text, self.tcl_f_scale, found.of_images if found else None)
+            losses["whole_image"] = weights["whole_image"] * loss
         if weights["tcl_v"]:
-            image, left_out = encoded["kept_image"].flatten(0, 1), found and found.of_texts
-            losses["tcl_v"] = weights["tcl_v"] * info_nce(image, text, self.tcl_v_scale, left_out)
+            image = encoded["kept_image"].flatten(0, 1)
+            loss = info_nce(image, text, self.tcl_v_scale, found.of_texts if found else None)
+            losses["tcl_v"] = weights["tcl_v"] * loss
         return losses | self.mask_losses(encoded, found)
 
     def mask_losses(self, encoded: dict[str, Tensor], found: Overlap | None = None) -> dict[str, Tensor]:
@@ -211,7 +213,7 @@ class Tcl(ContrastiveMethod):
             if config.fidelity == "official":
                 loss = official_pairwise_nce(similarity, encoded["pooled"], text, self.tcl_f_scale)
             else:
-                loss = pairwise_nce(similarity, self.tcl_f_scale, found and found.of_images)
+                loss = pairwise_nce(similarity, self.tcl_f_scale, found.of_images if found else None)
             losses["tcl_f"] = weights["tcl_f"] * loss
         if weights["area"]:
             own_mean, other_mean = self.areas(encoded["own_mean"], encoded["mean"], found)
@@ -274,7 +276,7 @@ class Tcl(ContrastiveMethod):
         tokens = embed_patches(visual, (image[:, None] * mask[:, :, None]).flatten(0, 1))
         for block in visual.transformer.resblocks:
             tokens = self.run(run_block, block, tokens)
-        return pool(visual, tokens).unflatten(0, mask.shape[:2])
+        return pool(visual, tokens).reshape(*mask.shape[:2], -1)
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""

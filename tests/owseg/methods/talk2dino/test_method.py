@@ -183,7 +183,7 @@ def test_released_maps_are_read_and_written_by_their_names(older: bool, tmp_path
 def test_a_map_that_lacks_a_layer_or_is_of_another_width_is_told(tmp_path: Path, method: Talk2Dino) -> None:
     whole = export_official(method)
     torch.save({name: value for name, value in whole.items() if "hidden" not in name}, tmp_path / "half.pth")
-    with pytest.raises(InputError, match=r"half\.pth: no official Talk2DINO checkpoint .*hidden_layers\.0\.bias is missing"):
+    with pytest.raises(InputError, match=r"half\.pth: no official Talk2DINO checkpoint .*hidden_layers\.0\.weight is missing"):
         load_trained(method, method.config.phases, tmp_path / "half.pth")
     wide = {name: torch.zeros(*value.shape[:-1], 64) for name, value in whole.items()}
     torch.save({**whole, "linear_layer.weight": wide["linear_layer.weight"]}, tmp_path / "wide.pth")

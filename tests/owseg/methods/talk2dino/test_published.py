@@ -26,7 +26,8 @@ from pipelines.app.checks import check_methods, check_weights
 from pipelines.app.config import load
 from pipelines.app.settings import Config
 
-TOWER = "vit_small_patch14_reg4_dinov2.lvd142m"
+TOWER = "vit_tiny_patch16_224"
+"""Its maps are 192 wide."""
 
 
 def encoder(folder: Path) -> EncoderConfig:
@@ -36,7 +37,7 @@ def encoder(folder: Path) -> EncoderConfig:
     return tiny.encoder_config(folder, str(weights))
 
 
-def released(width: int = 384, text: int = 32) -> dict[str, torch.Tensor]:
+def released(width: int = 192, text: int = 32) -> dict[str, torch.Tensor]:
     """A map as it is released, for a tower so wide and texts of the tiny CLIP."""
     torch.manual_seed(1)
     shapes = {"linear_layer.weight": (width, text), "linear_layer.bias": (width,)}
@@ -68,11 +69,11 @@ def test_a_released_map_becomes_a_trained_folder_and_goes_back(older: bool, tmp_
         ({"hidden_layers.0.bias": None}, r"no official Talk2DINO checkpoint .*\(hidden_layers\.0\.bias is missing\)"),
         (
             released(text=64),
-            r"linear_layer\.weight has shape \[384, 64\], this Talk2DINO asks for \[384, 32\]\); give the towers",
+            r"linear_layer\.weight has shape \[192, 64\], this Talk2DINO asks for \[192, 32\]\); give the towers",
         ),
-        (released(width=768), r"linear_layer\.weight has shape \[768, 32\], this Talk2DINO asks for \[384, 32\]"),
-        ({"linear_layer.bias": torch.full((384,), torch.nan)}, r"projection\.first\.bias is not finite"),
-        ({"linear_layer.weight": torch.zeros(384, 32).to_sparse()}, r"linear_layer\.weight has shape None"),
+        (released(width=768), r"linear_layer\.weight has shape \[768, 32\], this Talk2DINO asks for \[192, 32\]"),
+        ({"linear_layer.bias": torch.full((192,), torch.nan)}, r"projection\.first\.bias is not finite"),
+        ({"linear_layer.weight": torch.zeros(192, 32, dtype=torch.complex64)}, r"linear_layer\.weight has shape None"),
     ],
     ids=["lacks a tensor", "texts of another CLIP", "patches of another tower", "not finite", "no plain tensor"],
 )
@@ -138,7 +139,7 @@ def run_of(trained: Path, *overrides: str) -> Config:
     where = (
         f"weights.talk2dino={trained}",
         f"encoder.model={trained}/model.json",
-        f"method_settings.talk2dino.image_tower={TOWER}",
+        f"method_settings.talk2dino.image_tower={tiny.talk2dino_config().image_tower}",
     )
     size = "method_settings.talk2dino.image_size={image_size: 32, patch_size: 8, width: 32, depth: 2, heads: 2}"
     tower = f"method_settings.talk2dino.image_weights={trained.parent}/vit.safetensors"
@@ -161,7 +162,7 @@ def test_patch_14_takes_448_and_not_96(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"evaluate\.window: 96 pixels are no whole patches of 14; give 84 or 98"):
         refuse_window(method, replace(tiny.VIEW, window=96))
     with pytest.raises(InputError, match=r"evaluate\.window: 8 pixels are no whole patches of 14; give 14$"):
-        refuse_window(method, replace(tiny.VIEW, window=8))
+        refuse_window(method, replace(tiny.VIEW, window=8, stride=8))
     with pytest.raises(InputError, match=r"^method_settings\.talk2dino\.augment\.size: 32 pixels are no whole patches of 14"):
         tiny.talk2dino_config(image_size=size).build(tiny.encoder(tmp_path))
 
