@@ -137,8 +137,10 @@ def _write_own(found: "Checkpoint", method: Any, folder: Path, encoder_weights: 
         and "text_tower" in path_settings(config)
     ):
         left_out["text_tower"] = str((folder / "text_tower").resolve())
-    if "image_weights" in path_settings(config) - training_only_settings(config):
-        left_out["image_weights"] = str(_image_weights(config.image_weights, folder, own))
+    for name in path_settings(config) - left_out.keys():
+        file = Path(getattr(config, name))
+        if file.is_file():
+            left_out[name] = str(Path(shutil.copyfile(file, own / file.name)).resolve())
     save_file({name: tensor.clone() for name, tensor in learned_state(method, config.phases).items()}, own / WEIGHTS)
     encoder = found.encoder
     if config.uses_clip:
@@ -148,14 +150,6 @@ def _write_own(found: "Checkpoint", method: Any, folder: Path, encoder_weights: 
             save_file({name: tensor.contiguous() for name, tensor in clip.state_dict().items()}, encoder_weights)
         encoder = replace(encoder, pretrained=str(encoder_weights.resolve()))
     write_model(replace(found, method=replace(config, **left_out), encoder=encoder, weights=(own / WEIGHTS).resolve()))
-
-
-def _image_weights(given: str, folder: Path, own: Path) -> str | Path:
-    """Where in an export the weights of an image tower lie that masks depend on; "" where timm has them by their tag."""
-    exported = folder / "image_tower" / "model.safetensors"
-    if exported.is_file():
-        return exported.resolve()
-    return Path(shutil.copyfile(given, own / f"image_tower{Path(given).suffix}")).resolve() if given else ""
 
 
 def _parser() -> Parser:

@@ -49,7 +49,8 @@ def job_of(config: TrainableConfig, home: Path, shards: Path, loop: LoopConfig) 
     """A training of `config` on the tars of `shards`, with all augmentation on; its files go to `home`."""
     augment = AUGMENT
     if isinstance(config, Talk2DinoConfig):  # whose frozen tower reads images as they are
-        config, augment = tiny.with_vit_weights(config, home), replace(AUGMENT, rand_augment="", erase=0.0)
+        config = replace(config, image_weights=tiny.write_tower(home))
+        augment = replace(AUGMENT, rand_augment="", erase=0.0)
     return TrainJob(
         method=replace(config, augment=augment),  # type: ignore[call-arg]
         encoder=tiny.encoder_config(home),

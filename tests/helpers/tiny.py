@@ -22,7 +22,6 @@ from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
 from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
 from owseg.methods.talk2dino import Talk2DinoConfig
-from owseg.methods.talk2dino.image_tower import ImageTower
 from owseg.methods.tcl import GROUNDER, Tcl, TclConfig
 from owseg.methods.vilseg import VilSegConfig
 from owseg.methods.vilseg.settings import LEARNED
@@ -115,13 +114,12 @@ def talk2dino_config(steps: int = 6, **settings: Any) -> Talk2DinoConfig:
     return Talk2DinoConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
 
 
-def with_vit_weights(config: Talk2DinoConfig, folder: Path) -> Talk2DinoConfig:
-    """With random weights of its image tower in a file of the folder, as a training asks for."""
-    file = folder / "vit.safetensors"
-    torch.manual_seed(0)
-    state = ImageTower(config.image_tower, config.image_size).vit.state_dict()
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
-    return replace(config, image_weights=str(file))
+def write_tower(folder: Path) -> str:
+    """A file with weights for the image tower of `talk2dino_config`, the same at each call."""
+    torch.manual_seed(1)
+    state = talk2dino_config().build(encoder(folder)).image.vit.state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "vit.safetensors")
+    return str(folder / "vit.safetensors")
 
 
 SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {

@@ -112,7 +112,7 @@ def test_a_map_of_another_methods_name_is_told(tmp_path: Path, method: Talk2Dino
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
     """A trained folder whose image tower's weights lie in a file elsewhere."""
-    clip, config = encoder(tmp_path), tiny.with_vit_weights(tiny.talk2dino_config(), tmp_path)
+    clip, config = encoder(tmp_path), tiny.talk2dino_config(image_weights=tiny.write_tower(tmp_path))
     method = config.build(tiny.encoder(tmp_path))
     (tmp_path / "trained").mkdir()
     weights = tmp_path / "trained" / WEIGHTS
