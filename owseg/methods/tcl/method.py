@@ -228,11 +228,12 @@ class Tcl(ContrastiveMethod):
         """The mean masks of matched and of mismatched pairs, of the means [B, K] of own masks and [B, KN] of all."""
         each = each.repeat_interleave(self.texts, dim=0)
         matched = found.has if found else F.one_hot(local_labels(len(each), each.device), each.shape[1]).bool()
-        total, count = each.masked_fill(matched, 0.0).sum(), (~matched).sum(dtype=each.dtype)
-        own_mean = own.mean()
+        own_mean, other = own.mean(), each.masked_fill(matched, 0.0).sum()
+        count = (~matched).sum(dtype=each.dtype)
         if self.config.fidelity == "exact":
-            own_mean, total, count = global_mean(own_mean), global_mean(total), global_mean(count)
-        return own_mean, total / count.clamp(min=1e-9)  # there may be none
+            own_mean, other = global_mean(own_mean), global_mean(other)
+            count = global_mean(count) if found else count  # of captions all ranks have as many
+        return own_mean, other / count.clamp(min=1e-9)  # there may be none
 
     def mask_statistics(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
         """Statistics of the masks of all texts [N, E], `text_chunk` texts at a time; no chunk's masks outlive it."""
