@@ -90,8 +90,8 @@ def masks_step(method: Tcl, variant: str, options: argparse.Namespace) -> Callab
     def package_losses() -> dict[str, Tensor]:
         v.grad = None
         slope = method.mask_slope(v)
-        own = method.own_logits(v, slope, texts[: options.batch])
-        encoded = {"text": texts[: options.batch], **method.encode_masks(v, slope, own, texts[: options.batch], texts)}
+        own = method.own_logits(v, slope, texts[: options.batch, None])
+        encoded = {"text": texts[: options.batch, None], **method.encode_masks(v, slope, own, texts[: options.batch], texts)}
         return {**method.mask_losses(encoded), "hard": 1e-3 * gumbel_sigmoid(own, noise).mean()}
 
     return reference_losses if variant == "reference" else package_losses

@@ -45,17 +45,18 @@ def temperature(log_scale: Tensor) -> Tensor:
     return log_scale.exp().clamp(max=100.0)
 
 
-def info_nce(image: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
+def info_nce(image: Tensor, text: Tensor, log_scale: Tensor, left_out: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Symmetric InfoNCE of matched rows against the global batch. image, text: [B, E], any norm.
 
-    In at least float32, under autocast too: bfloat16 rounds a logit near 100 to a multiple of 1/2.
+    left_out: [B, N] bool each, which texts are no negatives of this rank's images, and which images none of its texts (false
+    negatives); what a row matches always counts. In at least float32, under autocast too: bfloat16 rounds a logit near 100 to
+    a multiple of 1/2.
     """
     with torch.autocast(image.device.type, enabled=False):
         image, text = (F.normalize(x.to(at_least_float32(x)), dim=-1) for x in (image, text))
-        labels = local_labels(len(image), image.device)
         scale = temperature(log_scale)
         images, texts = gather(image), gather(text)
-        return 0.5 * (F.cross_entropy(scale * image @ texts.T, labels) + F.cross_entropy(scale * text @ images.T, labels))
+        return _two_way(scale * image @ texts.T, scale * text @ images.T, left_out)
 
 
 def multi_label_nce(image: Tensor, text: Tensor, labels: Tensor, log_scale: Tensor) -> Tensor:
@@ -86,14 +87,15 @@ def _soft_nce(logits: Tensor, matches: Tensor) -> Tensor:
     return F.cross_entropy(logits, matches / matches.sum(dim=1, keepdim=True).to(logits.dtype))
 
 
-def pairwise_nce(similarity: Tensor, log_scale: Tensor) -> Tensor:
+def pairwise_nce(similarity: Tensor, log_scale: Tensor, left_out: tuple[Tensor, Tensor] | None = None) -> Tensor:
     """Symmetric InfoNCE where the similarity of each image-text pair is its own: TCL's feature-level loss.
 
     similarity: [B, N], this rank's images against all texts. The column direction needs every image's score against this
-    rank's texts, so the rows of all ranks are gathered: B*N numbers, exact.
+    rank's texts, so the rows of all ranks are gathered: B*N numbers, exact. left_out: as of `info_nce`.
     """
     columns = gather(similarity)[:, local_labels(len(similarity), similarity.device)].T
-    return _two_way(similarity, columns, log_scale)
+    scale = temperature(log_scale)
+    return _two_way(scale * similarity, scale * columns, left_out)
 
 
 def official_pairwise_nce(similarity: Tensor, own: Tensor, text: Tensor, log_scale: Tensor) -> Tensor:
@@ -104,13 +106,19 @@ def official_pairwise_nce(similarity: Tensor, own: Tensor, text: Tensor, log_sca
     ranks are wrong (see docs/fidelity.md).
     """
     pooled, text = F.normalize(gather(own), dim=-1, eps=1e-6), F.normalize(text, dim=-1, eps=1e-6)
-    return _two_way(similarity, torch.einsum("nbe,be->bn", pooled, text), log_scale)
-
-
-def _two_way(rows: Tensor, columns: Tensor, log_scale: Tensor) -> Tensor:
-    labels = local_labels(len(rows), rows.device)
     scale = temperature(log_scale)
-    return 0.5 * (F.cross_entropy(scale * rows, labels) + F.cross_entropy(scale * columns, labels))
+    return _two_way(scale * similarity, scale * torch.einsum("nbe,be->bn", pooled, text))
+
+
+def _two_way(rows: Tensor, columns: Tensor, left_out: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """The mean of both directions' cross-entropies, of logits [B, N]."""
+    labels = local_labels(len(rows), rows.device)
+    if left_out is not None:
+        rows, columns = (
+            logits.masked_fill(some.scatter(1, labels[:, None], False), -torch.inf)
+            for logits, some in zip((rows, columns), left_out, strict=True)
+        )
+    return 0.5 * (F.cross_entropy(rows, labels) + F.cross_entropy(columns, labels))
 
 
 def at_least_float32(x: Tensor) -> torch.dtype:

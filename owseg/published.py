@@ -1,8 +1,8 @@
 """Checkpoints of official repositories: read by their names into a method, and written from one.
 
 Such a file is accepted wherever trained weights of the method are, too. TCL's and OVSegmentor's state dicts lie under the key
-"model", Talk2DINO's files are one, of its map alone. TCL's holds
-what learns, frozen CLIP may be in it or not; OVSegmentor's holds everything, after its first stage no momentum encoder.
+"model", Talk2DINO's files are one. TCL's holds what learns, frozen CLIP may be in it or not; OVSegmentor's holds everything,
+after its first stage no momentum encoder; Talk2DINO's holds its map alone.
 """
 
 import logging
@@ -105,7 +105,8 @@ def import_official(method: nn.Module, state: dict[str, Any], source: str | Path
             if shape is None or _counted(shape) != _counted(wanted):
                 raise InputError(
                     f"{source}: belongs to another architecture ({official} has shape {shape}, "
-                    f"this {layout.title} asks for {list(layout.exported(name, own[name]).shape)})"
+                    f"this {layout.title} asks for {list(layout.exported(name, own[name]).shape)}); "
+                    "give the towers that it was trained with"
                 )
             found[name] = tensor.reshape(wanted)
     method.load_state_dict(found, strict=False)

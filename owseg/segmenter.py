@@ -63,6 +63,14 @@ class ReadsPrompts(Protocol):
     """With `templates`, where it has any but the bare name."""
 
 
+@runtime_checkable
+class ReadsWholePatches(Protocol):
+    """What a segmenter has besides if windows shall be whole patches of its tower."""
+
+    patch_size: int
+    """Side of a patch in pixels."""
+
+
 def shortened_names(segmenter: Segmenter, names: Sequence[str]) -> tuple[str, ...]:
     """The class names that a method reads without their end. Raises InputError where two are the same to it."""
     if not isinstance(segmenter, ReadsPrompts):
@@ -76,6 +84,12 @@ def build_trained(config: TrainableConfig, make_encoder: Callable[[], Encoder]) 
     return method
 
 
+def load_frozen(method: TrainableMethod, config: TrainableConfig) -> None:
+    """Load the weights of towers that no phase trains: as they were pretrained, and not among the trained ones."""
+    if method.state_dict().keys() - learned_state(method, config.phases).keys():
+        method.initialise()
+
+
 def load_segmenter(config: MethodConfig, encoder: EncoderConfig, weights: Path | None) -> Segmenter:
     """A method ready to segment. Raises InputError where a file is missing or belongs to another architecture."""
     if not isinstance(config, TrainableConfig):
@@ -84,8 +98,7 @@ def load_segmenter(config: MethodConfig, encoder: EncoderConfig, weights: Path |
     if weights is None:
         raise InputError(f"{config.name} needs trained weights; run the train stage first")
     method = build_trained(config, lambda: load_encoder(encoder))
-    if method.state_dict().keys() - learned_state(method, config.phases).keys():
-        method.initialise()  # a tower that no phase trains is as it was pretrained, and not among the trained weights
+    load_frozen(method, config)
     load_trained(method, config.phases, weights)
     trained: Any = method.eval()
     return trained  # type: ignore[no-any-return]  # all that train but CLIP segment, too

@@ -46,6 +46,13 @@ class VitSize:
         return {name: size for name, size in sizes.items() if size}
 
 
+def refuse_partial_patches(side: int, patch: int, key: str) -> None:
+    """Raise InputError, naming `key`, where a side in pixels is no whole number of patches."""
+    if side % patch:
+        nearest = [str(size) for size in (side - side % patch, side - side % patch + patch) if size]
+        raise InputError(f"{key}: {side} pixels are no whole patches of {patch}; give {' or '.join(nearest)}")
+
+
 def create_vit(model: str, key: str, **arguments: Any) -> Any:
     """Any of timm's models with random weights. Raises InputError, naming `key`, where it cannot be built, or has no blocks."""
     import timm

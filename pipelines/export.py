@@ -2,7 +2,8 @@
 
     owseg export RUN|CHECKPOINT --to hf-folder OUT     towers as transformers and timm load them, tensors as safetensors
     owseg export RUN|CHECKPOINT --to open_clip OUT     the CLIP as open_clip loads it by local-dir:
-    owseg export RUN|CHECKPOINT --to official tcl.pth  TCL's or OVSegmentor's official checkpoint (owseg official reads such)
+    owseg export RUN|CHECKPOINT --to official tcl.pth  the authors' form of a TCL, OVSegmentor or Talk2DINO (owseg official
+                                                       reads such)
 
 What was written is loaded by the library that it is for, and its embeddings are compared, before OUT appears. README.md in it
 says what loads where, and where the model comes from.
@@ -136,6 +137,10 @@ def _write_own(found: "Checkpoint", method: Any, folder: Path, encoder_weights: 
         and "text_tower" in path_settings(config)
     ):
         left_out["text_tower"] = str((folder / "text_tower").resolve())
+    for name in path_settings(config) - left_out.keys():
+        file = Path(getattr(config, name))
+        if file.is_file():
+            left_out[name] = str(Path(shutil.copyfile(file, own / file.name)).resolve())
     save_file({name: tensor.clone() for name, tensor in learned_state(method, config.phases).items()}, own / WEIGHTS)
     encoder = found.encoder
     if config.uses_clip:

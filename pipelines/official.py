@@ -84,7 +84,7 @@ def _parser() -> Parser:
     add("--method", default="", help="whose checkpoint it is (default: as its names say)")
     add("--encoder-model", default="", help="the CLIP under it, as encoder.model (default: ViT-B-16)")
     add("--encoder-weights", default="", help="the CLIP's weights, as encoder.pretrained (default: openai)")
-    add("--image-tower", default="", help="of an OVSegmentor: its timm ViT (default: the released ViT-B/16)")
+    add("--image-tower", default="", help="of an OVSegmentor or Talk2DINO: its timm ViT (default: the released ViT-B)")
     add("--text-tower", default="", help="of an OVSegmentor: transformers id or folder (default: BERT-base)")
     return parser
 

@@ -14,11 +14,18 @@ from owseg import InputError
 from owseg.evaluation.protocols import Protocol, SoftmaxRule, View
 from owseg.normalisation import Normalisation
 from owseg.pamr import pamr
-from owseg.segmenter import Segmenter
+from owseg.segmenter import ReadsWholePatches, Segmenter
+from owseg.vit import refuse_partial_patches
 
 WINDOW_BATCH = 4
 PLANE_VALUES = 2**22
 """Scores that are upsampled at once (16 MiB of float32)."""
+
+
+def refuse_window(segmenter: object, view: View) -> None:
+    """Raise InputError where a method wants whole patches, and windows of this size have a part of one at their edge."""
+    if isinstance(segmenter, ReadsWholePatches):
+        refuse_partial_patches(view.window, segmenter.patch_size, "evaluate.window")
 
 
 def embed_queries(segmenter: Segmenter, protocol: Protocol) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.evaluation.datasets import Item, UnreadableError, read_image, read_label
-from owseg.evaluation.inference import Prediction, embed_queries, predict
+from owseg.evaluation.inference import Prediction, embed_queries, predict, refuse_window
 from owseg.evaluation.intervals import ImageCounts
 from owseg.evaluation.metrics import (
     boundary_confusion,
@@ -131,6 +131,7 @@ def score_items(
     is left out and listed in `skipped` where the config says so; a label map of another size or with an unknown value always
     stops: such a set is not what it should be.
     """
+    refuse_window(segmenter, protocol.view)
     if classes is None:
         classes = embed_queries(segmenter, protocol)
     threshold = background_threshold(segmenter, protocol)

@@ -14,13 +14,15 @@ from owseg.data import check_batch_size
 from owseg.encoders import PRETRAIN, build_encoder, load_encoder, weight_tag
 from owseg.evaluation.check import refuse_unfit
 from owseg.evaluation.datasets import list_items
-from owseg.evaluation.protocols import check_synonyms, protocol_of
+from owseg.evaluation.inference import refuse_window
+from owseg.evaluation.protocols import check_synonyms, protocol_of, view_of
 from owseg.fit import WEIGHTS, phase_groups
 from owseg.method_config import TrainableConfig
 from owseg.micro_batches import ensure_contrastive
 from owseg.phases import augmentations, batch_sizes, scheduled_phases
 from owseg.published import load_start, load_trained
-from owseg.segmenter import build_trained
+from owseg.segmenter import build_trained, load_frozen
+from owseg.trainable import TrainableMethod
 from pipelines.app.evaluated import MINIATURE
 from pipelines.app.resolve import (
     given_weights,
@@ -112,6 +114,12 @@ def check_room(config: Config, method: TrainableConfig) -> None:
         raise InputError(no_room(least, train.each, fitting, "this machine", cure))
 
 
+def check_windows(config: Config, method: TrainableMethod) -> None:
+    """Raise InputError where the run would score a method on windows that it cannot be shown as they are."""
+    for name in config.evaluate.names if config.methods else []:
+        refuse_window(method, view_of(config.evaluate, name))
+
+
 def check_methods(config: Config) -> None:
     """Raise InputError where a method that is still to be trained cannot be.
 
@@ -127,6 +135,7 @@ def check_methods(config: Config) -> None:
         check_room(config, model)
         check_workers(config, model)
         method = build_trained(located(model, Path()), make_encoder)
+        check_windows(config, method)
         if config.train.micro_batch:
             ensure_contrastive(method, model.name)
         try:
@@ -153,7 +162,10 @@ def check_weights(config: Config) -> None:
             raise InputError(f"weights.{name}: {path} does not exist")
         model = located_model(config, name)
         assert isinstance(model, TrainableConfig)
-        load_trained(build_trained(model, lambda: build_encoder(encoder)), model.phases, path)
+        method = build_trained(model, lambda: build_encoder(encoder))
+        check_windows(config, method)
+        load_frozen(method, model)
+        load_trained(method, model.phases, path)
         if path.with_name(MODEL).is_file() and Path(encoder.pretrained).is_file():
             read_model(path.parent, encoder_weights=encoder.pretrained)
 

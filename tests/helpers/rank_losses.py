@@ -17,6 +17,7 @@ from owseg.engine import Engine, TorchEngine
 from owseg.fit import fit
 from owseg.left_out import BadSamples
 from owseg.method_config import TrainableConfig
+from owseg.methods.talk2dino import Talk2DinoConfig
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.training import LoopConfig, TrainJob, build, loader
 
@@ -36,6 +37,9 @@ METHODS: dict[str, Callable[[int], TrainableConfig]] = {
     "tcl": lambda steps: tiny.tcl_config(steps // 2, steps - steps // 2),
     "ovsegmentor": _ovsegmentor,
     "vilseg": lambda steps: tiny.vilseg_config(steps),
+    "tcl-entities": lambda steps: replace(tiny.tcl_config(steps // 2, steps - steps // 2), texts="entities"),
+    "talk2dino": lambda steps: tiny.talk2dino_config(steps),
+    "talk2dino-entity": lambda steps: tiny.talk2dino_config(steps, head="entity"),
 }
 
 LOOPS = {"float32": LoopConfig(), "bf16": LoopConfig(bf16=True), "parts": LoopConfig(micro_batch=3)}
@@ -43,8 +47,12 @@ LOOPS = {"float32": LoopConfig(), "bf16": LoopConfig(bf16=True), "parts": LoopCo
 
 def job_of(config: TrainableConfig, home: Path, shards: Path, loop: LoopConfig) -> TrainJob:
     """A training of `config` on the tars of `shards`, with all augmentation on; its files go to `home`."""
+    augment = AUGMENT
+    if isinstance(config, Talk2DinoConfig):  # whose frozen tower reads images as they are
+        config = replace(config, image_weights=tiny.write_tower(home))
+        augment = replace(AUGMENT, rand_augment="", erase=0.0)
     return TrainJob(
-        method=replace(config, augment=AUGMENT),  # type: ignore[call-arg]
+        method=replace(config, augment=augment),  # type: ignore[call-arg]
         encoder=tiny.encoder_config(home),
         normalisation=tiny.HALF,
         shards=tuple(sorted(shards.glob("*.tar"))),

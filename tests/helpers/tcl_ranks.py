@@ -14,16 +14,21 @@ from helpers import tiny
 from helpers.ranks import save_into
 from owseg.data import Batch
 from owseg.engine import TorchEngine
+from owseg.entity_labels import padded
 from owseg.fit import fit, phase_groups
 from owseg.methods.tcl import Tcl, TclConfig
 
 RANKS, PER_RANK = 2, 4
 
 
-def build(folder: Path, fidelity: str) -> Tcl:
+ENTITIES = (("red", "wall"), ("blue", "wall"), ("red",), ("blue", "sky"), (), ("sea", "sky"), ("wall",), ("red", "sea"))
+"""Of the joined batch's captions, where texts are entities; captions stand in for what lacks."""
+
+
+def build(folder: Path, fidelity: str, **settings: Any) -> Tcl:
     """A tiny TCL in its second phase, gates open so that every parameter has a gradient."""
     folder.mkdir(exist_ok=True)
-    config: TclConfig = replace(tiny.tcl_config(), fidelity=fidelity)
+    config: TclConfig = replace(tiny.tcl_config(), fidelity=fidelity, **settings)
     torch.manual_seed(0)
     method = config.build(tiny.encoder(folder))
     return tiny.open_gates(method)
@@ -35,6 +40,27 @@ def joined_batch(folder: Path) -> tuple[Batch, Tensor]:
     tokens = tiny.encoder(folder).tokenize([f"a {name} wall number {i}" for i, name in enumerate(["red", "blue"] * 4)])
     images = torch.randn(8, 3, 32, 32, generator=generator)
     return Batch(images, tokens, [], []), torch.rand(8, 16, 16, generator=generator).clamp(1e-6, 1 - 1e-6)
+
+
+def entity_texts(folder: Path) -> tuple[Batch, Tensor]:
+    """The joined batch with the texts of `ENTITIES`, and the uniform noise of both masks of each image."""
+    batch, _ = joined_batch(folder)
+    tokenize = tiny.encoder(folder).tokenize
+    whole = [f"caption {i}" for i in range(len(ENTITIES))]
+    named = [[*some, *[caption] * (2 - len(some))] for some, caption in zip(ENTITIES, whole, strict=True)]
+    names = {name: number for number, name in enumerate([*whole, "red", "blue", "wall", "sky", "sea"])}
+    texts = {
+        "text": tokenize([text for some in named for text in some]).view(8, 2, -1),
+        "label": torch.tensor([[names[name] for name in some] for some in named]),
+        "labels": torch.tensor(
+            [
+                padded([names[caption], *(names[name] for name in some)], 3)
+                for some, caption in zip(ENTITIES, whole, strict=True)
+            ]
+        ),
+    }
+    generator = torch.Generator().manual_seed(2)
+    return batch._replace(texts=texts), torch.rand(8, 2, 16, 16, generator=generator).clamp(1e-6, 1 - 1e-6)
 
 
 def share(batch: Batch, rank: int) -> Batch:
@@ -88,8 +114,11 @@ def compare_on_a_rank(folder: Path) -> None:
     home = folder / f"home{rank}"
     methods = {fidelity: build(home, fidelity) for fidelity in ("exact", "official")}
     batch, uniform = joined_batch(home)
-    mine, noise = share(batch, rank), uniform[rank * PER_RANK : (rank + 1) * PER_RANK]
+    rows = slice(rank * PER_RANK, (rank + 1) * PER_RANK)
+    mine, noise = share(batch, rank), uniform[rows]
     result: dict[str, Any] = {name: losses_and_gradients(deepcopy(method), mine, noise) for name, method in methods.items()}
+    batch, uniform = entity_texts(home)
+    result["entities"] = losses_and_gradients(build(home, "exact", texts="entities"), share(batch, rank), uniform[rows])
     for clip_norm in (1e9, 0.1):
         result[f"step {clip_norm}"] = engine_step(deepcopy(methods["official"]), mine, noise, clip_norm)
     result["whole"] = train_official(home, rank, folder / "whole")

@@ -29,7 +29,8 @@ CASES = {name: make(4) for name, make in METHODS.items()} | {
 def test_micro_batches_take_the_step_of_the_whole_batch(case: str, tmp_path: Path) -> None:
     whole, parts = (last_step(CASES[case], tmp_path, LoopConfig(micro_batch=size)) for size in (0, 3))
     assert_same_step(parts, whole)
-    assert parts.kept < whole.kept / 2
+    frozen = case.startswith("talk2dino")  # whose tower keeps nothing for backward
+    assert parts.kept < whole.kept / (1 if frozen else 2)
 
 
 @pytest.mark.parametrize("checkpointed", [False, True])

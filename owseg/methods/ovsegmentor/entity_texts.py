@@ -5,11 +5,11 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import pairwise
-from zlib import crc32
 
 import torch
 from torch import Tensor
 
+from owseg.entity_labels import drawn, label_of, padded
 from owseg.text import Tokenizer, prompt_templates
 
 _PEOPLE = "man men woman women girl boy lady kid child children baby student bride groom couple prince princess"
@@ -114,9 +114,9 @@ class EntityTexts:
         if shared is not None:
             found["prompt"] = self._tokenize([PROMPT + entity for entity in shared])
         if self._labels:
-            drawn = [_shuffled(*sample) for sample in zip(entities, randoms, strict=True)]
-            found["label"] = self._tokenize([self._filled(some[:1], own) for some, own in zip(drawn, randoms, strict=True)])
-            found["labels"] = torch.tensor([_numbers(some) for some in drawn])
+            names = [drawn(*sample) for sample in zip(entities, randoms, strict=True)]
+            found["label"] = self._tokenize([self._filled(some[:1], own) for some, own in zip(names, randoms, strict=True)])
+            found["labels"] = torch.tensor([padded([label_of(name) for name in some], MOST_LABELS) for some in names])
         return found
 
     def _filled(self, entities: Sequence[str], own: random.Random) -> str:
@@ -161,19 +161,6 @@ class EntityTexts:
                 found[name] = None
             words.append(self._mask_word if name else word)
         return " ".join(words).replace("'", ""), list(found)
-
-
-def _shuffled(entities: Sequence[str], own: random.Random) -> list[str]:
-    """Each entity once, in random order."""
-    found = list(dict.fromkeys(filter(None, entities)))
-    own.shuffle(found)
-    return found
-
-
-def _numbers(entities: Sequence[str]) -> list[int]:
-    """Numbers that stand for entities, the same in every process; -1 up to `MOST_LABELS`."""
-    found = [crc32(entity.encode()) for entity in entities[:MOST_LABELS]]
-    return found + [-1] * (MOST_LABELS - len(found))
 
 
 @lru_cache(maxsize=1 << 15)

@@ -6,12 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from owseg.entity_labels import NONE
 from owseg.losses import at_least_float32, gather, info_nce
 
 LOG_SCALE = math.log(1 / 0.07)
 """Of the contrastive loss; it never learns (official: the optimiser does not hold it)."""
-NONE = -1
-"""The label of a place without an entity."""
 
 
 def caption_contrast(image: Tensor, text: Tensor, *, official: bool) -> Tensor:

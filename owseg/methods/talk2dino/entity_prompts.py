@@ -2,12 +2,11 @@
 
 import random
 from collections.abc import Sequence
-from zlib import crc32
 
 import torch
 from torch import Tensor
 
-from owseg.methods.talk2dino.contrast import NONE
+from owseg.entity_labels import caption_label, drawn, label_of, padded
 from owseg.text import Tokenizer, prompt_templates
 
 MOST = 4
@@ -17,16 +16,16 @@ MOST = 4
 class EntityPrompts:
     """Makes the texts of a batch from its captions' entities. Picklable: loaders have a copy."""
 
-    def __init__(self, tokenize: Tokenizer, templates: str) -> None:
-        self._tokenize, self._templates = tokenize, prompt_templates(templates)
+    def __init__(self, tokenize: Tokenizer) -> None:
+        self._tokenize, self._templates = tokenize, prompt_templates("imagenet7")
 
     def __call__(
         self, captions: list[str], entities: list[list[str]], shared: list[str] | None, randoms: list[random.Random]
     ) -> dict[str, Tensor]:
-        """Token ids "entity" [B, M, L] of templates filled with each image's entities, and "labels" [B, M] that stand for them.
+        """Token ids "entity" [B, M, L] of each image's entities in prompts, and "labels" [B, M] that stand for them.
 
-        Which entities and templates is drawn of each sample's own `randoms`. An image without entities has its caption, with a
-        label of its own.
+        A prompt is one of CLIP's seven best templates, filled. Which entities and templates is drawn of each sample's own
+        `randoms`. An image without entities has its caption, with a label of its own.
         """
         del shared
         rows = [self._row(*sample) for sample in zip(captions, entities, randoms, strict=True)]
@@ -34,9 +33,7 @@ class EntityPrompts:
         return {"entity": texts.reshape(len(rows), MOST, -1), "labels": torch.tensor([labels for _, labels in rows])}
 
     def _row(self, caption: str, entities: Sequence[str], own: random.Random) -> tuple[list[str], list[int]]:
-        names = list(dict.fromkeys(filter(None, entities)))
-        own.shuffle(names)
-        texts = [own.choice(self._templates).format(name) for name in names[:MOST]] or [caption]
-        labels = [crc32(name.encode()) for name in names[:MOST]] or [crc32(caption.encode()) + (1 << 32)]
-        empty = MOST - len(texts)
-        return [*texts, *[""] * empty], [*labels, *[NONE] * empty]
+        names = drawn(entities, own)[:MOST]
+        texts = [own.choice(self._templates).format(name) for name in names] or [caption]
+        labels = [label_of(name) for name in names] or [caption_label(caption)]
+        return [*texts, *[""] * (MOST - len(texts))], padded(labels, MOST)

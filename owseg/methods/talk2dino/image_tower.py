@@ -31,7 +31,7 @@ class ImageTower(nn.Module):
         super().__init__()
         self.model = model
         self.vit: Any = create_vit(
-            model, f"{KEY}.image_tower", num_classes=0, global_pool="token", dynamic_img_size=True, **size.arguments()
+            model, f"{KEY}.image_tower", num_classes=0, global_pool="", dynamic_img_size=True, **size.arguments()
         )
         if getattr(self.vit, "cls_token", None) is None:
             raise InputError(

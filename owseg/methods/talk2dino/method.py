@@ -10,6 +10,7 @@ Written from the paper and from recorded numbers of the official code, which has
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -17,16 +18,20 @@ from torch import Tensor, nn
 
 from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
+from owseg.exporting.folders import save_vit
 from owseg.methods.talk2dino.attention import head_embeddings, heads_for
 from owseg.methods.talk2dino.cleaning import cleaned
 from owseg.methods.talk2dino.contrast import caption_contrast, entity_contrast
 from owseg.methods.talk2dino.entity_prompts import EntityPrompts
-from owseg.methods.talk2dino.image_tower import ImageTower
+from owseg.methods.talk2dino.image_tower import KEY, ImageTower
 from owseg.methods.talk2dino.official import LAYOUT
 from owseg.methods.talk2dino.settings import Talk2DinoSettings
 from owseg.micro_batches import ContrastiveMethod
+from owseg.normalisation import Normalisation
+from owseg.phases import augmentations
 from owseg.published_layout import Layout
 from owseg.text import prompt_templates
+from owseg.vit import refuse_partial_patches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,8 +69,11 @@ class Talk2Dino(ContrastiveMethod):
         self.config = config
         self.clip, self.tokenize = encoder.clip.requires_grad_(False), encoder.tokenize
         self.image = ImageTower(config.image_tower, config.image_size)
+        self.patch_size = self.image.patch_size
+        for key, augment in augmentations(config.phases, config.augment):
+            refuse_partial_patches(augment.size, self.patch_size, f"{KEY}.{key}.size")
         self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
-        self.prepare = EntityPrompts(self.tokenize, config.templates) if config.head == "entity" else None
+        self.prepare = EntityPrompts(self.tokenize) if config.head == "entity" else None
         self.background_threshold: float | None = config.background_threshold
 
     def initialise(self) -> None:
@@ -92,6 +100,10 @@ class Talk2Dino(ContrastiveMethod):
         return {"contrast": caption_contrast(image[:, 0], text[:, 0], official=self.config.fidelity == "official")}
 
     # ----------------------------------------------------------------------------------------------------------- inference
+
+    def save_towers(self, folder: Path, normalisation: Normalisation) -> dict[str, str]:
+        """Write the image tower; the CLIP that reads texts has a place of its own."""
+        return {"image_tower": save_vit(self.image.vit, normalisation, folder / "image_tower")}
 
     @torch.no_grad()
     def embed_classes(self, names: Sequence[str]) -> Tensor:

@@ -2,6 +2,14 @@
 
 A grounder on top of frozen CLIP draws, for any text, the mask of what the text speaks of. It learns from captions alone:
 what the mask keeps must match its caption, what other captions' masks keep must not.
+
+With `texts: entities` an image is grounded by two of its caption's entities instead, as co-decomposition does on its image side
+(CoDe; Wu et al., CVPR 2024, 2404.04231; its text side and its prompts are not here): a caption names several things, a class
+name one. Losses are the paper's over the 2B pairs of an image and one of its texts, but false negatives are left out: in TCL_v,
+which sees an image under its pair's own mask, pairs of one entity (an image's two texts are each other's negatives, and so
+masks learn to part); in TCL_f and area_negative, which see an image under the other text's mask, texts of whatever the image
+has. Where there are fewer entities than two, the caption stands in. The area prior is one text's, here a smaller thing's. Twice
+as many masks are drawn, and twice as many images go through the tower of TCL_v.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,11 +40,13 @@ from owseg.losses import (
     global_mean,
     gumbel_sigmoid,
     info_nce,
+    local_labels,
     official_pairwise_nce,
     pairwise_nce,
     total_variation,
 )
 from owseg.methods.tcl.decoder import GroundingDecoder, Projection, checkpointed
+from owseg.methods.tcl.entities import TEXTS, EntityTexts, Overlap, overlap
 from owseg.methods.tcl.settings import TclSettings
 from owseg.micro_batches import ContrastiveMethod
 from owseg.noise import uniform_like
@@ -57,7 +67,7 @@ class MaskStatistics(NamedTuple):
     """What the losses ask of the masks of N texts on B images."""
 
     mean: Tensor
-    """[B]: mean of an image's masks."""
+    """[B, N]: mean of each mask."""
     variation: Tensor
     """[B]: total variation of an image's masks."""
     similarity: Tensor
@@ -73,6 +83,7 @@ class Tcl(ContrastiveMethod):
         self.quirks = config.quirks
         self.clip = encoder.clip.requires_grad_(False)
         self.tokenize = encoder.tokenize
+        self.prepare = EntityTexts(self.tokenize) if config.texts == "entities" else None
         visual = self.clip.visual
         self.block = deepcopy(visual.transformer.resblocks[-1])
         self.decoder = GroundingDecoder(visual.conv1.out_channels)
@@ -124,20 +135,26 @@ class Tcl(ContrastiveMethod):
         return products.movedim(-1, 1) * slope + self.mask_shift
 
     def own_logits(self, features: Tensor, slope: Tensor, text: Tensor) -> Tensor:
-        """Logits [B, H, W] of the masks of matched pairs alone. text: [B, E]."""
-        products = torch.einsum("behw,be->bhw", features, F.normalize(text, dim=1, eps=1e-6))
-        return products * slope[:, 0] + self.mask_shift
+        """Logits [B, K, H, W] of the masks of matched pairs alone. text: [B, K, E], each image's own."""
+        products = torch.einsum("behw,bke->bkhw", features, F.normalize(text, dim=2, eps=1e-6))
+        return products * slope + self.mask_shift
+
+    @property
+    def texts(self) -> int:
+        """K, the texts of an image."""
+        return TEXTS if self.config.texts == "entities" else 1
 
     def shared(self, batch: Batch) -> dict[str, Tensor]:
-        """The captions' embeddings: this rank's as "text" [B, E], those of all ranks as "texts" [N, E]."""
-        text = self.clip.encode_text(batch.tokens)
+        """The texts' embeddings: this rank's as "text" [KB, E], image by image, those of all ranks as "texts" [KN, E]."""
+        tokens = batch.texts["text"].flatten(0, 1) if self.config.texts == "entities" else batch.tokens
+        text = self.clip.encode_text(tokens)
         return {"text": text, "texts": gather(text), "first": torch.tensor(batch.first)}
 
     def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the losses that have a weight ask of each image and its caption."""
+        """What the losses that have a weight ask of each image and its texts."""
         weights = self.config.loss_weights
         first = batch.first - int(shared["first"])
-        text = shared["text"][first : first + len(batch.image)]
+        text = shared["text"].reshape(-1, self.texts, shared["text"].shape[1])[first : first + len(batch.image)]
         features = self.features(batch.image)
         slope = self.mask_slope(features)
         own = self.own_logits(features, slope, text)
@@ -145,7 +162,8 @@ class Tcl(ContrastiveMethod):
         if weights["whole_image"]:  # TCL_f, were all masks 1
             encoded["whole_image"] = features.mean(dim=(2, 3))
         if weights["tcl_v"]:
-            kept = gumbel_sigmoid(own, uniform_like(own).clamp_(1e-6, 1 - 1e-6))
+            noise = uniform_like(own.squeeze(1)).clamp_(1e-6, 1 - 1e-6)  # of a caption as it always was
+            kept = gumbel_sigmoid(own, noise.view_as(own))
             encoded["kept_image"] = self.image_level(batch.image, kept)
         if weights["tcl_f"] or weights["area"] or weights["tv"]:
             encoded |= self.encode_masks(features, slope, own, shared["text"], shared["texts"])
@@ -154,10 +172,10 @@ class Tcl(ContrastiveMethod):
     def encode_masks(self, features: Tensor, slope: Tensor, own: Tensor, text: Tensor, texts: Tensor) -> dict[str, Tensor]:
         """What the losses of soft masks ask of each image.
 
-        own: logits [B, H, W] of each image's own mask; text: [R, E], this rank's; texts: [N, E], those of all ranks.
+        own: logits [B, K, H, W] of each image's own masks; text: [R, E], this rank's; texts: [N, E], those of all ranks.
         """
         weights = self.config.loss_weights
-        own_mean = torch.sigmoid(own).mean(dim=(1, 2), dtype=at_least_float32(own))
+        own_mean = torch.sigmoid(own).mean(dim=(2, 3), dtype=at_least_float32(own))
         encoded = self.mask_statistics(features, slope, texts)._asdict() | {"own_mean": own_mean}
         if weights["tcl_f"] and self.config.fidelity == "official":
             encoded["pooled"] = self.pool_masks(features, torch.sigmoid(self.mask_logits(features, text, slope)))
@@ -170,36 +188,52 @@ class Tcl(ContrastiveMethod):
 
         Those of weight 0 are left out; `whole_image` is there only where it is asked for.
         """
-        del batch
-        weights, text = self.config.loss_weights, encoded["text"]
+        weights, text = self.config.loss_weights, encoded["text"].flatten(0, 1)
+        found = overlap(batch.texts["label"], batch.texts["labels"]) if self.config.texts == "entities" else None
         losses: dict[str, Tensor] = {}
         if weights["whole_image"]:
-            losses["whole_image"] = weights["whole_image"] * info_nce(encoded["whole_image"], text, self.tcl_f_scale)
+            image = encoded["whole_image"].repeat_interleave(self.texts, dim=0)
+            loss = info_nce(image, text, self.tcl_f_scale, found.of_images if found else None)
+            losses["whole_image"] = weights["whole_image"] * loss
         if weights["tcl_v"]:
-            losses["tcl_v"] = weights["tcl_v"] * info_nce(encoded["kept_image"], text, self.tcl_v_scale)
-        return losses | self.mask_losses(encoded)
+            image = encoded["kept_image"].flatten(0, 1)
+            loss = info_nce(image, text, self.tcl_v_scale, found.of_texts if found else None)
+            losses["tcl_v"] = weights["tcl_v"] * loss
+        return losses | self.mask_losses(encoded, found)
 
-    def mask_losses(self, encoded: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All losses of soft masks, of what `encode_masks` returns and "text" [B, E]."""
-        config, weights, text = self.config, self.config.loss_weights, encoded["text"]
+    def mask_losses(self, encoded: dict[str, Tensor], found: Overlap | None = None) -> dict[str, Tensor]:
+        """All losses of soft masks, of what `encode_masks` returns and "text" [B, K, E].
+
+        found: which pairs are no mismatch, where texts are entities; otherwise those with themselves alone.
+        """
+        config, weights, text = self.config, self.config.loss_weights, encoded["text"].flatten(0, 1)
         losses: dict[str, Tensor] = {}
-        if weights["tcl_f"] and config.fidelity == "official":
-            similarity = encoded["similarity"]
-            losses["tcl_f"] = weights["tcl_f"] * official_pairwise_nce(similarity, encoded["pooled"], text, self.tcl_f_scale)
-        elif weights["tcl_f"]:
-            losses["tcl_f"] = weights["tcl_f"] * pairwise_nce(encoded["similarity"], self.tcl_f_scale)
+        if weights["tcl_f"]:
+            similarity = encoded["similarity"].repeat_interleave(self.texts, dim=0)
+            if config.fidelity == "official":
+                loss = official_pairwise_nce(similarity, encoded["pooled"], text, self.tcl_f_scale)
+            else:
+                loss = pairwise_nce(similarity, self.tcl_f_scale, found.of_images if found else None)
+            losses["tcl_f"] = weights["tcl_f"] * loss
         if weights["area"]:
-            own_mean, pairs = encoded["own_mean"].mean(), encoded["similarity"].shape[1]
-            # The mean over mismatched pairs, without materialising them: all pairs minus the matched ones.
-            other_mean = (encoded["mean"].mean() * pairs - own_mean) / max(pairs - 1, 1)
-            if config.fidelity == "exact":
-                own_mean, other_mean = global_mean(own_mean), global_mean(other_mean)
+            own_mean, other_mean = self.areas(encoded["own_mean"], encoded["mean"], found)
             losses["area"] = weights["area"] * (own_mean - config.area_prior).abs()
             losses["area_negative"] = weights["area"] * other_mean.abs()
         if weights["tv"]:
             losses["tv_features"] = weights["tv"] * encoded["feature_variation"].mean()
             losses["tv_masks"] = weights["tv"] * encoded["variation"].mean()
         return losses
+
+    def areas(self, own: Tensor, each: Tensor, found: Overlap | None) -> tuple[Tensor, Tensor]:
+        """The mean masks of matched and of mismatched pairs, of the means [B, K] of own masks and [B, KN] of all."""
+        each = each.repeat_interleave(self.texts, dim=0)
+        matched = found.has if found else F.one_hot(local_labels(len(each), each.device), each.shape[1]).bool()
+        own_mean, other = own.mean(), each.masked_fill(matched, 0.0).sum()
+        count = (~matched).sum(dtype=each.dtype)
+        if self.config.fidelity == "exact":
+            own_mean, other = global_mean(own_mean), global_mean(other)
+            count = global_mean(count) if found else count  # of captions all ranks have as many
+        return own_mean, other / count.clamp(min=1e-9)  # there may be none
 
     def mask_statistics(self, features: Tensor, slope: Tensor, texts: Tensor) -> MaskStatistics:
         """Statistics of the masks of all texts [N, E], `text_chunk` texts at a time; no chunk's masks outlive it."""
@@ -210,7 +244,7 @@ class Tcl(ContrastiveMethod):
         mean, variation, similarity = zip(*parts, strict=True)
         shares = slope.new_tensor([len(chunk) / len(texts) for chunk in chunks])
         return MaskStatistics(
-            mean=(torch.stack(mean, dim=1) * shares).sum(dim=1),
+            mean=torch.cat(mean, dim=1),
             variation=(torch.stack(variation, dim=1) * shares).sum(dim=1),
             similarity=torch.cat(similarity, dim=1),
         )
@@ -219,8 +253,8 @@ class Tcl(ContrastiveMethod):
         """Statistics of the masks of texts [n, E], all held at once; 0 where no loss asks for them."""
         weights = self.config.loss_weights
         masks = torch.sigmoid(self.mask_logits(features, texts, slope))
-        mean = masks.mean(dim=(1, 2, 3), dtype=at_least_float32(masks))
-        variation = total_variation(masks) if weights["tv"] else torch.zeros_like(mean)
+        mean = masks.mean(dim=(2, 3), dtype=at_least_float32(masks))
+        variation = total_variation(masks) if weights["tv"] else mean.new_zeros(len(mean))
         if not weights["tcl_f"]:
             return MaskStatistics(mean, variation, masks.new_zeros(masks.shape[:2]))
         pooled = F.normalize(self.pool_masks(features, masks), dim=-1, eps=1e-6)
@@ -234,16 +268,16 @@ class Tcl(ContrastiveMethod):
         return pooled / (masks.sum(dim=(2, 3))[..., None] + 1e-6)
 
     def image_level(self, image: Tensor, kept: Tensor) -> Tensor:
-        """What TCL_v contrasts, [B, E]: the image with all but a mask set to the mean colour, read by the whole frozen tower.
+        """What TCL_v contrasts, [B, K, E]: images with all but a mask set to the mean colour, read by the whole frozen tower.
 
-        image: [B, 3, H, W]; kept: hard masks [B, h, w], of the images' own texts.
+        image: [B, 3, H, W]; kept: hard masks [B, K, h, w], of the images' own texts.
         """
         visual = self.clip.visual
-        mask = F.interpolate(kept[:, None], size=image.shape[-2:], mode="nearest")
-        tokens = embed_patches(visual, image * mask)
+        mask = F.interpolate(kept, size=image.shape[-2:], mode="nearest")
+        tokens = embed_patches(visual, (image[:, None] * mask[:, :, None]).flatten(0, 1))
         for block in visual.transformer.resblocks:
             tokens = self.run(run_block, block, tokens)
-        return pool(visual, tokens)
+        return pool(visual, tokens).reshape(*mask.shape[:2], -1)
 
     def embed_classes(self, names: Sequence[str]) -> Tensor:
         """Unit class embeddings [n, E]; background is not among `names`."""

@@ -31,6 +31,8 @@ class TclSettings(TrainableConfig):
     """Optimiser and schedule."""
     augment: AugmentConfig = setting(AugmentConfig(), training_only=True)
     """Training augmentation."""
+    texts: Literal["caption", "entities"] = setting("caption", training_only=True)
+    """Texts to be grounded: each caption (the paper), or two entities stored with it (CoDe's idea, 2404.04231)."""
     fidelity: Literal["exact", "official"] = setting("exact", training_only=True)
     """What losses and engines do where the official code has quirks over ranks and with scalars: exact or official."""
     tcl_weight: float = setting(0.1, training_only=True)
@@ -71,6 +73,8 @@ class TclSettings(TrainableConfig):
         check_range(self, "area_prior", "kp_weight", "background_threshold", least=0, most=1)
         weights = self.loss_weights
         check_range(self, "tcl_weight", *(f"{name}_weight" for name in weights), "text_chunk", least=0)
+        if self.texts == "entities" and self.fidelity == "official":
+            raise InputError("fidelity: the official form knows no texts=entities; set fidelity=exact, or texts=caption")
         if not any(weights.values()):
             raise InputError(
                 "tcl_weight: all losses have weight 0, so there is nothing to learn from; give one of them a weight"

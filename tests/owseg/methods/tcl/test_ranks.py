@@ -11,7 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from helpers.ranks import start_ranks, wait_for_ranks
-from helpers.tcl_ranks import PER_RANK, RANKS, build, compare_on_a_rank, gradients, joined_batch, losses_and_gradients, share
+from helpers.tcl_ranks import (
+    PER_RANK,
+    RANKS,
+    build,
+    compare_on_a_rank,
+    entity_texts,
+    gradients,
+    joined_batch,
+    losses_and_gradients,
+    share,
+)
 from helpers.tensors import assert_same
 from owseg.fit import phase_groups
 
@@ -98,6 +108,12 @@ def test_exact_on_two_ranks_equals_one_process_on_the_joined_batch(ranks: list[d
     one = losses_and_gradients(build(tmp_path, "exact"), *joined_batch(tmp_path))
     assert sum(name.startswith("grad/") for name in one) > 20
     assert_close(mean([rank["exact"] for rank in ranks]), one)
+
+
+def test_two_entities_an_image_on_two_ranks_equal_one_process(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
+    """Though ranks have unlike numbers of pairs that are no mismatch."""
+    one = losses_and_gradients(build(tmp_path, "exact", texts="entities"), *entity_texts(tmp_path))
+    assert_close(mean([rank["entities"] for rank in ranks]), one)
 
 
 def test_official_on_two_ranks_is_what_the_official_code_computes(ranks: list[dict[str, Any]], tmp_path: Path) -> None:
