@@ -110,7 +110,7 @@ def _written(form: str, found: "Checkpoint", method: Any, folder: Path) -> dict[
         loads["."] = "transformers.CLIPModel.from_pretrained(FOLDER)"
     if form == "hf-folder" and found.weights:
         loads |= method.save_towers(folder, found.normalisation)
-    if found.weights and found.method.name != "clip":
+    if found.weights and not found.method.tower:
         _write_own(found, method, folder, weights)
         loads[OWN] = "owseg segment --checkpoint FOLDER/owseg; its .safetensors are read by safetensors alone, too"
     return loads
@@ -136,6 +136,10 @@ def _write_own(found: "Checkpoint", method: Any, folder: Path, encoder_weights: 
         and "text_tower" in path_settings(config)
     ):
         left_out["text_tower"] = str((folder / "text_tower").resolve())
+    for name in path_settings(config) - left_out.keys():
+        file = Path(getattr(config, name))
+        if file.is_file():
+            left_out[name] = str(Path(shutil.copyfile(file, own / file.name)).resolve())
     save_file({name: tensor.clone() for name, tensor in learned_state(method, config.phases).items()}, own / WEIGHTS)
     encoder = found.encoder
     if config.uses_clip:

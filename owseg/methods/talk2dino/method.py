@@ -63,7 +63,7 @@ class Talk2Dino(ContrastiveMethod):
         super().__init__()
         self.config = config
         self.clip, self.tokenize = encoder.clip.requires_grad_(False), encoder.tokenize
-        self.image = ImageTower(config.image_tower, config.image_size)
+        self.image = ImageTower(config)
         self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
         self.prepare = EntityPrompts(self.tokenize, config.templates) if config.head == "entity" else None
         self.background_threshold: float | None = config.background_threshold

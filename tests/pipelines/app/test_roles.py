@@ -68,7 +68,7 @@ ENDINGS = {
     ".optim.warmup_lr": ["{key}=0.05", "{section}.schedule=cosine_unshifted"],
     ".optim.schedule": ["{key}=cosine", "{section}.warmup_lr=0"],
     ".vilseg.image_weights": ["{key}=dino.pth", "{section}.init=dino"],
-    ".vilseg.local_area": ["{key}=[0.1, 0.3]"],
+    ".local_area": ["{key}=[0.1, 0.3]"],
     ".vilseg.text.width": ["{key}=512"],
     ".vilseg.text.heads": ["{key}=2"],
     ".vilseg.text.vocabulary": ["{key}=49000"],
