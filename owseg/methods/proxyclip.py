@@ -4,18 +4,18 @@ Frozen CLIP says what is at a patch, but mixes up where; a self-supervised ViT t
 they are. So CLIP's last block reads its values with an attention that is not its own: how alike the ViT's patches are.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from owseg.encoders import Encoder, EncoderConfig, embed_patches, pad_to_multiple, run_blocks, token_grid
+from owseg.dense_clip import DenseClip
+from owseg.encoders import Encoder, EncoderConfig, embed_patches, run_blocks, token_grid
 from owseg.fields import check_range, setting
 from owseg.frozen_tower import FrozenTower, TowerSettings
-from owseg.text import check_templates, embed_prompts, prompt_templates
+from owseg.text import check_templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,10 +30,10 @@ class ProxyClipConfig(TowerSettings):
     """Of the mean similarity of patches, how much is subtracted (the paper's beta)."""
     scale: float = setting(3.0, scores_only=True)
     """What the rest is multiplied with before the softmax (the paper's gamma)."""
-    templates: str = setting("imagenet80", shown=True, scores_only=True)
+    templates: str = setting("tcl", shown=True, scores_only=True)
     """Prompt templates of class names: plain, simple, imagenet7, tcl (those 7 and 2 more), maskclip (5) or imagenet80."""
-    unit_prompts: bool = setting(True, shown=True, scores_only=True)
-    """Normalise each prompt's embedding before their mean; false: the mean alone (TCL)."""
+    unit_prompts: bool = setting(False, shown=True, scores_only=True)
+    """Normalise each prompt's embedding before their mean (CLIP, ProxyCLIP); false: the mean alone (TCL)."""
     background_threshold: float = setting(0.25, scores_only=True)
     """Cosine similarity below which a pixel is background, on sets that have a background class, -1..1."""
 
@@ -53,37 +53,20 @@ class ProxyClipConfig(TowerSettings):
         return method
 
 
-class ProxyClip(nn.Module):
+class ProxyClip(DenseClip):
     """Both frozen towers: CLIP, and the ViT whose patches say what belongs together."""
 
     def __init__(self, config: ProxyClipConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.clip, self.tokenize = encoder.clip, encoder.tokenize
-        self.image = FrozenTower(config)
-        self.background_threshold: float | None = config.background_threshold
-
-    def embed_classes(self, names: Sequence[str]) -> Tensor:
-        """Unit class embeddings [n, E]; background is not among `names`."""
-        templates = prompt_templates(self.config.templates)
-        return embed_prompts(self.clip, self.tokenize, names, templates, unit_prompts=self.config.unit_prompts)
-
-    @torch.no_grad()
-    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
-        """Scores [B, n, H, W] of windows [B, 3, H, W]; with `background` a constant plane comes first: [B, 1 + n, H, W]."""
-        padded, (top, left) = pad_to_multiple(image, self.clip.visual.patch_size)
-        features = F.normalize(self.features(padded), dim=1)
-        scores = torch.einsum("behw,ne->bnhw", features, classes)
-        scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        scores = scores[..., top : top + image.shape[-2], left : left + image.shape[-1]]
-        return F.pad(scores, (0, 0, 0, 0, 1, 0), value=self.config.background_threshold) if background else scores
+        """The image tower has random weights."""
+        super().__init__(config, encoder)
+        self.image, self.shift, self.scale = FrozenTower(config), config.shift, config.scale
 
     def features(self, image: Tensor) -> Tensor:
-        """Joint-space features [B, E, h, w] of CLIP's patches of images [B, 3, H, W]."""
+        """Joint-space features [B, E, h, w] of images [B, 3, H, W], H and W multiples of CLIP's patch size."""
         visual, grid = self.clip.visual, token_grid(self.clip.visual, image)
         blocks = visual.transformer.resblocks
         tokens = run_blocks(visual, embed_patches(visual, image), 0, len(blocks) - 1)
-        attention = proxy_attention(self.tower_patches(image, grid), self.config.shift, self.config.scale)
+        attention = proxy_attention(self.tower_patches(image, grid), self.shift, self.scale)
         read = visual.ln_post(read_values(blocks[-1], tokens, attention)) @ visual.proj
         return read.transpose(1, 2).unflatten(2, grid)
 
@@ -116,14 +99,12 @@ def proxy_attention(patches: Tensor, shift: float, scale: float) -> Tensor:
     return alike.masked_fill((alike < 0) & ~own, -torch.inf).softmax(dim=-1)
 
 
-def read_values(block: nn.Module, tokens: Tensor, attention: Tensor) -> Tensor:
+def read_values(block: Any, tokens: Tensor, attention: Tensor) -> Tensor:
     """A CLIP block's values of patches [B, P, C], read with one attention [B, P, P] for all heads; neither residual nor MLP.
 
     tokens: [B, 1 + P, C] that enter the block, the class token first: it is not read.
     """
-    attn: nn.MultiheadAttention = block.attn  # type: ignore[assignment]
-    width = tokens.shape[-1]
-    normed = block.ln_1(tokens[:, 1:])  # type: ignore[operator]
-    value = F.linear(normed, attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])
-    read: Tensor = block.ls_1(attn.out_proj(attention.to(value) @ value))  # type: ignore[operator]
+    attn, width = block.attn, tokens.shape[-1]
+    value = F.linear(block.ln_1(tokens[:, 1:]), attn.in_proj_weight[2 * width :], attn.in_proj_bias[2 * width :])
+    read: Tensor = block.ls_1(attn.out_proj(attention.to(value) @ value))
     return read
