@@ -68,7 +68,8 @@ class ProxyClip(DenseClip):
         tokens = run_blocks(visual, embed_patches(visual, image), 0, len(blocks) - 1)
         attention = proxy_attention(self.tower_patches(image, grid), self.shift, self.scale)
         read = visual.ln_post(read_values(blocks[-1], tokens, attention)) @ visual.proj
-        return read.transpose(1, 2).unflatten(2, grid)
+        features: Tensor = read.transpose(1, 2).unflatten(2, grid)
+        return features
 
     def tower_patches(self, image: Tensor, grid: tuple[int, int]) -> Tensor:
         """The ViT's patches [B, h*w, C] on CLIP's grid; of another grid, bilinearly between its own.
@@ -82,7 +83,7 @@ class ProxyClip(DenseClip):
         patches = self.image.patches(image)
         if (own := self.image.grid(image)) == grid:
             return patches
-        planes = patches.transpose(1, 2).unflatten(2, own)
+        planes = patches.transpose(1, 2).reshape(len(patches), -1, *own)
         return F.interpolate(planes, size=grid, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)
 
 

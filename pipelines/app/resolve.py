@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard, cast
 
 from cluster.train_config import TrainConfig
 from owseg import InputError
@@ -40,7 +40,8 @@ def model_of(config: Config, name: str) -> MethodConfig:
     model: MethodConfig = getattr(config.method_settings, name)
     if not asks_for_tower(model):
         return model
-    dino, usual = config.method_settings.dino, type(model)()
+    dino, kind = config.method_settings.dino, cast(Any, type(model))
+    usual = kind()
     for key in ("image_tower", "image_size"):
         if getattr(model, key) not in (getattr(usual, key), getattr(dino, key)):
             raise InputError(
