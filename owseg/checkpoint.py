@@ -15,12 +15,14 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from owseg import InputError
 from owseg.encoders import EncoderConfig, encoder_dict
 from owseg.evaluation.protocols import EvaluateConfig, View, view_of
-from owseg.fields import former_values, path_settings
+from owseg.fields import former_values, path_settings, training_only_settings
 from owseg.fit import WEIGHTS
+from owseg.frozen_tower import TowerSettings
 from owseg.listing import is_leftover
 from owseg.method_config import MethodConfig
-from owseg.methods import METHODS, TRAINABLE
+from owseg.methods import METHODS, PRETRAININGS, TRAINABLE
 from owseg.methods.clip import ClipConfig
+from owseg.methods.dino import DinoConfig
 from owseg.methods.ovsegmentor import CLIP
 from owseg.methods.tcl import TclConfig
 from owseg.normalisation import Normalisation
@@ -50,8 +52,10 @@ class Checkpoint:
 
     def files(self) -> dict[str, str]:
         """SHA-256 of every file of weights, by its path from the weights' folder (bare names where the method has none)."""
-        below = Path(self.encoder.pretrained) if self.method.uses_clip else None
-        paths = [path for path in (self.weights, below) if path is not None and path.is_file()]
+        below = [self.weights, *([Path(self.encoder.pretrained)] if self.method.uses_clip else [])]
+        read = sorted(path_settings(self.method) - training_only_settings(self.method))
+        below += [Path(getattr(self.method, name)) for name in read]
+        paths = [path for path in below if path is not None and path.is_file()]
         return {self._relative(path): sha256(path) for path in paths}
 
     def describe(self) -> dict[str, Any]:
@@ -153,12 +157,22 @@ def find_checkpoint(
     if method in modes:
         if not found.method.uses_clip:
             raise InputError(f"{method}: {checkpoint} has no CLIP that it could read; give the method alone, and its encoder")
-        return replace(found, method=modes[method], weights=None)
+        return replace(found, method=_with_tower_beside(modes[method], found.weights), weights=None)
     if method and method != found.method.name:
         raise InputError(
             f"{method}: {checkpoint} is a checkpoint of {found.method.name}; besides it, there are {', '.join(modes)}"
         )
     return found
+
+
+def _with_tower_beside(mode: MethodConfig, weights: Path | None) -> MethodConfig:
+    """A training-free mode with the image tower that lies beside the weights of a run, where the mode is built around one."""
+    folder = weights.resolve().parent.parent / DinoConfig().name if weights else None
+    if folder is None or not isinstance(mode, TowerSettings) or not (folder / MODEL).is_file():
+        return mode
+    dino = read_model(folder).method
+    assert isinstance(dino, DinoConfig)
+    return mode.with_tower(dino.image_tower, dino.image_size, folder / dino.tower.file)
 
 
 def _official_method(path: Path) -> MethodConfig:
@@ -212,10 +226,10 @@ def _folder_in(folder: Path, method: str) -> Path:
     if (folder / MODEL).is_file():
         return folder
     trained = trained_in(folder)
+    segmenters = [name for name in trained if name not in PRETRAININGS]
     if method in training_free() and trained:
         # All that use a CLIP use the run's one; these two always do.
-        return next(trained[name] for name in (ClipConfig().name, TclConfig().name, *trained) if name in trained)
-    segmenters = [name for name in trained if name != ClipConfig().name]
+        return next(trained[name] for name in (ClipConfig().name, TclConfig().name, *segmenters, *trained) if name in trained)
     name = method or (segmenters[0] if len(segmenters) == 1 else "")
     if name in trained:
         return trained[name]

@@ -1,4 +1,4 @@
-"""Further crops of an image, as self-distillation compares them."""
+"""Further crops of an image, as self-distillation compares them, and changes of their colours, drawn a batch at a time."""
 
 from collections.abc import Sequence
 
@@ -7,6 +7,7 @@ from PIL import Image
 from torch import Tensor
 
 from owseg.augmentation import AugmentConfig
+from owseg.noise import uniform
 
 
 class Crops:
@@ -33,3 +34,16 @@ def _crop(image: Image.Image, size: int, area: Sequence[float]) -> Tensor:
         crop = hflip(crop)
     pixels: Tensor = pil_to_tensor(crop)
     return pixels / 255
+
+
+def jitter(images: Tensor, most: float) -> Tensor:
+    """Normalised images [B, 3, H, W] with another brightness, contrast and saturation each, by up to `most`, 0..1."""
+    if not most or not images.numel():
+        return images
+    draws = uniform((len(images), 3, 1, 1, 1), images.device, images.dtype)
+    bright, contrast, saturation = ((2 * draws - 1) * most).unbind(dim=1)
+    grey = images.mean(dim=1, keepdim=True)
+    coloured = grey + (images - grey) * (1 + saturation)
+    mean = coloured.mean(dim=(1, 2, 3), keepdim=True)
+    changed: Tensor = mean + (coloured - mean) * (1 + contrast) + bright
+    return changed

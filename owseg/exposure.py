@@ -14,7 +14,7 @@ from owseg.encoders import build_encoder
 from owseg.ledger import Ledger
 from owseg.segmenter import build_trained
 from owseg.shards import ShardReader
-from owseg.training import TrainJob, batches_of, build, reader_of
+from owseg.training import TrainJob, batches_of, reader_of
 
 
 class Shown(NamedTuple):
@@ -34,7 +34,7 @@ def keys_of_step(job: TrainJob, step: int) -> list[str]:
     """
     if not 0 <= step < job.steps:
         raise InputError(f"step {step}: training {job.method.name} has the steps 0 to {job.steps - 1}")
-    method = build(job)
+    method = build_trained(job.method, lambda: build_encoder(job.encoder))  # its weights have no say
     scheduled = next(one for one in job.scheduled_phases if step < one.stop)
     return batches_of(job, method, reader_of(job, method), scheduled, rank=0, workers=1).keys(step)
 

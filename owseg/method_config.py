@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from owseg.augmentation import AugmentConfig
 from owseg.encoders import EncoderConfig
@@ -10,6 +10,19 @@ from owseg.fields import setting
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
 from owseg.published_layout import Layout
+
+
+class Tower(NamedTuple):
+    """What a pretraining makes for other methods."""
+
+    title: str
+    """What messages and tables call it."""
+    prefix: str
+    """Of its tensors' names among those that were trained."""
+    file: str
+    """Which they are written to, in the training's folder."""
+    asked: str
+    """The setting by which a run is told to train it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +36,11 @@ class MethodConfig(ABC):
     def uses_clip(self) -> bool:
         """Whether it is built around the run's CLIP; where it is not, `build` gets None."""
         return True
+
+    @property
+    def tower(self) -> Tower | None:
+        """The tower that it trains for other methods; such a pretraining segments nothing. None = it segments."""
+        return None
 
     @abstractmethod
     def build(self, encoder: Any) -> Any:

@@ -1,16 +1,42 @@
-"""ViL-Seg's vision-based contrast: a student's crops must predict what a teacher says of the whole image.
+"""Self-distillation: a student's crops must predict what a teacher says of the whole image; so is ViL-Seg's vision contrast.
 
-The loss, the centre and the head are DINO's (Caron et al., 2104.14294), with the teacher's momentum fixed: one that goes to 1
-would stop taking up what the texts teach (SILC, 2310.13355).
+The loss, the centre and the head are DINO's (Caron et al., 2104.14294), with the teacher's momentum fixed: in ViL-Seg, one that
+goes to 1 would stop taking up what the texts teach (SILC, 2310.13355).
 """
 
 from itertools import pairwise
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from owseg.losses import at_least_float32, global_mean_rows
+
+
+class Temperatures(Protocol):
+    """What a method's settings say of the softmaxes."""
+
+    @property
+    def student_temperature(self) -> float: ...
+    @property
+    def teacher_temperature(self) -> float: ...
+    @property
+    def warmup_teacher_temperature(self) -> float: ...
+    @property
+    def warmup_teacher_steps(self) -> int: ...
+
+
+def loss_at(settings: Temperatures, step: int, student: Tensor, teacher: Tensor, centre: Tensor) -> Tensor:
+    """`distillation_loss` [B] with the temperatures of a step."""
+    sharp = teacher_temperature(
+        step,
+        warmup=settings.warmup_teacher_temperature,
+        final=settings.teacher_temperature,
+        warmup_steps=settings.warmup_teacher_steps,
+    )
+    student_temperature = settings.student_temperature
+    return distillation_loss(student, teacher, centre, student_temperature=student_temperature, teacher_temperature=sharp)
 
 
 def distillation_loss(

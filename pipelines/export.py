@@ -111,7 +111,7 @@ def _written(form: str, found: "Checkpoint", method: Any, folder: Path) -> dict[
         loads["."] = "transformers.CLIPModel.from_pretrained(FOLDER)"
     if form == "hf-folder" and found.weights:
         loads |= method.save_towers(folder, found.normalisation)
-    if found.weights and found.method.name != "clip":
+    if found.weights and not found.method.tower:
         _write_own(found, method, folder, weights)
         loads[OWN] = "owseg segment --checkpoint FOLDER/owseg; its .safetensors are read by safetensors alone, too"
     return loads

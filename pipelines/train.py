@@ -51,7 +51,6 @@ from pipelines.download import run_download
 from pipelines.filter import run_filter
 from storage.copies import pulled, shown
 
-ENCODER = "encoder.safetensors"
 KEYS = {"--keys": Option("STEP", "print the keys of the samples that a step (from 0) of each training shows, and end")}
 FINGERPRINT = "fingerprint"
 """In a training's folder: what tells it from others."""
@@ -60,7 +59,7 @@ BEFORE = "before"
 
 
 def run_train(context: Context, shards: Result) -> Result:
-    """The train stage: `train/<method>/` in the run's folder for each method that trains, the encoder first where asked for."""
+    """The train stage: `train/<method>/` in the run's folder for each method that trains, towers first where asked for."""
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
     begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
@@ -106,9 +105,9 @@ def ensure_trained(context: Context) -> None:
 
 def trained_encoder(context: Context) -> EncoderConfig:
     """The run's encoder, with the path of its own weights where the run pretrains it."""
-    encoder = resolve_encoder_paths(context.config)
+    encoder, clip = resolve_encoder_paths(context.config), context.config.method_settings.clip
     if encoder.pretrained == PRETRAIN:
-        return replace(encoder, pretrained=str(context.run_dir / "train" / "clip" / ENCODER))
+        return replace(encoder, pretrained=str(context.run_dir / "train" / clip.name / clip.tower.file))
     return encoder
 
 
@@ -176,9 +175,9 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
             weights = train(job, context.config.session, lambda steps: _log(run, job.out, steps))
             run.artifact(job.ledger)
             run.model(_model(context, job, shards), made=True)
-            if method.name == "clip":
-                tensors = {name.removeprefix("clip."): tensor for name, tensor in load_file(weights).items()}
-                save_file(tensors, folder / ENCODER)
+            if tower := method.tower:
+                trained = {name: tensor for name, tensor in load_file(weights).items() if name.startswith(tower.prefix)}
+                save_file({name.removeprefix(tower.prefix): tensor for name, tensor in trained.items()}, folder / tower.file)
             return {"costs": costs_of(job), "left_out": left_out_of(job), "digest": digest_of_file(weights)}
 
     return context.part(
@@ -205,8 +204,8 @@ def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:
 
 
 def _scored(config: Config, method: TrainableConfig) -> bool:
-    """Whether a method's checkpoints are scored; not those of CLIP's pretraining, which segments nothing."""
-    return (config.train.keep_best or config.train.score_checkpoints) and method.name != "clip"
+    """Whether a method's checkpoints are scored; not those of a tower's pretraining, which segments nothing."""
+    return (config.train.keep_best or config.train.score_checkpoints) and method.tower is None
 
 
 def _keeps_best(config: Config, method: TrainableConfig) -> bool:
@@ -221,7 +220,7 @@ def _chosen_by(context: Context, methods: Sequence[TrainableConfig]) -> list[obj
 
 def _weight_files(out: Path, method: TrainableConfig) -> list[Path]:
     """What a training leaves for later stages."""
-    return [out / method.name / name for name in (WEIGHTS, *([ENCODER] if method.name == "clip" else []))]
+    return [out / method.name / name for name in (WEIGHTS, *([method.tower.file] if method.tower else []))]
 
 
 def set_other_aside(folder: Path, fingerprint: str) -> None:

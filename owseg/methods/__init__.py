@@ -5,7 +5,9 @@ from dataclasses import dataclass, fields
 from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
+from owseg.methods.dino import DinoConfig
 from owseg.methods.ovsegmentor import OvSegmentorConfig
+from owseg.methods.proxyclip import ProxyClipConfig
 from owseg.methods.talk2dino import Talk2DinoConfig
 from owseg.methods.tcl import TclConfig
 from owseg.methods.vilseg import VilSegConfig
@@ -18,6 +20,8 @@ class Methods:
 
     clip: ClipConfig = ClipConfig()
     """Contrastive pretraining of the encoder, where `encoder.pretrained` is "pretrain"."""
+    dino: DinoConfig = DinoConfig()
+    """Self-supervised pretraining of an image tower, where a method's `image_weights` is "pretrain"."""
     chance: ChanceConfig = ChanceConfig()
     """Random labels."""
     plain_clip: ZeroShotConfig = ZeroShotConfig(mode="clip")
@@ -30,6 +34,8 @@ class Methods:
     """ClearCLIP, training-free."""
     naclip: ZeroShotConfig = ZeroShotConfig(mode="naclip")
     """NACLIP, training-free."""
+    proxyclip: ProxyClipConfig = ProxyClipConfig()
+    """ProxyCLIP, training-free."""
     tcl: TclConfig = TclConfig()
     """Text-grounded masks."""
     ovsegmentor: OvSegmentorConfig = OvSegmentorConfig()
@@ -46,3 +52,5 @@ TRAINABLE: dict[str, TrainableConfig] = {
     name: config for name, config in METHODS.items() if isinstance(config, TrainableConfig)
 }
 """Those that train."""
+PRETRAININGS: dict[str, TrainableConfig] = {name: config for name, config in TRAINABLE.items() if config.tower}
+"""Those of them that train a tower for others, and are no rows of a table."""

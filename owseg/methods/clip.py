@@ -14,7 +14,7 @@ from owseg.data import Batch
 from owseg.encoders import Encoder, EncoderConfig
 from owseg.fields import setting
 from owseg.losses import info_nce
-from owseg.method_config import TrainableConfig
+from owseg.method_config import Tower, TrainableConfig
 from owseg.micro_batches import ContrastiveMethod
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
@@ -34,6 +34,11 @@ class ClipConfig(TrainableConfig):
     """Optimiser and schedule."""
     augment: AugmentConfig = setting(AugmentConfig(min_area=0.5, rand_augment="", erase=0.0), training_only=True)
     """Training augmentation."""
+
+    @property
+    def tower(self) -> Tower:
+        """The run's CLIP."""
+        return Tower("CLIP", "clip.", "encoder.safetensors", "encoder.pretrained=pretrain")
 
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""

@@ -1,18 +1,16 @@
 """Frozen CLIP read densely, with no training at all: the baselines that every trained method must beat."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from owseg import InputError
-from owseg.encoders import Encoder, EncoderConfig, Reading, dense_features, pad_to_multiple
+from owseg.dense_clip import DenseClip
+from owseg.encoders import Encoder, EncoderConfig, Reading, dense_features
 from owseg.fields import setting
 from owseg.method_config import MethodConfig
-from owseg.text import check_templates, embed_prompts, prompt_templates
+from owseg.text import check_templates
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,27 +42,13 @@ class ZeroShotConfig(MethodConfig):
         return ZeroShot(self, encoder)
 
 
-class ZeroShot(nn.Module):
-    """Cosine similarity of dense CLIP features with class embeddings."""
+class ZeroShot(DenseClip):
+    """CLIP's own patches, the last block read as the mode says."""
 
     def __init__(self, config: ZeroShotConfig, encoder: Encoder) -> None:
-        super().__init__()
-        self.config = config
-        self.clip = encoder.clip
-        self.tokenize = encoder.tokenize
-        self.background_threshold: float | None = config.background_threshold
+        super().__init__(config, encoder)
+        self.mode = config.mode
 
-    def embed_classes(self, names: Sequence[str]) -> Tensor:
-        """Unit class embeddings [n, E]; background is not among `names`."""
-        templates = prompt_templates(self.config.templates)
-        return embed_prompts(self.clip, self.tokenize, names, templates, unit_prompts=self.config.unit_prompts)
-
-    @torch.no_grad()
-    def segment(self, image: Tensor, classes: Tensor, background: bool) -> Tensor:
-        """Scores [B, n, H, W] of windows [B, 3, H, W]; with `background` a constant plane comes first: [B, 1 + n, H, W]."""
-        padded, (top, left) = pad_to_multiple(image, self.clip.visual.patch_size)
-        features = F.normalize(dense_features(self.clip.visual, padded, self.config.mode), dim=1)
-        scores = torch.einsum("behw,ne->bnhw", features, classes)
-        scores = F.interpolate(scores, size=padded.shape[-2:], mode="bilinear", align_corners=False)
-        scores = scores[..., top : top + image.shape[-2], left : left + image.shape[-1]]
-        return F.pad(scores, (0, 0, 0, 0, 1, 0), value=self.config.background_threshold) if background else scores
+    def features(self, image: Tensor) -> Tensor:
+        """Joint-space features [B, E, h, w] of images [B, 3, H, W], H and W multiples of CLIP's patch size."""
+        return dense_features(self.clip.visual, image, self.mode)

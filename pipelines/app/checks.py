@@ -25,9 +25,11 @@ from owseg.segmenter import build_trained, load_frozen
 from owseg.trainable import TrainableMethod
 from pipelines.app.evaluated import MINIATURE
 from pipelines.app.resolve import (
+    asks_for_tower,
     given_weights,
     located_model,
     methods_to_train,
+    model_of,
     needs_clip,
     resolve_encoder_paths,
     spread_training,
@@ -142,7 +144,8 @@ def check_methods(config: Config) -> None:
             phase_groups(method, model.phases, model.optim)
         except InputError as error:
             raise InputError(f"method_settings.{model.name}.{error}") from error
-        method.initialise()
+        if not asks_for_tower(getattr(config.method_settings, model.name)):  # that one is still to be trained
+            method.initialise()
 
 
 def check_weights(config: Config) -> None:
@@ -151,9 +154,11 @@ def check_weights(config: Config) -> None:
     for name, path in starting_weights(config).items():
         if not path.is_file():
             raise InputError(f"init.{name}: {path} does not exist")
-        model = getattr(config.method_settings, name)
-        if name == config.method_settings.clip.name and encoder.pretrained != PRETRAIN:
-            raise InputError("init.clip: this run trains no CLIP; set encoder.pretrained=pretrain, or leave init.clip out")
+        model = model_of(config, name)
+        assert isinstance(model, TrainableConfig)
+        if model.tower and model not in methods_to_train(config):
+            told = f"this run trains no {model.tower.title}; set {model.tower.asked}, or leave init.{name} out"
+            raise InputError(f"init.{name}: {told}")
         make_encoder = build_encoder if encoder.pretrained == PRETRAIN else load_encoder
         load_start(build_trained(model, partial(make_encoder, encoder)), model.phases, path)
         check_digest(path)

@@ -4,11 +4,14 @@ import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, TypeGuard, cast
 
 from cluster.train_config import TrainConfig
+from owseg import InputError
 from owseg.checkpoint import located
 from owseg.encoders import PRETRAIN, EncoderConfig
 from owseg.fit import WEIGHTS
+from owseg.frozen_tower import TowerSettings
 from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.phases import batch_sizes
 from pipelines.app.cli import CONFIGS
@@ -29,10 +32,33 @@ def resolve_encoder_paths(config: Config) -> EncoderConfig:
     return encoder
 
 
+def model_of(config: Config, name: str) -> MethodConfig:
+    """A method's settings, with the tower that the run trains where they ask for it: its model, sizes, and the weights' file.
+
+    Raises InputError where they name another model or other sizes than the run trains.
+    """
+    model: MethodConfig = getattr(config.method_settings, name)
+    if not asks_for_tower(model):
+        return model
+    dino, kind = config.method_settings.dino, cast(Any, type(model))
+    usual = kind()
+    for key in ("image_tower", "image_size"):
+        if getattr(model, key) not in (getattr(usual, key), getattr(dino, key)):
+            raise InputError(
+                f"method_settings.{name}.{key}: with image_weights=pretrain it is method_settings.dino's; leave it out here"
+            )
+    file = Path(config.run_dir).absolute() / "train" / dino.name / dino.tower.file
+    return model.with_tower(dino.image_tower, dino.image_size, file)
+
+
+def asks_for_tower(model: MethodConfig) -> TypeGuard[TowerSettings]:
+    """Whether a method asks for an image tower that the run trains first."""
+    return isinstance(model, TowerSettings) and model.tower_of_run
+
+
 def located_model(config: Config, name: str) -> MethodConfig:
     """The settings of a row of the table, with absolute paths for the same reason."""
-    model: MethodConfig = getattr(config.method_settings, name)
-    return located(model, Path())
+    return located(model_of(config, name), Path())
 
 
 def needs_clip(config: Config) -> bool:
@@ -41,10 +67,16 @@ def needs_clip(config: Config) -> bool:
 
 
 def methods_to_train(config: Config) -> list[TrainableConfig]:
-    """What the run trains: the encoder first where asked for and needed, then the methods that are not given weights."""
-    chosen = [getattr(config.method_settings, name) for name in config.methods if name not in config.weights]
-    pretrains = config.encoder.pretrained == PRETRAIN and needs_clip(config)
-    first: list[TrainableConfig] = [config.method_settings.clip] if pretrains else []
+    """What the run trains: towers first where asked for and needed, then the methods that are not given weights.
+
+    Raises InputError as `model_of` does.
+    """
+    methods, first = config.method_settings, list[TrainableConfig]()
+    if config.encoder.pretrained == PRETRAIN and needs_clip(config):
+        first.append(methods.clip)
+    if any(asks_for_tower(getattr(methods, name)) for name in config.methods):
+        first.append(methods.dino)
+    chosen = [model_of(config, name) for name in config.methods if name not in config.weights]
     return [*first, *(model for model in chosen if isinstance(model, TrainableConfig))]
 
 

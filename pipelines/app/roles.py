@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from owseg.fields import file_name, how_settings, path_settings, scores_only_settings, training_only_settings
-from owseg.methods import METHODS, TRAINABLE
+from owseg.methods import METHODS, PRETRAININGS, TRAINABLE
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.settings import Config
 
@@ -71,7 +71,7 @@ def _roles_in_method(name: str, setting: str = "") -> frozenset[Role]:
         return TRAIN | EVALUATE
     if setting in how_settings(method):
         return HOW
-    if name == "clip" or setting in training_only_settings(method):
+    if name in PRETRAININGS or setting in training_only_settings(method):
         return TRAIN
     return EVALUATE if name not in TRAINABLE or setting in scores_only_settings(method) else TRAIN | EVALUATE
 

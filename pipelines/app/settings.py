@@ -11,12 +11,12 @@ from miniature.world import WorldConfig
 from owseg import near_miss
 from owseg.encoders import EncoderConfig
 from owseg.evaluation.protocols import EvaluateConfig
-from owseg.methods import TRAINABLE, Methods
+from owseg.methods import PRETRAININGS, TRAINABLE, Methods
 from owseg.normalisation import Normalisation
 from pipelines.app.config import FORMER, ConfigError
 from storage.client import StorageConfig, is_object_store
 
-EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name != "clip")
+EVALUATED_METHODS = tuple(row.name for row in fields(Methods) if row.name not in PRETRAININGS)
 TRAINED = tuple(name for name in EVALUATED_METHODS if name in TRAINABLE)
 
 LARGEST_SEED = 2**32

@@ -9,6 +9,7 @@ from filtering.reports import charts
 from filtering.reports.parts import write_page
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.evaluation.intervals import AVERAGE
+from owseg.methods import PRETRAININGS
 from pipelines.comparisons.anchors import anchors, fits
 from pipelines.comparisons.corpora import differences
 from pipelines.comparisons.pictures import same_images
@@ -111,7 +112,7 @@ def _classes(runs: Sequence[FinishedRun]) -> Any:
 
 def _curves(runs: Sequence[FinishedRun]) -> list[tuple[str, charts.Chart]]:
     """For each method that any run trained, its losses by step."""
-    trained = dict.fromkeys(name for run in runs for name in ("clip", *run.miou))
+    trained = dict.fromkeys(name for run in runs for name in (*PRETRAININGS, *run.miou))
     found = []
     for method in trained:
         curves = {number: run.losses(method) for number, run in enumerate(runs)}

@@ -127,6 +127,10 @@ def _training(origin: Origin) -> list[str]:
     elif "encoder" in origin.settings:
         model, weights = (plain(Path(str(encoder.get(key))).name) for key in ("model", "pretrained"))
         lines.append(f"- built on the CLIP {model} with the weights {weights}")
+    if origin.tower == PRETRAIN:
+        lines.append("- its image tower was trained by the run first, on the same images and no text")
+    elif origin.tower:
+        lines.append(f"- its image tower is {plain(Path(origin.tower).name)}, frozen")
     if costs := origin.stage("train").get("costs", {}).get(origin.name, {}):
         hours = costs.get("cpu_seconds", 0) / 3600
         lines.append(
@@ -146,6 +150,8 @@ def _licences(origin: Origin) -> list[str]:
     encoder = origin.settings.get("encoder", {}).get("pretrained", "")
     if encoder and not Path(encoder).suffix:
         lines.append(f"- It holds the CLIP weights '{plain(encoder)}' or what was learned on them: their licence applies.")
+    if origin.tower not in ("", PRETRAIN):
+        lines.append(f"- Its image tower is '{plain(Path(origin.tower).name)}': its licence applies.")
     return [*lines, "- Captions and images belong to those who made them. Look at the terms of the data's source before use."]
 
 

@@ -9,8 +9,10 @@ import numpy as np
 
 from owseg import InputError
 from owseg.checkpoint import Checkpoint, find_checkpoint, trained_in, training_free
+from owseg.frozen_tower import TowerSettings
+from owseg.methods import PRETRAININGS
 from owseg.methods.chance import ChanceConfig
-from owseg.methods.clip import ClipConfig
+from owseg.methods.dino import DinoConfig
 from owseg.photos import UNREADABLE, open_image, read_photo
 from owseg.predict import Model, Segmentation, clean_labels
 from pipelines.app.models import load_model, short_name
@@ -23,7 +25,7 @@ MAX_PIXELS = 25_000_000
 MAX_LABELS = 100
 MAX_LETTERS = 5000
 """Of all labels together."""
-NOT_OFFERED = (ClipConfig().name, ChanceConfig().name)
+NOT_OFFERED = (*PRETRAININGS, ChanceConfig().name)
 """What draws no masks, or random ones."""
 SHOWN_FIRST = 3
 """Methods of a run that are chosen when the page opens."""
@@ -51,7 +53,9 @@ def choices_of(sources: Sequence[str], encoder: Mapping[str, str]) -> dict[str, 
             found.append((short_name(find_checkpoint(source, **encoder)), Choice(source)))
             continue
         found += [(name, Choice(source, name)) for name in names]
-        free = [name for name in training_free() if name not in NOT_OFFERED]
+        has_tower = DinoConfig().name in trained
+        modes = {name: mode for name, mode in training_free().items() if has_tower or not isinstance(mode, TowerSettings)}
+        free = [name for name in modes if name not in NOT_OFFERED]
         found += [(name, Choice(source, name, trained=False)) for name in free]
     found.sort(key=lambda pair: not pair[1].trained)
     several = len(sources) > 1

@@ -15,6 +15,8 @@ from pipelines.sweeps.report import Compared, Finished, Row, Spread
 MARKDOWN, PICTURE = "sweep.md", "sweep.png"
 TITLE_WIDTH = 80
 """Letters of a picture's title in a line."""
+TOWERS = (("clip", "the encoder", "text"), ("dino", "the image tower", "images"))
+"""What others are built around, and what it is learned from."""
 NARROWEST = 200
 """Columns of output that goes to no terminal."""
 
@@ -123,15 +125,16 @@ def _differences(rows: Sequence[Row], compared: Sequence[Compared]) -> Table:
 
 
 def _costs(rows: Sequence[Row]) -> Table:
-    """What each method was taught by and took, the encoder that others use before them."""
+    """What each method was taught by and took, the towers that others use before them."""
     columns = _columns(rows)
     gpu = any("gpu_seconds" in costs for row in rows for run in row.runs for costs in run.costs.values())
     keys = ("pairs", "gpu_seconds" if gpu else "cpu_seconds", "peak_memory_mb")
     body = []
     told: set[str] = set()
     for row in _first(rows):
-        if row.setting not in told and "clip" in row.runs[0].costs:
-            body.append((row.setting, "clip, the encoder", "text", *_trained(row, "clip", keys), *[""] * (2 * len(columns))))
+        for name, title, taught in TOWERS if row.setting not in told else ():
+            if name in row.runs[0].costs:
+                body.append((row.setting, f"{name}, {title}", taught, *_trained(row, name, keys), *[""] * (2 * len(columns))))
         told.add(row.setting)
         cells = []
         for of in (_find(rows, row, column) for column in columns):

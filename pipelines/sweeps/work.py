@@ -5,7 +5,7 @@ holds those settings and no others; its folder is named by that config's digest,
 it.
 
     shared/data-<digest>            the world, the corpus and its shards        (download)
-    shared/<method>-<digest>        one training, the encoder's before others   (train)
+    shared/<method>-<digest>        one training, towers' before others      (train)
     cells/<name>                    a cell: all of it linked, and scored        (full)
 """
 
@@ -23,15 +23,17 @@ from typing import Any, Literal
 
 from cluster.tracking import TrackingConfig
 from filtering.secrets import masked
+from owseg.encoders import PRETRAIN
 from owseg.fields import scores_only_settings
-from owseg.method_config import TrainableConfig
-from owseg.methods import TRAINABLE, Methods
+from owseg.method_config import MethodConfig, TrainableConfig
+from owseg.methods import METHODS, TRAINABLE, Methods
+from owseg.methods.proxyclip import ProxyClipConfig
 from pipelines import download, evaluate, full, train
 from pipelines.app.config import ConfigError
 from pipelines.app.context import SUMMARY
 from pipelines.app.masked_output import masked_output
 from pipelines.app.outcome import DONE, FAILED, USER_MISTAKE, Scene, explain
-from pipelines.app.resolve import methods_to_train
+from pipelines.app.resolve import asks_for_tower, methods_to_train
 from pipelines.app.run_dir import digest_of_run, open_run_dir
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import lost_files, read_marker
@@ -42,6 +44,11 @@ Verb = Literal["download", "train", "full"]
 LAST_STAGE: dict[Verb, str] = {"download": "download", "train": "train", "full": "evaluate"}
 LOG = "log.txt"
 SHARED_FOLDERS = ("world", "corpus", "shards")
+ROWS_OF_TOWERS: dict[str, tuple[str, MethodConfig]] = {
+    "clip": ("maskclip", METHODS["maskclip"]),
+    "dino": ("proxyclip", ProxyClipConfig(image_weights=PRETRAIN)),
+}
+"""Rows for which a tower alone is trained: a table has no row of a tower."""
 NOT_OF_A_CELL = ("checkpoints", "model.json")
 """What a training's folder holds that cells do without, or write themselves."""
 
@@ -107,10 +114,10 @@ def plan(cells: Sequence[Cell], root: Path, tracking: TrackingConfig) -> list[Wo
         config = cell.config
         data = shared("data", "download", data_config(config))
         trained: dict[str, Work] = {}
-        for method in methods_to_train(config):  # the encoder comes first
-            needs = (data, trained["clip"]) if method.uses_clip and "clip" in trained else (data,)
-            name = f"{method.name}-seed{cell.seed}"
-            trained[method.name] = shared(name, "train", training_config(config, method), *needs)
+        for method in methods_to_train(config):  # towers come first
+            ours = training_config(config, method)
+            needs = [trained[one.name] for one in methods_to_train(ours) if one.name in trained]
+            trained[method.name] = shared(f"{method.name}-seed{cell.seed}", "train", ours, data, *needs)
         work(cell.name, "full", config, data, *trained.values())
     return list(works.values())
 
@@ -125,17 +132,21 @@ def data_config(config: Config) -> Config:
 
 def training_config(config: Config, method: TrainableConfig) -> Config:
     """The settings that decide a method's training, and no others."""
-    ours = TRAINABLE[method.name]
-    scored: dict[str, Any] = {name: getattr(ours, name) for name in scores_only_settings(method)}  # these have no say
-    settings = {method.name: replace(method, **scored)}
-    settings |= {"clip": config.method_settings.clip} if method.uses_clip else {}
+    methods, usual = config.method_settings, TRAINABLE[method.name]
+    scored: dict[str, Any] = {name: getattr(usual, name) for name in scores_only_settings(method)}  # these have no say
+    asked: MethodConfig = getattr(methods, method.name)
+    settings: dict[str, Any] = {method.name: replace(asked, **scored)}
+    row, of_row = ROWS_OF_TOWERS.get(method.name, (method.name, asked))
+    settings.setdefault(row, of_row)
+    settings |= {"clip": methods.clip} if of_row.uses_clip else {}
+    settings |= {"dino": methods.dino} if asks_for_tower(of_row) else {}
     return replace(
         data_config(config),
         seed=config.seed,
         encoder=config.encoder,
         train=config.train,
-        method_settings=Methods(**settings),  # type: ignore[arg-type]  # each under its own name
-        methods=("maskclip",) if method.name == "clip" else (method.name,),  # a row for which the encoder alone is trained
+        method_settings=Methods(**settings),
+        methods=(row,),
     )
 
 

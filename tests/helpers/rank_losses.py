@@ -34,6 +34,7 @@ def _ovsegmentor(steps: int) -> TrainableConfig:
 
 METHODS: dict[str, Callable[[int], TrainableConfig]] = {
     "clip": lambda steps: tiny.clip_config(steps),
+    "dino": lambda steps: tiny.dino_config(steps),
     "tcl": lambda steps: tiny.tcl_config(steps // 2, steps - steps // 2),
     "ovsegmentor": _ovsegmentor,
     "vilseg": lambda steps: tiny.vilseg_config(steps),

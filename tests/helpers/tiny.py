@@ -20,7 +20,9 @@ from owseg.evaluation.protocols import View
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.chance import ChanceConfig
 from owseg.methods.clip import ClipConfig
+from owseg.methods.dino import DinoConfig
 from owseg.methods.ovsegmentor import VISION, OvSegmentorConfig
+from owseg.methods.proxyclip import ProxyClip, ProxyClipConfig
 from owseg.methods.talk2dino import Talk2DinoConfig
 from owseg.methods.tcl import GROUNDER, Tcl, TclConfig
 from owseg.methods.vilseg import VilSegConfig
@@ -104,6 +106,27 @@ def vilseg_config(steps: int = 6, **settings: Any) -> VilSegConfig:
     return VilSegConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
 
 
+def dino_config(steps: int = 6, **settings: Any) -> DinoConfig:
+    """A small ViT, and a small head."""
+    sizes: dict[str, Any] = {
+        "image_size": VitSize(image_size=32, patch_size=8, width=32, depth=2, heads=2),
+        "local_crops": 2,
+        "local_size": 16,
+        "hidden": 24,
+        "bottleneck": 8,
+        "outputs": 16,
+        "warmup_teacher_steps": 0,
+    }
+    phases = (Phase(steps=steps, train=("image.", "head.")),)
+    return DinoConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
+
+
+def proxyclip_config(**settings: Any) -> ProxyClipConfig:
+    """A small ViT whose patches are those of the tiny CLIP."""
+    sizes: dict[str, Any] = {"image_size": VitSize(image_size=32, patch_size=8, width=32, depth=2, heads=2)}
+    return ProxyClipConfig(**{"templates": "simple", **sizes, **settings})
+
+
 def talk2dino_config(steps: int = 6, **settings: Any) -> Talk2DinoConfig:
     """A small ViT with registers, random weights."""
     sizes: dict[str, Any] = {
@@ -125,6 +148,7 @@ def write_tower(folder: Path) -> str:
 SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {
     "chance": lambda folder: ChanceConfig().build(encoder(folder)),
     "maskclip": lambda folder: ZeroShotConfig(templates="simple").build(encoder(folder)),
+    "proxyclip": lambda folder: ProxyClip(proxyclip_config(), encoder(folder)).eval(),
     "tcl": lambda folder: tcl_config().build(encoder(folder)),
     "ovsegmentor": lambda folder: ovsegmentor_config().build(encoder(folder)).eval(),
     "vilseg": lambda folder: vilseg_config().build(None).eval(),

@@ -157,6 +157,7 @@ def test_the_factor_that_spreads_what_is_not_finite_is_exact(losses: list[float]
 
 METHODS: dict[str, Any] = {
     "clip": tiny.clip_config(1),
+    "dino": tiny.dino_config(1),
     "tcl": tiny.tcl_config(1, 1),
     "ovsegmentor": tiny.ovsegmentor_config(1, 1),
     "vilseg": tiny.vilseg_config(1),

@@ -23,7 +23,7 @@ from owseg.methods.talk2dino.attention import head_embeddings, heads_for
 from owseg.methods.talk2dino.cleaning import cleaned
 from owseg.methods.talk2dino.contrast import caption_contrast, entity_contrast
 from owseg.methods.talk2dino.entity_prompts import EntityPrompts
-from owseg.methods.talk2dino.image_tower import KEY, ImageTower
+from owseg.methods.talk2dino.image_tower import ImageTower
 from owseg.methods.talk2dino.official import LAYOUT
 from owseg.methods.talk2dino.settings import Talk2DinoSettings
 from owseg.micro_batches import ContrastiveMethod
@@ -68,10 +68,10 @@ class Talk2Dino(ContrastiveMethod):
         super().__init__()
         self.config = config
         self.clip, self.tokenize = encoder.clip.requires_grad_(False), encoder.tokenize
-        self.image = ImageTower(config.image_tower, config.image_size)
+        self.image = ImageTower(config)
         self.patch_size = self.image.patch_size
         for key, augment in augmentations(config.phases, config.augment):
-            refuse_partial_patches(augment.size, self.patch_size, f"{KEY}.{key}.size")
+            refuse_partial_patches(augment.size, self.patch_size, f"{self.image.key}.{key}.size")
         self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
         self.prepare = EntityPrompts(self.tokenize) if config.head == "entity" else None
         self.background_threshold: float | None = config.background_threshold

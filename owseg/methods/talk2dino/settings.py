@@ -7,18 +7,18 @@ from owseg import InputError
 from owseg.augmentation import AugmentConfig
 from owseg.encoders import EncoderConfig
 from owseg.fields import check_range, setting
+from owseg.frozen_tower import TowerSettings
 from owseg.method_config import TrainableConfig
 from owseg.optim import OptimConfig
 from owseg.phases import Phase
 from owseg.text import check_templates
-from owseg.vit import VitSize
 
 CLEANED = ("voc21", "coco_object")
 """Sets whose background the official evaluation cleans."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Talk2DinoSettings(TrainableConfig):
+class Talk2DinoSettings(TowerSettings, TrainableConfig):
     """The published configuration of a ViT-B."""
 
     name: Literal["talk2dino"] = "talk2dino"
@@ -36,10 +36,6 @@ class Talk2DinoSettings(TrainableConfig):
     """Training crops: the middle of the image, always the same."""
     image_tower: str = "vit_base_patch14_reg4_dinov2.lvd142m"
     """timm's name of a ViT with a class token, with the tag of its weights."""
-    image_size: VitSize = VitSize()
-    """Its sizes, where they are not the model's."""
-    image_weights: str = setting("", local_path=True)
-    """File with the image tower's weights (.safetensors or .pth, timm's names or DINO's); empty: timm's own, downloaded."""
     head: Literal["caption", "entity"] = setting("caption", training_only=True)
     """What chooses the image's head: its caption (the paper), or each entity stored with it, then a pair of its own."""
     fidelity: Literal["official", "exact"] = setting("exact", training_only=True)
@@ -67,7 +63,7 @@ class Talk2DinoSettings(TrainableConfig):
 
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
-        return f"{encoder.supervision}; self-supervised image tower"
+        return f"{encoder.supervision}; {self.tower_supervision}"
 
     def for_dataset(self, dataset: str) -> "Talk2DinoSettings":
         """Cleaning where the official evaluation cleans."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from owseg.crops import Crops
+from owseg.crops import Crops, jitter
 from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
 from owseg.exporting.folders import save_clip_text, save_vit
@@ -35,17 +35,12 @@ from owseg.methods.vilseg.clustering import (
 from owseg.methods.vilseg.regions import connected_components, paint, pool_regions
 from owseg.methods.vilseg.settings import VilSegSettings, check_sizes
 from owseg.methods.vilseg.towers import KEY, TextTower, dino_tag
-from owseg.methods.vilseg.views import Views, jitter
+from owseg.methods.vilseg.views import Views
 from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
 from owseg.normalisation import Normalisation
 from owseg.phases import Phase
-from owseg.self_distillation import (
-    DistillationHead,
-    distillation_loss,
-    moved_centre,
-    teacher_temperature,
-)
+from owseg.self_distillation import DistillationHead, loss_at, moved_centre
 from owseg.text import prompt_templates
 
 COLLAPSED = 0.2
@@ -185,7 +180,6 @@ class VilSeg(ContrastiveMethod):
 
         "vision" [B], the loss, and "teacher" [B, K], what the teacher says of the image on average.
         """
-        config = self.config
         assert self.teacher is not None
         assert self.teacher_head is not None
         crops = [self.summary(student)]
@@ -193,18 +187,7 @@ class VilSeg(ContrastiveMethod):
             crops.append(self.summary(self.image(views.local)))
         with torch.no_grad():
             teacher = self.teacher_head(self.summary(self.teacher(views.whole)))
-        loss = distillation_loss(
-            self.vision_head(torch.cat(crops)),
-            teacher,
-            centre,
-            student_temperature=config.student_temperature,
-            teacher_temperature=teacher_temperature(
-                int(self.taken),
-                warmup=config.warmup_teacher_temperature,
-                final=config.teacher_temperature,
-                warmup_steps=config.warmup_teacher_steps,
-            ),
-        )
+        loss = loss_at(self.config, int(self.taken), self.vision_head(torch.cat(crops)), teacher, centre)
         return {"vision": loss, "teacher": torch.stack(teacher.chunk(2)).mean(dim=0)}
 
     def summary(self, tokens: Tokens) -> Tensor:

@@ -68,12 +68,14 @@ ENDINGS = {
     ".optim.warmup_lr": ["{key}=0.05", "{section}.schedule=cosine_unshifted"],
     ".optim.schedule": ["{key}=cosine", "{section}.warmup_lr=0"],
     ".vilseg.image_weights": ["{key}=dino.pth", "{section}.init=dino"],
-    ".vilseg.local_area": ["{key}=[0.1, 0.3]"],
+    ".local_area": ["{key}=[0.1, 0.3]"],
     ".vilseg.text.width": ["{key}=512"],
     ".vilseg.text.heads": ["{key}=2"],
     ".vilseg.text.vocabulary": ["{key}=49000"],
 }
 """The same for the ends of keys, with what must change with them."""
+ONE_VALUE = tuple(f"method_settings.talk2dino.augment.{key}" for key in ("rand_augment", "erase"))
+"""Keys that can have no other value."""
 NO_SAY_ALONE = ("filter.source.path", "weights", "init", "evaluate.tuning")
 """What lies in these files decides, wherever they lie."""
 
@@ -139,7 +141,7 @@ def changes(base: Config) -> Iterator[tuple[str, list[str]]]:
     sections = {entry.key.rpartition(".")[0] for entry in entries} - {*ALTERNATIVES}
     for entry in entries:
         key = entry.key
-        if key in sections or entry.type == key.rpartition(".")[2]:
+        if key in sections or key in ONE_VALUE or entry.type == key.rpartition(".")[2]:
             continue
         ending = next((ending for ending in ENDINGS if key.endswith(ending)), "")
         if key in ALTERNATIVES or not ending:
