@@ -1,0 +1,227 @@
+"""The features stage: made once, resumed after `kill -9` without computing a finished tar again, read by each training."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+from cluster.train_config import RayTrainJob
+from filtering.link_set import LinkSet, write_forgotten
+from filtering.shards import run_local
+from helpers import tiny
+from helpers.chain import environment, run_each
+from helpers.paths import PYTHONPATH, REPO
+from owseg import training
+from pipelines import train as verb
+from pipelines.app import feature_stage
+from pipelines.app.config import override
+from pipelines.app.context import open_context
+from pipelines.app.dry_run import dry_run
+from pipelines.app.own_shards import own_shards
+from pipelines.app.read_run import config_of
+from pipelines.app.resolve import planned_stages
+from pipelines.app.run_files import LocalRun
+from pipelines.app.run_state import state_of
+
+TARS = 5
+FILES = [f"{number:05}.safetensors" for number in range(TARS)]
+FOLDER = Path("features") / "talk2dino"
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cluster import features
+from filtering.shards import run_local
+from pipelines.app.read_run import config_of
+from pipelines.app.resolve import features_folder, methods_to_train, resolve_encoder_paths
+from pipelines.train import job_of
+
+config = config_of(Path(sys.argv[1]))
+run = Path(config.run_dir)
+(method,) = methods_to_train(config)
+
+def killed_in_the_third(file, value):
+    if file.parent.name == "00002":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+features.write_json = killed_in_the_third
+plan = features.plan_features(job_of(config, method, resolve_encoder_paths(config), run))
+plan.make(features_folder(run, method.name), run_local)
+"""
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run's folder that holds nothing but its settings: talk2dino on tars of its own, between towers in files."""
+    tiny.write_shards(tmp_path / "tars", samples=16 * TARS)
+    encoder = tiny.encoder(tmp_path)
+    save_file({name: value.contiguous() for name, value in encoder.clip.state_dict().items()}, tmp_path / "clip.safetensors")
+    torch.manual_seed(1)
+    tower = tiny.talk2dino_config().build(encoder).image.vit
+    save_file({name: value.contiguous() for name, value in tower.state_dict().items()}, tmp_path / "vit.safetensors")
+    settings = {
+        "encoder": {"model": str(tmp_path / "model.json"), "pretrained": str(tmp_path / "clip.safetensors")},
+        "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
+        "methods": ["talk2dino"],
+        "method_settings": {
+            "talk2dino": {
+                "image_tower": "vit_small_patch14_reg4_dinov2.lvd142m",
+                "image_size": {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2},
+                "image_weights": str(tmp_path / "vit.safetensors"),
+                "phases": [{"steps": 6, "train": ["projection."]}],
+                "optim": {"batch_size": 8},
+                "augment": {"size": 32},
+            }
+        },
+        "train": {"shards": str(tmp_path / "tars"), "features": "float32", "log_every": 1},
+        "session": {"num_cpus": 2},
+        "tracking": {"enabled": False},
+    }
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+@pytest.fixture
+def train_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict[str, Any]]:
+    """The stages up to train without Ray, with settings changed; returns what became of each."""
+
+    def plain(job: RayTrainJob, session: object, observe: object) -> Path:
+        return training.train(job)
+
+    monkeypatch.setattr(feature_stage, "runner_of", lambda *_: run_local)
+    monkeypatch.setattr(verb, "train", plain)
+
+    def act(*settings: str) -> dict[str, Any]:
+        config = override(config_of(run), settings)
+        with open_context(config) as context:
+            verb.run_train(context, own_shards(config))
+        return context.stages
+
+    return act
+
+
+def written(run: Path) -> list[int]:
+    """When each tar's features were written."""
+    return [(run / FOLDER / name).stat().st_mtime_ns for name in FILES]
+
+
+def test_trainings_read_what_is_made_once(run: Path, train_here: Callable[..., dict[str, Any]]) -> None:
+    stages = train_here()
+    made = stages["features"]["methods"]["talk2dino"]
+    assert [*stages] == ["features", "train"]
+    assert (made["images"], made["unreadable"], made["shards"]) == (16 * TARS, 0, TARS)
+    assert made["bytes_per_image"] > 4 * (2 * 32 + 8)  # float32: two heads of 32, and the image's share of four texts
+    assert made["images_per_second"] > 0
+    weights, times = load_file(run / "train" / "talk2dino" / "method.safetensors"), written(run)
+
+    assert train_here()["train"]["status"] == "skipped"
+    again = train_here("method_settings.talk2dino.optim.lr=1e-2")
+    assert (again["features"]["status"], again["train"]["status"]) == ("skipped", "done")
+    assert written(run) == times
+
+    on_pixels = train_here("train.features=none")
+    assert "features" not in on_pixels
+    for name, tensor in load_file(run / "train" / "talk2dino" / "method.safetensors").items():
+        torch.testing.assert_close(tensor, weights[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_finished_training_needs_none_and_a_lost_file_is_made_again(
+    run: Path, train_here: Callable[..., dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_here()
+    (run / FOLDER / FILES[1]).unlink()
+    assert "features" not in train_here()
+    capsys.readouterr()
+    before = written_but(run, 1)
+    train_here("method_settings.talk2dino.optim.lr=1e-2")
+    assert (
+        "features-talk2dino: 1 of 5 files missing (features/talk2dino/00001.safetensors): made again" in capsys.readouterr().out
+    )
+    assert written_but(run, 1) == before
+
+
+def written_but(run: Path, number: int) -> list[int]:
+    return [(run / FOLDER / name).stat().st_mtime_ns for name in FILES if name != FILES[number]]
+
+
+def test_what_is_forgotten_is_in_no_file_any_more(run: Path, train_here: Callable[..., dict[str, Any]]) -> None:
+    """Its tar alone is gone through again."""
+    train_here()
+    before = written_but(run, 2)
+    write_forgotten(run, LinkSet(("00000035",)))
+    made = train_here()["features"]["methods"]["talk2dino"]
+    assert made["images"] == 16 * TARS - 1
+    assert written_but(run, 2) == before
+    assert b"00000035" not in (run / FOLDER / FILES[2]).read_bytes()
+    assert b"00000034" in (run / FOLDER / FILES[2]).read_bytes()
+
+
+def test_kill_9_and_again(run: Path) -> None:
+    """Finished tars stay as they are; the verb makes the others, on Ray."""
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, str(run)],
+        env=environment() | {"PYTHONPATH": PYTHONPATH},
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -9, done.stderr
+    there = [name for name in FILES if (run / FOLDER / name).exists()]
+    assert there == FILES[:2]
+    times = {name: (run / FOLDER / name).stat().st_mtime_ns for name in there}
+    state = state_of(LocalRun(run))
+    assert state["stages"]["features"]["status"] == "interrupted"
+
+    refused, made = run_each(
+        [
+            ["features", "--config", str(run / "config.yaml"), f"run_dir={run}", "methods=[maskclip]"],
+            ["features", "--config", str(run / "config.yaml"), f"run_dir={run}"],
+        ]
+    )
+    assert refused.returncode == 2
+    assert "features: none of methods=[maskclip] reads any; talk2dino does, with" in refused.stderr
+    assert made.returncode == 0, made.stderr
+    assert {name: (run / FOLDER / name).stat().st_mtime_ns for name in there} == times
+    assert all((run / FOLDER / name).exists() for name in FILES)
+    assert f"features talk2dino: {16 * TARS} images, " in made.stdout
+    assert "features talk2dino: 80/80 images" in made.stderr
+    result = json.loads((run / "features-talk2dino.done.json").read_text())["result"]
+    assert (result["images"], result["shards"]) == (16 * TARS, TARS)
+    assert state_of(LocalRun(run))["stages"]["features"]["counts"] == {"images": 16 * TARS}
+
+
+def test_stages_and_plans_know_it(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = config_of(run)
+    assert planned_stages(config) == ("features", "train", "evaluate")
+    assert planned_stages(replace(config, methods=("maskclip",))) == ("train", "evaluate")
+    linked = override(config, ["train.shards="])
+    assert planned_stages(linked) == ("filter", "download", "features", "train", "evaluate")
+    (show,) = dry_run("train").values()
+    show(config)
+    told = capsys.readouterr().out
+    assert "1 features  the images of train.shards for talk2dino" in told
+    assert "2 train     talk2dino 6 steps" in told
+
+
+@pytest.mark.slow
+def test_two_trainings_on_ray(run: Path) -> None:
+    def command(*settings: str) -> Sequence[str]:
+        return ["train", "--config", str(run / "config.yaml"), f"run_dir={run}", *settings]
+
+    first, second = run_each([command(), command("method_settings.talk2dino.optim.lr=1e-2", "--restart")])
+    assert first.returncode == 0, first.stderr
+    assert "features: done" in first.stdout
+    times = written(run)
+    assert second.returncode == 0, second.stderr
+    assert "features: skipped, complete already" in second.stdout
+    assert written(run) == times
