@@ -114,6 +114,14 @@ def talk2dino_config(steps: int = 6, **settings: Any) -> Talk2DinoConfig:
     return Talk2DinoConfig(**{"phases": phases, "optim": OPTIM, "augment": AUGMENT, **sizes, **settings})
 
 
+def write_tower(folder: Path) -> str:
+    """A file with weights for the image tower of `talk2dino_config`, the same at each call."""
+    torch.manual_seed(1)
+    state = talk2dino_config().build(encoder(folder)).image.vit.state_dict()
+    save_file({name: value.contiguous() for name, value in state.items()}, folder / "vit.safetensors")
+    return str(folder / "vit.safetensors")
+
+
 SEGMENTERS: dict[str, Callable[[Path], Segmenter]] = {
     "chance": lambda folder: ChanceConfig().build(encoder(folder)),
     "maskclip": lambda folder: ZeroShotConfig(templates="simple").build(encoder(folder)),

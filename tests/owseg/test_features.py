@@ -33,7 +33,7 @@ STEPS = 8
 
 def job_on(shards: Path, config: Talk2DinoConfig, **settings: Any) -> TrainJob:
     return TrainJob(
-        method=config,
+        method=replace(config, image_weights=tiny.write_tower(shards)),
         encoder=tiny.encoder_config(shards),
         normalisation=tiny.HALF,
         shards=tuple(sorted(shards.glob("*.tar"))),
@@ -43,7 +43,7 @@ def job_on(shards: Path, config: Talk2DinoConfig, **settings: Any) -> TrainJob:
 
 
 def config_of(head: str = "caption", **settings: Any) -> Talk2DinoConfig:
-    return tiny.talk2dino_config(STEPS, augment=CENTRE, head=head, **settings)
+    return tiny.talk2dino_config(STEPS, **{"augment": CENTRE, "head": head, **settings})
 
 
 def make(job: TrainJob, folder: Path, dtype: torch.dtype = torch.float32) -> Path:
@@ -72,7 +72,7 @@ def losses(job: TrainJob, some: Sequence[Batch], micro_batch: int = 0) -> list[f
     found = []
     for step, batch in enumerate(some):
         with of_step(job.seed, step):
-            found.append(float(losses_of(method, batch)["contrast"]))
+            found.append(float(losses_of(method, batch)["contrast"].detach()))
     return found
 
 
@@ -129,9 +129,9 @@ def test_other_weights_and_settings_are_refused(shards: Path, tmp_path: Path) ->
     folder = make(job_on(shards, config_of()), tmp_path / "features")
     job = job_on(shards, config_of(), features=folder)
     others = {
-        "weights": replace(job, seed=1),  # towers begin at random here
-        "images": replace(job, method=config_of(augment=replace(CENTRE, size=40))),
-        "texts": replace(job, method=config_of("entity")),
+        "weights": replace(job, seed=1),  # CLIP begins at random here
+        "images": replace(job, method=replace(job.method, augment=replace(CENTRE, size=40))),
+        "texts": job_on(shards, config_of("entity"), features=folder),
     }
     for what, other in others.items():
         with pytest.raises(InputError, match=rf"^features: {folder}/00000\.safetensors was made with other {what} than this "):
@@ -154,7 +154,7 @@ def test_files_that_lack_something_are_refused(shards: Path, tmp_path: Path) -> 
         "is damaged": lambda: file.write_bytes(whole[:-100]),
         "is missing": file.unlink,
         r"is no file of features": lambda: save_file({"image": torch.zeros(1)}, file),
-        r"lacks the sample '00000031' of ": lambda: save_file(
+        r"lacks the sample 00000031 of ": lambda: save_file(
             {**tensors, "keys": tensors["keys"][:-8].clone(), "key_ends": tensors["key_ends"][:-1].clone()},
             file,
             {**told, "tar": '"another"'},

@@ -63,9 +63,6 @@ def run(tmp_path: Path) -> Path:
     tiny.write_shards(tmp_path / "tars", samples=16 * TARS)
     encoder = tiny.encoder(tmp_path)
     save_file({name: value.contiguous() for name, value in encoder.clip.state_dict().items()}, tmp_path / "clip.safetensors")
-    torch.manual_seed(1)
-    tower = tiny.talk2dino_config().build(encoder).image.vit
-    save_file({name: value.contiguous() for name, value in tower.state_dict().items()}, tmp_path / "vit.safetensors")
     settings = {
         "encoder": {"model": str(tmp_path / "model.json"), "pretrained": str(tmp_path / "clip.safetensors")},
         "normalisation": {"mean": [0.5] * 3, "std": [0.5] * 3},
@@ -74,7 +71,7 @@ def run(tmp_path: Path) -> Path:
             "talk2dino": {
                 "image_tower": "vit_small_patch14_reg4_dinov2.lvd142m",
                 "image_size": {"image_size": 32, "patch_size": 8, "width": 32, "depth": 2, "heads": 2},
-                "image_weights": str(tmp_path / "vit.safetensors"),
+                "image_weights": tiny.write_tower(tmp_path),
                 "phases": [{"steps": 6, "train": ["projection."]}],
                 "optim": {"batch_size": 8},
                 "augment": {"size": 32},
@@ -184,7 +181,7 @@ def test_kill_9_and_again(run: Path) -> None:
 
     refused, made = run_each(
         [
-            ["features", "--config", str(run / "config.yaml"), f"run_dir={run}", "methods=[maskclip]"],
+            ["features", "--config", str(run / "config.yaml"), f"run_dir={run}.none", "methods=[maskclip]"],
             ["features", "--config", str(run / "config.yaml"), f"run_dir={run}"],
         ]
     )
