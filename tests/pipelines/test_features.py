@@ -1,8 +1,8 @@
 """The features stage: made once, resumed after `kill -9` without computing a finished tar again, read by each training."""
 
 import json
-import subprocess
-import sys
+import os
+import signal
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +13,14 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
+from cluster import features as work
 from cluster.train_config import RayTrainJob
 from filtering.link_set import LinkSet, write_forgotten
 from filtering.shards import run_local
 from helpers import tiny
-from helpers.chain import environment, run_each
-from helpers.paths import PYTHONPATH, REPO
-from owseg import training
+from helpers.chain import run_each
+from owseg import InputError, training
+from pipelines import features
 from pipelines import train as verb
 from pipelines.app import feature_stage
 from pipelines.app.config import override
@@ -27,34 +28,13 @@ from pipelines.app.context import open_context
 from pipelines.app.dry_run import dry_run
 from pipelines.app.own_shards import own_shards
 from pipelines.app.read_run import config_of
-from pipelines.app.resolve import planned_stages
+from pipelines.app.resolve import methods_to_train, planned_stages, resolve_encoder_paths
 from pipelines.app.run_files import LocalRun
 from pipelines.app.run_state import state_of
 
 TARS = 5
 FILES = [f"{number:05}.safetensors" for number in range(TARS)]
 FOLDER = Path("features") / "talk2dino"
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from cluster import features
-from filtering.shards import run_local
-from pipelines.app.read_run import config_of
-from pipelines.app.resolve import features_folder, methods_to_train, resolve_encoder_paths
-from pipelines.train import job_of
-
-config = config_of(Path(sys.argv[1]))
-run = Path(config.run_dir)
-(method,) = methods_to_train(config)
-
-def killed_in_the_third(file, value):
-    if file.parent.name == "00002":
-        os.kill(os.getpid(), signal.SIGKILL)
-
-features.write_json = killed_in_the_third
-plan = features.plan_features(job_of(config, method, resolve_encoder_paths(config), run))
-plan.make(features_folder(run, method.name), run_local)
-"""
 
 
 @pytest.fixture
@@ -162,38 +142,38 @@ def test_what_is_forgotten_is_in_no_file_any_more(run: Path, train_here: Callabl
     assert b"00000034" in (run / FOLDER / FILES[2]).read_bytes()
 
 
-def test_kill_9_and_again(run: Path) -> None:
-    """Finished tars stay as they are; the verb makes the others, on Ray."""
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, str(run)],
-        env=environment() | {"PYTHONPATH": PYTHONPATH},
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == -9, done.stderr
+def killed_in_the_third_tar(run: Path) -> None:
+    """What a start leaves that ends by `kill -9` while it makes the features of the third tar."""
+    child = os.fork()
+    if child:
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+        return
+    try:
+        torch.set_num_threads(1)  # those of the parent are not there
+
+        def die_in_the_third(file: Path, _: object) -> None:
+            if file.parent.name == "00002":
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        work.write_json = die_in_the_third
+        config = config_of(run)
+        (method,) = methods_to_train(config)
+        plan = work.plan_features(verb.job_of(config, method, resolve_encoder_paths(config), run))
+        plan.make(run / FOLDER, run_local)
+    finally:
+        os._exit(1)
+
+
+def test_kill_9_and_again(run: Path, train_here: Callable[..., dict[str, Any]]) -> None:
+    """Finished tars stay as they are, and the others are made."""
+    killed_in_the_third_tar(run)
     there = [name for name in FILES if (run / FOLDER / name).exists()]
     assert there == FILES[:2]
     times = {name: (run / FOLDER / name).stat().st_mtime_ns for name in there}
-    state = state_of(LocalRun(run))
-    assert state["stages"]["features"]["status"] == "interrupted"
-
-    refused, made = run_each(
-        [
-            ["features", "--config", str(run / "config.yaml"), f"run_dir={run}.none", "methods=[maskclip]"],
-            ["features", "--config", str(run / "config.yaml"), f"run_dir={run}"],
-        ]
-    )
-    assert refused.returncode == 2
-    assert "features: none of methods=[maskclip] reads any; talk2dino does, with" in refused.stderr
-    assert made.returncode == 0, made.stderr
+    assert state_of(LocalRun(run))["stages"]["features"]["status"] == "interrupted"
+    assert train_here()["features"]["images"] == 16 * TARS
     assert {name: (run / FOLDER / name).stat().st_mtime_ns for name in there} == times
-    assert all((run / FOLDER / name).exists() for name in FILES)
-    assert f"features talk2dino: {16 * TARS} images, " in made.stdout
-    assert "features talk2dino: 80/80 images" in made.stderr
-    result = json.loads((run / "features-talk2dino.done.json").read_text())["result"]
-    assert (result["images"], result["shards"]) == (16 * TARS, TARS)
+    assert written(run)
     assert state_of(LocalRun(run))["stages"]["features"]["counts"] == {"images": 16 * TARS}
 
 
@@ -210,15 +190,28 @@ def test_stages_and_plans_know_it(run: Path, capsys: pytest.CaptureFixture[str])
     assert "2 train     talk2dino 6 steps" in told
 
 
-@pytest.mark.slow
-def test_two_trainings_on_ray(run: Path) -> None:
-    def command(*settings: str) -> Sequence[str]:
-        return ["train", "--config", str(run / "config.yaml"), f"run_dir={run}", *settings]
+def test_a_run_whose_methods_read_none(run: Path) -> None:
+    with pytest.raises(InputError, match=r"^features: none of methods=\[maskclip\] reads any; talk2dino does, with "):
+        features.run(override(config_of(run), ["methods=[maskclip]"]))
 
-    first, second = run_each([command(), command("method_settings.talk2dino.optim.lr=1e-2", "--restart")])
-    assert first.returncode == 0, first.stderr
-    assert "features: done" in first.stdout
+
+@pytest.mark.slow
+def test_the_verb_and_two_trainings_on_ray(run: Path) -> None:
+    """Progress is told; the trainings make none again."""
+
+    def command(verb: str, *settings: str) -> Sequence[str]:
+        return [verb, "--config", str(run / "config.yaml"), f"run_dir={run}", *settings]
+
+    calls = [command("features"), command("train"), command("train", "method_settings.talk2dino.optim.lr=1e-2", "--restart")]
+    made, first, second = run_each(calls)
+    assert made.returncode == 0, made.stderr
+    assert f"features talk2dino: {16 * TARS} images, " in made.stdout
+    assert f"features talk2dino: {16 * TARS}/{16 * TARS} images" in made.stderr
+    result = json.loads((run / "features-talk2dino.done.json").read_text())["result"]
+    assert (result["images"], result["shards"]) == (16 * TARS, TARS)
     times = written(run)
-    assert second.returncode == 0, second.stderr
-    assert "features: skipped, complete already" in second.stdout
+    for one in (first, second):
+        assert one.returncode == 0, one.stderr
+        assert "features: skipped, complete already" in one.stdout
+        assert "train-talk2dino: done" in one.stdout
     assert written(run) == times
