@@ -20,7 +20,7 @@ from gpu_inputs import write_shards
 from safetensors.torch import save_file
 
 from cluster.data import run_on_ray
-from cluster.features import plan_features
+from cluster.features import MILLISECONDS, Made, plan_features
 from cluster.session import SessionConfig, close_session
 from cluster.train_config import RayTrainJob, TrainConfig
 from filtering.shards import run_local
@@ -74,6 +74,11 @@ def steps_of(job: RayTrainJob) -> Iterator[tuple[float, float]]:
         began = time.perf_counter()
 
 
+def rate_of(made: Made) -> float:
+    """Images in a second of one worker."""
+    return 1000 * made.new / sum(marker.counts[MILLISECONDS] for marker in made.markers)
+
+
 def told(values: list[float], digits: int = 1) -> str:
     """Median, least and most."""
     return f"{median(values):.{digits}f} ({min(values):.{digits}f} to {max(values):.{digits}f})"
@@ -95,13 +100,14 @@ def main() -> None:
         job = job_in(home, args)
         plan = plan_features(job)
         alone = plan.make(home / "alone", run_local)
-        print(f"one process: {alone.new / alone.seconds:.1f} images/s", flush=True)
+        print(f"one process: {rate_of(alone):.1f} images/s", flush=True)
         spread = plan.make(home / "spread", run_on_ray(SessionConfig(num_cpus=args.cores)))
         close_session()
         size = sum(sum(marker.sizes.values()) for marker in spread.markers)
+        stage, with_start = args.cores * rate_of(spread), spread.new / spread.seconds
         print(
-            f"the stage on {args.cores} cores: {spread.new / spread.seconds:.1f} images/s with its start "
-            f"({spread.new} images in {spread.seconds:.0f} s), {size / spread.new:.0f} bytes an image",
+            f"the stage on {args.cores} cores: {stage:.1f} images/s, with its start {with_start:.1f} "
+            f"({spread.new} images in {spread.seconds:.0f} s); {size / spread.new:.0f} bytes an image",
             flush=True,
         )
         pixels, features, ratios, differences = [], [], [], []

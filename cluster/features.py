@@ -25,6 +25,8 @@ from storage.copies import discard, names_in
 
 DTYPES = {"float16": torch.float16, "float32": torch.float32}
 """Types of the files' numbers, by the values of `train.features`."""
+MILLISECONDS = "milliseconds"
+"""Count of a worker's time for a tar."""
 TARS = "_tars"
 """Folder of a small file for each tar, which says which it is: the sources of the work."""
 
@@ -50,7 +52,9 @@ class FeatureWork:
 
     def __call__(self, table: pa.Table, scratch: Path) -> Mapping[str, int]:
         (number,) = table["number"].to_pylist()
-        return self.make(number, file_of(scratch, number), lambda done: write_json(scratch / LIVE, {"rows": done}))
+        began = time.monotonic()
+        counts = self.make(number, file_of(scratch, number), lambda done: write_json(scratch / LIVE, {"rows": done}))
+        return {**counts, MILLISECONDS: round(1000 * (time.monotonic() - began))}
 
 
 class Made(NamedTuple):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cluster.features import FeaturePlan, Made, plan_features, runner_of
+from cluster.features import MILLISECONDS, FeaturePlan, Made, plan_features, runner_of
 from cluster.tracking import RunOf
 from cluster.train_config import RayTrainJob
 from filtering.files import digest_of
@@ -60,10 +60,12 @@ def _make(context: Context, plan: FeaturePlan, shards: Result) -> Result:
 
 
 def _result(made: Made) -> Result:
-    """Counts, bytes, and the rate of what was made just now, if anything was."""
+    """Counts, bytes, a worker's rate, and that of what was made just now, if anything was."""
     counts, stored = sum_counts(made.markers), sum(sum(marker.sizes.values()) for marker in made.markers)
+    milliseconds = counts.pop(MILLISECONDS)
     return {
         **counts,
+        "images_per_second_and_worker": round(1000 * counts["images"] / max(1, milliseconds), 3),
         "bytes": stored,
         "bytes_per_image": round(stored / max(1, counts["images"])),
         **({"images_per_second": round(made.new / made.seconds, 3)} if made.new else {}),

@@ -155,7 +155,8 @@ def _features(config: Config, rates: Measured, images: float | None) -> Forecast
         if reads_features(config, method):
             rate = rates.find(measured.features_rate(method.name), like=partial(_trains_alike, config, method.name))
             known = known and rate is not None
-            seconds += (images or 0.0) / rate.value if rate else 0.0
+            workers = 1 if config.train.use_gpu else _cores(config)
+            seconds += (images or 0.0) / (rate.value * workers) if rate else 0.0
             basis[method.name] = rate or Found(0.0, UNKNOWN)
             room += (images or 0.0) * _feature_bytes(resolve_encoder_paths(config), method, config.train.features)
             names.append(method.name)

@@ -134,8 +134,8 @@ def bytes_per_pixel(files: RunFiles) -> float:
 
 
 def features_rate(method: str) -> Callable[[RunFiles], float | None]:
-    """Images in a second of which a method's features were made."""
-    return lambda files: float(result_of(files, f"features-{method}")["images_per_second"])
+    """Images in a second of which a worker makes a method's features."""
+    return lambda files: float(result_of(files, f"features-{method}")["images_per_second_and_worker"])
 
 
 def pairs_rate(method: str) -> Callable[[RunFiles], float | None]:

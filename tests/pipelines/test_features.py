@@ -26,11 +26,14 @@ from pipelines.app import feature_stage
 from pipelines.app.config import override
 from pipelines.app.context import open_context
 from pipelines.app.dry_run import dry_run
+from pipelines.app.forecast import forecasts
+from pipelines.app.measured import Measured
 from pipelines.app.own_shards import own_shards
 from pipelines.app.read_run import config_of
 from pipelines.app.resolve import methods_to_train, planned_stages, resolve_encoder_paths
 from pipelines.app.run_files import LocalRun
 from pipelines.app.run_state import state_of
+from pipelines.app.stage_marker import StageMarker, write_marker
 
 TARS = 5
 FILES = [f"{number:05}.safetensors" for number in range(TARS)]
@@ -97,7 +100,7 @@ def test_trainings_read_what_is_made_once(run: Path, train_here: Callable[..., d
     assert [*stages] == ["features", "train"]
     assert (made["images"], made["unreadable"], made["shards"]) == (16 * TARS, 0, TARS)
     assert made["bytes_per_image"] > 4 * (2 * 32 + 8)  # float32: two heads of 32, and the image's share of four texts
-    assert made["images_per_second"] > 0
+    assert min(made["images_per_second"], made["images_per_second_and_worker"]) > 0
     weights, times = load_file(run / "train" / "talk2dino" / "method.safetensors"), written(run)
 
     assert train_here()["train"]["status"] == "skipped"
@@ -188,6 +191,10 @@ def test_stages_and_plans_know_it(run: Path, capsys: pytest.CaptureFixture[str])
     told = capsys.readouterr().out
     assert "1 features  the images of train.shards for talk2dino" in told
     assert "2 train     talk2dino 6 steps" in told
+    write_marker(run, "download", StageMarker(fingerprint="", digest="", seconds=0.0, result={"success": 1000}))
+    (_, plan) = forecasts(linked, ("download", "features"), Measured(str(run)))
+    assert plan.work == "1000 images for talk2dino"
+    assert plan.bytes == 1000 * 4 * (2 * 32 + 32)  # two heads of 32 channels and a text of 32, in float32
 
 
 def test_a_run_whose_methods_read_none(run: Path) -> None:
