@@ -31,9 +31,9 @@ from gpu_report import OUT_OF_MEMORY, SHARES, Report, about, tables
 from gpu_work import CLASSES, CPU, Labelling, Training, compare, free, loop_row, training_row, trainings
 
 from owseg import InputError
+from owseg.engine import usable_device
 from owseg.evaluation.inference import WINDOW_BATCH
 from owseg.methods.zero_shot import ZeroShotConfig
-from owseg.training import usable_device
 
 
 def compare_losses(report: Report, cases: list[Training]) -> None:

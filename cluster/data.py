@@ -46,18 +46,22 @@ START_SECONDS = 300
 LOOK_SECONDS = 5.0
 
 
-HEAVY = ("*.tar", *(f"_build/{rows}/{step}*" for rows in ("read", "sign") for step in ("", "spread/")))
-"""What no copy of a run's folder holds whole: images, and the rows between two passes."""
+HEAVY = (
+    "*.tar",
+    "features/*/*.safetensors",
+    *(f"_build/{rows}/{step}*" for rows in ("read", "sign") for step in ("", "spread/")),
+)
+"""What no copy of a run's folder holds whole: images, features of them, and the rows between two passes."""
 
 
 class ShardError(RuntimeError):
     """Work failed on a shard: the message names the shard and the error, a note holds the worker's traceback."""
 
 
-def run_on_ray(config: SessionConfig, record: Run | None = None) -> Runner:
+def run_on_ray(config: SessionConfig, record: Run | None = None, *, gpu: bool = False) -> Runner:
     """A `Runner` that spreads shards over worker processes. Ray starts only if some shard is not finished yet.
 
-    `record` is told how far the work is, now and then.
+    `record` is told how far the work is, now and then. With `gpu` each worker has a GPU of its own.
     The runner raises InputError as the work raised it, and ShardError for anything else. Finished shards stay finished.
     """
 
@@ -87,7 +91,7 @@ def run_on_ray(config: SessionConfig, record: Run | None = None) -> Runner:
                 Following(progress, out, rows, before, describe, record) as watched,
                 following(out / "_work"),
                 # Closed at once when a shard fails: workers must not keep running while somebody tries again.
-                closing(_results(config, make_work, todo, out, fingerprint, at_once, cores)) as results,
+                closing(_results(config, make_work, todo, out, fingerprint, at_once, cores, gpu)) as results,
             ):
                 for row in results:
                     _raise_failure(row)
@@ -152,7 +156,14 @@ def _result(source: str, *, mistake: str | None = None, failure: str | None = No
 
 
 def _results(
-    config: SessionConfig, make_work: MakeWork, sources: list[Path], out: Path, fingerprint: str, at_once: int, cores: int
+    config: SessionConfig,
+    make_work: MakeWork,
+    sources: list[Path],
+    out: Path,
+    fingerprint: str,
+    at_once: int,
+    cores: int,
+    gpu: bool,
 ) -> Generator[dict[str, Any], None, None]:
     """One row per shard, as each completes."""
     ensure_session(config)
@@ -168,7 +179,7 @@ def _results(
     context = ray.data.DataContext.get_current().copy()
     context.execution_no_progress_timeout_s = -1  # it takes a shard that is long in work for a plan that hangs
     context.execution_options.label_selector = selector_of(config.data_label)
-    workers = workers_for(len(sources), ray.nodes(), config, cores)
+    workers = workers_for(len(sources), ray.nodes(), config, cores, gpu=gpu)
     at_once = shards_at_once(len(sources), workers, at_once)
     with ray.data.DataContext.current(context):
         shards = ray.data.from_items([{"source": str(source)} for source in sources], override_num_blocks=len(sources))
@@ -195,6 +206,7 @@ def _results(
                     enable_true_multi_threading=True,
                 ),
                 num_cpus=CPUS_PER_WORKER * (1 if config.data_workers else cores),
+                num_gpus=1 if gpu else None,
                 max_task_retries=OOM_RETRIES,
                 batch_format="pyarrow",
                 batch_size=1,
@@ -203,13 +215,17 @@ def _results(
             yield from batch.to_pylist()
 
 
-def workers_for(shards: int, nodes: list[dict[str, Any]], config: SessionConfig, cores: int = 1) -> int:
+def workers_for(shards: int, nodes: list[dict[str, Any]], config: SessionConfig, cores: int = 1, *, gpu: bool = False) -> int:
     """How many workers take shards: those asked for, or one for so many cores of the nodes that `session.data_label` allows.
+
+    With `gpu`, one for each GPU of those nodes that has the cores.
 
     Cores of other nodes do not count: workers for them would wait, and start more data nodes than anybody asked for. More than
     fit are what makes an autoscaler start nodes, so on a cluster as many as are asked for may wait.
     """
     label = selector_of(config.data_label)
+    if gpu:
+        return max(1, min(shards, room(nodes, {"CPU": CPUS_PER_WORKER * cores, "GPU": 1.0}, label)))
     fitting = room(nodes, {"CPU": CPUS_PER_WORKER}, label)
     # A node with fewer cores has a worker, too.
     busy = sum(max(room([node], {"CPU": cores}, label), min(1, room([node], {"CPU": 1}, label))) for node in nodes)

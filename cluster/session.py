@@ -42,10 +42,12 @@ class SessionConfig:
     metrics_port: int | None = None
     """Port on which a local Ray offers its metrics and this program's to Prometheus; null: one that is free."""
     data_workers: int | None = None
-    """Workers that filter or download at the same time; null: as many as keep the CPUs busy that are there when they begin (one
-    for each; one for two where download.image.pixels is img2dataset). More than fit make a cluster's autoscaler start nodes."""
+    """Workers that filter, download or make features at the same time; null: as many as keep the CPUs busy that are there when
+    they begin (one for each; one for two where download.image.pixels is img2dataset). More than fit make a cluster's autoscaler
+    start nodes."""
     data_label: str = ""
-    """Filter and download only on Ray nodes with this label, key=value (ray_cluster.yaml has role=data); empty: anywhere."""
+    """Filter, download and make features only on Ray nodes with this label, key=value (ray_cluster.yaml has role=data); empty:
+    anywhere."""
     train_label: str = ""
     """Train and evaluate only on Ray nodes with this label, key=value (ray_cluster.yaml has role=train); empty: anywhere."""
 

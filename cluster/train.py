@@ -28,11 +28,11 @@ from cluster.tuning import AVERAGE, best_weights, read_scores, scorer
 from cluster.without_wandb import without_wandb
 from filtering.files import replacing
 from owseg import InputError as MistakeOfTraining
-from owseg.engine import Engine, TorchEngine
+from owseg.engine import Engine, TorchEngine, usable_device
 from owseg.fit import WEIGHTS, fit
 from owseg.optim import OptimConfig, ParameterGroup
 from owseg.step_log import Spent, StepLog, read_log
-from owseg.training import build, loader, usable_device
+from owseg.training import build, loader
 from storage.copies import at, discard, present, pulled, travelling
 from storage.filesystem import StoreFileSystem
 from storage.live import following, publishing

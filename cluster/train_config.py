@@ -21,6 +21,9 @@ class TrainConfig(LoopConfig):
 
     shards: str = ""
     """Folder of WebDataset tars to train on, or a pattern (tars/*.tar), in place of filter and download; empty = theirs."""
+    features: Literal["float16", "float32", "none"] = "float16"
+    """What methods with frozen towers and crop=centre train on: features of the shards, made once and stored as float16 or
+    float32; none = pixels, which go through the towers at each step."""
     workers: int | str = 1
     """Training processes, with GPUs one each: a number, or 2..8 for as many of them as there is room for, fewer where nodes are
     lost and more behind a checkpoint where some come; 0 = by this machine's cores, at least 16 pairs of a batch for each."""

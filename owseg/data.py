@@ -5,16 +5,15 @@ sample it would have seen.
 """
 
 import hashlib
-import io
 import random
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -23,9 +22,10 @@ from owseg.augmentation import AugmentConfig, Decoded, TrainingTransform
 from owseg.left_out import BadSample, refuse_more
 from owseg.normalisation import Normalisation
 from owseg.partners import Partners
-from owseg.photos import UNREADABLE
+from owseg.reading import Read, read_sample
 from owseg.shards import ShardReader
-from owseg.text import Tokenizer
+from owseg.stored_features import StoredFeatures
+from owseg.text import ReadTexts
 from storage.node_arrays import Allocate, node_arrays
 
 Prepare = Callable[[list[str], list[list[str]], list[str] | None, list[random.Random]], dict[str, Tensor]]
@@ -41,7 +41,10 @@ Draws from torch, numpy and `random`, which are seeded for each sample.
 
 
 class Batch(NamedTuple):
-    """One rank's share of a step: image [B, 3, H, W] normalised float32, tokens [B, L] int64, captions and keys of length B."""
+    """One rank's share of a step: image [B, 3, H, W] normalised float32, tokens [B, L] int64, captions and keys of length B.
+
+    Where it holds `features`, these stand in the place of pixels and of token ids (`owseg.features`).
+    """
 
     image: Tensor
     tokens: Tensor
@@ -57,6 +60,8 @@ class Batch(NamedTuple):
     """Place of the first row in the global batch."""
     bad: Sequence[BadSample] = ()
     """Samples that were to be in the batch and cannot be read: others took their places."""
+    features: bool = False
+    """Whether `image`, `tokens` and `texts` hold what frozen towers have made of images and texts."""
 
     def part(self, start: int, stop: int) -> "Batch":
         """The rows start..stop-1."""
@@ -118,7 +123,8 @@ class Opened(NamedTuple):
     """A sample of a batch: its number in the reader, its image, and the caption that was drawn, with its entities."""
 
     number: int
-    photo: Decoded
+    photo: Decoded | Tensor
+    """Decoded, or its features."""
     caption: str
     entities: list[str]
 
@@ -155,7 +161,7 @@ class CaptionBatches(Dataset[Batch]):
     def __init__(
         self,
         reader: ShardReader,
-        tokenize: Tokenizer,
+        tokenize: ReadTexts,
         augment: AugmentConfig,
         *,
         normalisation: Normalisation,
@@ -168,10 +174,12 @@ class CaptionBatches(Dataset[Batch]):
         prepare: Prepare | None = None,
         partners: bool = False,
         views: Views | None = None,
+        features: StoredFeatures | None = None,
     ) -> None:
         """The batches of one schedule, which begins at step `start`.
 
-        batch_size is global, over all ranks. With `partners` or `prepare` the reader must have indexed entities. Raises
+        batch_size is global, over all ranks. With `partners` or `prepare` the reader must have indexed entities. With
+        `features` no image is decoded: these are its samples'; `tokenize` and `prepare` then read theirs of texts. Raises
         InputError where the corpus cannot fill one batch.
         """
         check_batch_size(batch_size, samples=len(reader), workers=world_size)
@@ -179,7 +187,7 @@ class CaptionBatches(Dataset[Batch]):
         self.partners = Partners(reader.entities) if partners else None
         self.batch_size, self.seed, self.rank, self.world_size = batch_size, seed, rank, world_size
         self.start, self.schedule = start, schedule
-        self.augment, self.views = augment, views
+        self.augment, self.views, self.features = augment, views, features
         self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (normalisation.mean, normalisation.std))
         self.transform = TrainingTransform(augment, normalisation)
 
@@ -189,6 +197,7 @@ class CaptionBatches(Dataset[Batch]):
         drawn = [self._draw(step, place, bad) for place in places]
         captions, keys = [one.caption for one in drawn], [self.reader.samples.key(one.number) for one in drawn]
         batch = Batch(torch.stack([one.image for one in drawn]), self.tokenize(captions), captions, keys, first=places.start)
+        batch = batch._replace(features=self.features is not None)
         batch = batch._replace(views={name: torch.stack([one.views[name] for one in drawn]) for name in drawn[0].views})
         shared: list[str] | None = None
         if self.partners is not None:
@@ -202,6 +211,8 @@ class CaptionBatches(Dataset[Batch]):
     def _draw(self, step: int, place: int, bad: dict[int, BadSample]) -> _Drawn:
         """The sample of a place in the global batch, and what is drawn of it: ranks have no say in it."""
         one = self._fill(step, place, bad)
+        if isinstance(one.photo, Tensor):
+            return _Drawn(one.number, one.caption, one.entities, one.photo, {}, [])
         image, views = self.transform(one.photo), self._draw_views(one.photo.image)
         partner = []
         if self.partners is not None:
@@ -267,22 +278,16 @@ class CaptionBatches(Dataset[Batch]):
 
     def _open(self, index: int, epoch: int) -> Opened | BadSample:
         """A sample with the caption that the epoch draws for it."""
-        reader, key = self.reader, self.reader.samples.key(index)
-        try:
-            encoded, captions, entities = reader.read(index)
-            with Image.open(io.BytesIO(encoded)) as image:
-                photo = self.transform.decode(image, whole=self.views is not None)
-        except InputError:
-            raise
-        except UnidentifiedImageError:
-            reason = "has an image of no known format"
-        except UNREADABLE as error:
-            told = " ".join(str(error).split())
-            reason = told if told.startswith("has ") else f"has an image that cannot be decoded ({told or repr(error)})"
-        else:
-            number = caption_number(len(captions), self.seed, epoch, key, self.schedule)
-            return Opened(index, photo, captions[number], list(dict.fromkeys(entities[number])))
-        return BadSample(str(reader.shards[reader.samples.place(index)[0]]), key, reason)
+        found = self._read(index)
+        if isinstance(found, BadSample):
+            return found
+        number = caption_number(len(found.captions), self.seed, epoch, self.reader.samples.key(index), self.schedule)
+        return Opened(index, found.photo, found.captions[number], list(dict.fromkeys(found.entities[number])))
+
+    def _read(self, index: int) -> Read[Decoded] | Read[Tensor] | BadSample:
+        if self.features is not None:
+            return self.features.read(index)
+        return read_sample(self.reader, index, partial(self.transform.decode, whole=self.views is not None))
 
     def _partner(self, one: Opened, epoch: int, rng: np.random.Generator, bad: dict[int, BadSample]) -> tuple[Decoded, str]:
         """The image of a sample that shares an entity with one, and the entity; where it cannot be read, another draw's."""
@@ -293,8 +298,9 @@ class CaptionBatches(Dataset[Batch]):
             if index in unread:  # perhaps the only one there is
                 index = one.number
             found = self._open(index, epoch)
-            if isinstance(found, Opened):
+            if isinstance(found, Opened) and not isinstance(found.photo, Tensor):
                 return found.photo, entity
+            assert isinstance(found, BadSample)
             unread.add(index)
             self._leave_out(index, found, bad)
 

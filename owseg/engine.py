@@ -1,4 +1,4 @@
-"""The seam between the training loop and what carries out a step."""
+"""The seam between the training loop and what carries out a step, and where."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -9,11 +9,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from owseg import InputError
 from owseg.adam import AdamState, Moments, torch_state
 from owseg.data import Batch
 from owseg.optim import OptimConfig, ParameterGroup, adamw
 from owseg.steady import total_of
 from owseg.trainable import TrainableMethod, losses_of
+
+
+def usable_device(name: str | torch.device) -> torch.device:
+    """The device of this name. Raises InputError where there is none here."""
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+        device = torch.device(device.type, torch.cuda.current_device()) if str(device) == "cuda" else device
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(
+            f"device: {str(name)!r} cannot be used here ({error}); give cpu, or cuda where there is a GPU"
+        ) from error
+    return device
 
 
 class Engine(Protocol):

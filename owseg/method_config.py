@@ -73,6 +73,14 @@ class TrainableConfig(MethodConfig):
         return getattr(self, "fidelity", "exact") == "official"
 
     @property
+    def reads_features(self) -> bool:
+        """Whether features may stand in for pixels: its towers never learn, and it sees an image always the same way.
+
+        It then builds a `FrozenFeatures` (owseg/features.py).
+        """
+        return False
+
+    @property
     def official_layout(self) -> Layout | None:
         """How the method's published checkpoints name its tensors; None where none were published."""
         return None

@@ -83,3 +83,10 @@ def augmentations(phases: Sequence[Phase], augment: AugmentConfig) -> list[tuple
         (f"phases.{number}.augment", phase.augment) if phase.augment else ("augment", augment)
         for number, phase in enumerate(phases)
     ]
+
+
+def images_are_fixed(phases: Sequence[Phase], augment: AugmentConfig) -> bool:
+    """Whether an image is seen the same way at each step, and alone."""
+    kinds = {one for _, one in augmentations(phases, augment)}
+    random = any(one.crop == "random" or one.rand_augment or one.erase for one in kinds)
+    return len(kinds) == 1 and not random and not any(phase.partners for phase in phases)

@@ -88,12 +88,13 @@ class ShardReader:
         tars, first = np.unique(self.samples.tars[indices], return_index=True)
         self._open.prefetch([self.indexes[number] for number in tars[np.argsort(first)].tolist()])
 
-    def read(self, index: int) -> Sample:
-        """What the tar has of a sample.
+    def read(self, index: int, *, pixels: bool = True) -> Sample:
+        """What the tar has of a sample; without `pixels` no byte of its image.
 
         Raises InputError where the tar is not there any more as it was indexed, ValueError where the caption is no text.
         """
         shard, image, caption, about = self.samples.place(index)
+        image = image if pixels else (0, 0)
         with self._open(self.indexes[shard]) as tar:
             encoded, text, told = _read(tar, (image, caption, about))
         if (len(encoded), len(text), len(told)) != (image[1], caption[1], about[1]):

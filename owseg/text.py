@@ -2,7 +2,7 @@
 
 import gzip
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -43,6 +43,8 @@ TEMPLATES = (*_TEMPLATES, "imagenet80")
 """Names of the prompt template sets."""
 MAX_NAMED, SHOWN = 3, 60
 """Cut names in a line, and characters of each."""
+ReadTexts = Callable[[list[str]], torch.Tensor]
+"""A row for each text: its token ids [n, context length], or what a frozen tower has made of it [n, D]."""
 
 
 class Tokenizer(Protocol):

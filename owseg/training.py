@@ -21,7 +21,8 @@ from owseg.checkpoint import Checkpoint, sha256, write_model
 from owseg.compiled import compile_blocks
 from owseg.data import Batch, CaptionBatches, batches_from, check_batch_size
 from owseg.encoders import PRETRAIN, EncoderConfig, build_encoder, load_encoder
-from owseg.engine import TorchEngine
+from owseg.engine import TorchEngine, usable_device
+from owseg.features import stored_features, texts_through
 from owseg.fields import check_range, file_name, flatten, training_settings
 from owseg.fit import WEIGHTS, fit
 from owseg.ledger import LEDGER, Ledger
@@ -38,6 +39,7 @@ from owseg.shards import ShardReader
 from owseg.snapshots import newest_whole
 from owseg.steady import MAX_SKIPPED
 from owseg.step_log import Spent, StepLog
+from owseg.stored_features import StoredFeatures
 from owseg.trainable import TrainableMethod
 from storage.copies import names_in, size_of
 from storage.tar_cache import tars_of
@@ -96,6 +98,8 @@ class TrainJob:
     """Weights that training begins with, official or this project's; None = as the method begins."""
     forgotten: tuple[str, ...] = ()
     """Keys of samples that are left out as if the tars did not have them."""
+    features: Path | None = None
+    """Folder of features of the shards, which training reads in the place of pixels; None = it reads pixels."""
     seed: int = 0
     train: LoopConfig = LoopConfig()
 
@@ -173,19 +177,6 @@ def train(job: TrainJob, device: str | torch.device = "cpu") -> Path:
         if started:
             dist.destroy_process_group()
     return job.weights
-
-
-def usable_device(name: str | torch.device) -> torch.device:
-    """The device of this name. Raises InputError where there is none here."""
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-        device = torch.device(device.type, torch.cuda.current_device()) if str(device) == "cuda" else device
-    except (RuntimeError, AssertionError) as error:
-        raise InputError(
-            f"device: {str(name)!r} cannot be used here ({error}); give cpu, or cuda where there is a GPU"
-        ) from error
-    return device
 
 
 def settings_of(job: TrainJob, ranks: int) -> dict[str, Any]:
@@ -285,9 +276,10 @@ def loader(
     for scheduled in job.scheduled_phases:
         key = f"method_settings.{job.method.name}.{scheduled.schedule.key}.batch_size"
         check_batch_size(scheduled.schedule.optim.batch_size, samples=len(reader), workers=workers, key=key)
+    features = stored_features(job.features, method, job.method, reader, job.normalisation, bf16=job.train.bf16)
 
     def batches(scheduled: ScheduledPhase, start: int) -> Iterator[Batch]:
-        drawn = batches_of(job, method, reader, scheduled, rank, workers)
+        drawn = batches_of(job, method, reader, scheduled, rank, workers, features)
         drawn.prefetch(start)
         pin = next(method.parameters()).is_cuda  # the engine has moved the method by now
         given = batches_from(drawn, start, scheduled.stop, workers=job.train.loader_workers, pin=pin)
@@ -314,12 +306,19 @@ def reader_of(job: TrainJob, method: TrainableMethod) -> ShardReader:
 
 
 def batches_of(
-    job: TrainJob, method: TrainableMethod, reader: ShardReader, scheduled: ScheduledPhase, rank: int, workers: int
+    job: TrainJob,
+    method: TrainableMethod,
+    reader: ShardReader,
+    scheduled: ScheduledPhase,
+    rank: int,
+    workers: int,
+    features: StoredFeatures | None = None,
 ) -> CaptionBatches:
     """A rank's batches of a phase, by step."""
+    read, prepare = texts_through(method, features)
     return CaptionBatches(
         reader,
-        method.tokenize,
+        read,
         scheduled.phase.augment or job.method.augment,
         normalisation=job.normalisation,
         batch_size=scheduled.schedule.optim.batch_size,
@@ -328,7 +327,8 @@ def batches_of(
         world_size=workers,
         start=scheduled.schedule.start,
         schedule=scheduled.schedule.number,
-        prepare=method.prepare,
+        prepare=prepare,
+        features=features,
         partners=scheduled.phase.partners,
         views=method.views,
     )

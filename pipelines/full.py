@@ -13,7 +13,7 @@ from pipelines.app.cli import RESTART, VERIFY, main
 from pipelines.app.context import SUMMARY, Result, open_context
 from pipelines.app.dry_run import dry_run
 from pipelines.app.own_shards import own_shards
-from pipelines.app.run_state import STAGES
+from pipelines.app.resolve import planned_stages
 from pipelines.app.settings import Config
 from pipelines.download import check_target, retry_flag, run_download
 from pipelines.evaluate import run_evaluate
@@ -22,13 +22,13 @@ from pipelines.train import run_train
 
 
 def run(config: Config, retry: Retry = "none", verify: bool = False) -> None:
-    """filter → download → train → evaluate, tracked as one parent run."""
+    """filter → download → (features →) train → evaluate, tracked as one parent run."""
     check_encoder(config)
     check_methods(config)
     check_weights(config)
     check_benchmarks(config)
     check_target(config)
-    planned = STAGES[2:] if config.train.shards else STAGES
+    planned = planned_stages(config)
     with open_context(config, verify=verify, planned=planned) as context:
         if config.train.shards:
             run_train(context, own_shards(config))

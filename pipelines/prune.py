@@ -27,8 +27,9 @@ from storage.client import is_object_store
 SCRATCH = {
     "filter": ("corpus/_work", "corpus/_build/read", "corpus/_build/mark/marked", "corpus/_build/sign"),
     "download": ("shards/_work", "shards/_previous"),
+    "features": ("features/*/_work",),
 }
-"""By stage the folders of work under way, and of rows between two passes."""
+"""By stage the folders of work under way, and of rows between two passes; patterns."""
 DAY_SECONDS = 86_400
 CHECKPOINTS = "checkpoints"
 
@@ -52,8 +53,9 @@ def spare(folder: Path, *, checkpoints: int | None, scratch: bool) -> Iterator[S
     """What of a run may go; `checkpoints` are how many of each finished training stay, None all of them."""
     done = {path.name.removesuffix(".done.json") for path in folder.glob("*.done.json")}
     if scratch:
-        for path in (folder / name for stage, names in SCRATCH.items() if stage in done for name in names):
-            if path.exists() and any(path.iterdir()):
+        patterns = [pattern for stage, some in SCRATCH.items() if stage in done for pattern in some]
+        for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
+            if any(path.iterdir()):
                 yield Spare(path, "left of a complete stage")
         for path in sorted((folder / LOGS).glob("*.1.jsonl")):
             yield Spare(path, "the older half of a log")

@@ -36,20 +36,24 @@ from pipelines.app.config import to_dict
 from pipelines.app.context import Context, Result, open_context
 from pipelines.app.describe import plain
 from pipelines.app.dry_run import dry_run
+from pipelines.app.feature_stage import run_features
 from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
 from pipelines.app.records import settings_of, shards_data
 from pipelines.app.resolve import (
+    features_folder,
     given_weights,
     methods_to_train,
+    reads_features,
     resolve_encoder_paths,
     spread_training,
     starting_weights,
 )
 from pipelines.app.settings import Config
+from pipelines.app.stage_marker import read_marker
 from pipelines.app.world import tuning_config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
-from storage.copies import pulled, shown
+from storage.copies import pulled, shown, size_of
 
 KEYS = {"--keys": Option("STEP", "print the keys of the samples that a step (from 0) of each training shows, and end")}
 FINGERPRINT = "fingerprint"
@@ -62,6 +66,8 @@ def run_train(context: Context, shards: Result) -> Result:
     """The train stage: `train/<method>/` in the run's folder for each method that trains, towers first where asked for."""
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
+    reading = [job for job in jobs if reads_features(context.config, job)]
+    ensure_features(context, shards, [job for job in reading if not _is_trained(context, job, shards)])
     begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
     settings = [deciding_settings(context.config, job) for job in jobs]
     fingerprint = digest_of([settings, shards["digest"], *([begun] if begun else []), *_chosen_by(context, jobs)])
@@ -92,6 +98,16 @@ def run_train(context: Context, shards: Result) -> Result:
         )
         write_model(described)
     return result
+
+
+def ensure_features(context: Context, shards: Result, methods: Sequence[TrainableConfig]) -> None:
+    """The features stage for methods that read features; the towers that the run trains are trained first."""
+    if methods:
+        for tower in methods_to_train(context.config):
+            if tower.name not in context.config.methods:
+                _train_method(context, tower, shards)
+        encoder = trained_encoder(context)
+        run_features(context, [job_of(context.config, method, encoder, context.run_dir) for method in methods], shards)
 
 
 def ensure_trained(context: Context) -> None:
@@ -130,6 +146,8 @@ def deciding_settings(config: Config, method: TrainableConfig) -> dict[str, Any]
         settings["caption_field"] = config.train.caption_field
     if config.train.shards:
         settings["own_shards"] = True
+    if reads_features(config, method):
+        settings["features"] = config.train.features
     if method.depends_on_ranks:
         settings["workers"] = spread_training(config, method).workers
     if method.uses_clip:
@@ -161,9 +179,9 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     if method.name == "clip":
         encoder = replace(encoder, pretrained=PRETRAIN)
     tuning = tuning_config(context) if _scored(context.config, method) else None
-    job = replace(job_of(context.config, method, encoder, context.run_dir), tuning=tuning)
-    settings = deciding_settings(context.config, method)
-    fingerprint = digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [method])])
+    features = features_folder(context.run_dir, method.name) if reads_features(context.config, method) else None
+    job = replace(job_of(context.config, method, encoder, context.run_dir), tuning=tuning, features=features)
+    fingerprint = _fingerprint(context, job, shards)
 
     def work() -> Result:
         set_other_aside(folder, fingerprint)
@@ -183,6 +201,19 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
     return context.part(
         f"train-{method.name}", fingerprint, job.weights, work, files=lambda: _weight_files(folder.parent, method)
     )
+
+
+def _fingerprint(context: Context, job: RayTrainJob, shards: Result) -> str:
+    """Of one method's training."""
+    settings = deciding_settings(context.config, job.method)
+    return digest_of([settings, shards["digest"], _begun_from(job), *_chosen_by(context, [job.method])])
+
+
+def _is_trained(context: Context, method: TrainableConfig, shards: Result) -> bool:
+    """Whether a method's weights are there, by these very settings, data and towers."""
+    job = job_of(context.config, method, trained_encoder(context), context.run_dir)
+    there = size_of(job.weights) is not None
+    return there and read_marker(context.run_dir, f"train-{method.name}", _fingerprint(context, job, shards)) is not None
 
 
 def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:

@@ -13,6 +13,7 @@ VERBS = {
     "full": "links and captions in, the table of zero-shot mIoU out: all stages",
     "filter": "links in, the filtered corpus out",
     "download": "the corpus in, image shards out",
+    "features": "image shards in, what frozen towers make of them out, for training to read",
     "train": "image shards in, trained methods out",
     "evaluate": "trained methods in, the table of zero-shot mIoU out",
     "segment": "photos or videos and labels in, segmented ones out",

@@ -8,6 +8,7 @@ from pipelines.app.checks import check_benchmarks, check_encoder, check_methods,
 from pipelines.app.forecast import Forecast, forecasts
 from pipelines.app.measured import Measured
 from pipelines.app.outcome import print_text
+from pipelines.app.resolve import planned_stages
 from pipelines.app.run_dir import refuse_other_run
 from pipelines.app.run_state import STAGES
 from pipelines.app.settings import Config
@@ -15,19 +16,23 @@ from storage.client import is_object_store
 
 Check = Callable[[Config], None]
 OF_METHODS: tuple[Check, ...] = (check_encoder, check_methods, check_weights)
-CHECKS: dict[str, tuple[Check, ...]] = {"train": OF_METHODS, "evaluate": (*OF_METHODS, check_benchmarks)}
+CHECKS: dict[str, tuple[Check, ...]] = {
+    "features": OF_METHODS,
+    "train": OF_METHODS,
+    "evaluate": (*OF_METHODS, check_benchmarks),
+}
 
 
 def dry_run(last: str) -> dict[str, Check]:
     """The option of a verb that ends with the stage `last`."""
-    stages = STAGES[: STAGES.index(last) + 1]
+    until = STAGES[: STAGES.index(last) + 1]
 
     def show(config: Config) -> None:
         if not is_object_store(config.run_dir):
             refuse_other_run(config)
         for check in CHECKS.get(last, ()):
             check(config)
-        chosen = stages[2:] if config.train.shards and len(stages) > 2 else stages
+        chosen = tuple(stage for stage in planned_stages(config) if stage in until) or until
         rates = Measured(config.run_dir)
         print_text("\n".join(lines_of(config.run_dir, list(forecasts(config, chosen, rates)), rates.own.free())))
 

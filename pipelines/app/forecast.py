@@ -9,6 +9,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from cluster.features import DTYPES
 from filtering.captions.reader import parts_of
 from filtering.images.progress import size
 from owseg import InputError
@@ -16,13 +17,15 @@ from owseg.checkpoint import located
 from owseg.encoders import EncoderConfig, build_encoder
 from owseg.evaluation.datasets import list_items
 from owseg.evaluation.protocols import OVERRIDES, protocol_of
+from owseg.features import ensure_frozen
 from owseg.method_config import TrainableConfig
+from owseg.methods import TRAINABLE
 from owseg.phases import scheduled_phases
 from owseg.segmenter import build_trained
 from pipelines.app import measured
 from pipelines.app.config import flatten, to_dict
 from pipelines.app.measured import DOCUMENTED, Found, Measured, settings_of
-from pipelines.app.resolve import methods_to_train, resolve_encoder_paths
+from pipelines.app.resolve import methods_to_train, reads_features, resolve_encoder_paths
 from pipelines.app.roles import comparable, roles_of
 from pipelines.app.run_files import LocalRun, read_json
 from pipelines.app.settings import Config
@@ -102,9 +105,8 @@ def check_disk(config: Config, stage: str) -> None:
     if stage != "filter" and at(Path(config.run_dir)):  # images, checkpoints and scores are on their way to the store
         return
     rates = Measured(config.run_dir)
-    count = None
-    if stage == "download":
-        count = (read_json(rates.own, "filter.done.json").get("result") or {}).get("kept")
+    before, number = {"download": ("filter", "kept"), "features": ("download", "success")}.get(stage, ("", ""))
+    count = (read_json(rates.own, f"{before}.done.json").get("result") or {}).get(number)
     forecast = _OF[stage](config, rates, count)
     free = rates.own.free()
     if free is not None and forecast.bytes > free:
@@ -126,6 +128,7 @@ def check_disk(config: Config, stage: str) -> None:
 _LOWER = {
     "filter": "give fewer links",
     "download": "lower download.image.image_size",
+    "features": "train on pixels with train.features=none",
     "train": "train fewer methods at once",
     "evaluate": "set evaluate.limit or evaluate.pictures=false",
 }
@@ -176,6 +179,30 @@ def _download(config: Config, rates: Measured, kept: float | None) -> Forecast:
     )
 
 
+def _features(config: Config, rates: Measured, images: float | None) -> Forecast:
+    seconds, room, names, basis = 0.0, 0.0, [], {}
+    known = images is not None
+    for method in methods_to_train(config):
+        if reads_features(config, method):
+            rate = rates.find(measured.features_rate(method.name), like=partial(_trains_alike, config, method.name))
+            known = known and rate is not None
+            workers = 1 if config.train.use_gpu else _cores(config)
+            seconds += (images or 0.0) / (rate.value * workers) if rate else 0.0
+            basis[method.name] = rate or Found(0.0, UNKNOWN)
+            room += (images or 0.0) * _feature_bytes(resolve_encoder_paths(config), method, config.train.features)
+            names.append(method.name)
+    there = measured.bytes_below(rates.own, "features")
+    words = f"{images:.0f} images" if images is not None else "the images of train.shards"
+    return Forecast(
+        "features",
+        f"{words} for {', '.join(names)}",
+        images,
+        seconds if known else None,
+        max(0.0, room - there),
+        _basis(**basis),
+    )
+
+
 def _train(config: Config, rates: Measured, _: float | None) -> Forecast:
     seconds, room, words, basis = 0.0, 0.0, [], {}
     known = True
@@ -212,10 +239,9 @@ def _evaluate(config: Config, rates: Measured, _: float | None) -> Forecast:
 
 def _trains_alike(config: Config, method: str, other: dict[str, Any]) -> bool:
     """Whether a step of a method takes in another run what it takes in this one."""
-    return all(
-        _at(other, key) == _at(to_dict(config), key)
-        for key in (f"method_settings.{method}", "encoder.model", "train.workers", "train.use_gpu", "train.bf16")
-    )
+    keys = [f"method_settings.{method}", "encoder.model", "train.workers", "train.use_gpu", "train.bf16"]
+    keys += ["train.features"] if TRAINABLE[method].reads_features else []
+    return all(_at(other, key) == _at(to_dict(config), key) for key in keys)
 
 
 def _scores_alike(config: Config, method: str, other: dict[str, Any]) -> bool:
@@ -236,6 +262,7 @@ def _at(tree: Any, key: str) -> object:
 _OF: dict[str, Callable[[Config, Measured, float | None], Forecast]] = {
     "filter": _filter,
     "download": _download,
+    "features": _features,
     "train": _train,
     "evaluate": _evaluate,
 }
@@ -266,6 +293,13 @@ def _weight_bytes(encoder: EncoderConfig, method: TrainableConfig) -> int:
     """Of a method with its encoder, in float32."""
     built = build_trained(located(method, Path()), partial(build_encoder, encoder))
     return sum(tensor.numel() * tensor.element_size() for tensor in built.state_dict().values())
+
+
+@cache
+def _feature_bytes(encoder: EncoderConfig, method: TrainableConfig, kind: str) -> int:
+    """What is stored of an image and of one text."""
+    built = ensure_frozen(build_trained(located(method, Path()), partial(build_encoder, encoder)), method)
+    return sum(built.feature_sizes) * DTYPES[kind].itemsize
 
 
 def _cores(config: Config) -> int:

@@ -133,6 +133,11 @@ def bytes_per_pixel(files: RunFiles) -> float:
     return bytes_below(files, "shards") / float(result_of(files, "download")["success"] * side**2)
 
 
+def features_rate(method: str) -> Callable[[RunFiles], float | None]:
+    """Images in a second of which a worker makes a method's features."""
+    return lambda files: float(result_of(files, f"features-{method}")["images_per_second_and_worker"])
+
+
 def pairs_rate(method: str) -> Callable[[RunFiles], float | None]:
     """A method's image-caption pairs in a second: the median of its step log."""
 

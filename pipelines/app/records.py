@@ -116,7 +116,8 @@ def _description(config: Config, stages: Results) -> Iterator[str]:
             )
     trained = [f"train {name}" for name in stages.get("train", {}).get("methods", {})]
     scored = [f"evaluate {name}" for name in stages.get("evaluate", {}).get("mIoU", {})]
-    runs = [*(stage for stage in PRODUCTS if stage in stages), *trained, *scored]
+    featured = [f"features {name}" for name in stages.get("features", {}).get("methods", {})]
+    runs = [*(stage for stage in PRODUCTS if stage in stages), *featured, *trained, *scored]
     yield from ("", " · ".join(f"[[{name}]]" for name in runs))
 
 

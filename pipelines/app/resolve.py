@@ -15,6 +15,7 @@ from owseg.frozen_tower import TowerSettings
 from owseg.method_config import MethodConfig, TrainableConfig
 from owseg.phases import batch_sizes
 from pipelines.app.cli import CONFIGS
+from pipelines.app.run_state import STAGES, wanted_stages
 from pipelines.app.settings import Config
 
 
@@ -106,3 +107,20 @@ def _file_of_weights(path: Path, method: str) -> Path:
     if in_run.is_file() and not (path / WEIGHTS).is_file():
         return in_run
     return path / WEIGHTS if path.is_dir() else path
+
+
+def reads_features(config: Config, method: TrainableConfig) -> bool:
+    """Whether a method's training reads features in the place of pixels."""
+    return config.train.features != "none" and method.reads_features
+
+
+def features_folder(run_dir: Path, method: str) -> Path:
+    """Where the features that a method's training reads lie in a run's folder."""
+    return run_dir / "features" / method
+
+
+def planned_stages(config: Config) -> tuple[str, ...]:
+    """The stages of the whole chain with these settings, in order."""
+    reads = any(reads_features(config, method) for method in methods_to_train(config))
+    stages = [stage for stage in STAGES if reads or stage != "features"]
+    return wanted_stages(stages, own_shards=bool(config.train.shards))

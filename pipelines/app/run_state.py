@@ -12,8 +12,8 @@ from filtering.secrets import masked
 from pipelines.app.measured import settings_of
 from pipelines.app.run_files import RunFiles, age, read_json
 
-STAGES = ("filter", "download", "train", "evaluate")
-OUTPUTS = {"filter": "corpus/", "download": "shards/", "train": "train/", "evaluate": "evaluate/"}
+STAGES = ("filter", "download", "features", "train", "evaluate")
+OUTPUTS = {"filter": "corpus/", "download": "shards/", "features": "features/", "train": "train/", "evaluate": "evaluate/"}
 FRESH_SECONDS = 60.0
 """Progress that is older tells of a process that hangs or is gone."""
 _CHECKPOINT = re.compile(r"train/([^/]+)/checkpoints/(checkpoint_[^/]+)/position\.json")
@@ -25,12 +25,12 @@ def state_of(files: RunFiles) -> State:
     """All that `owseg status` tells, as --json has it."""
     holder = files.holder()
     config = settings_of(files)
-    stages = {name: _stage(files, name, holder, config) for name in STAGES}
+    stages = {name: _stage(files, name, holder, config) for name in _planned(files)}
     mlflow = read_json(files, "mlflow.json")
     return {
         "run_dir": files.name,
         "held_by": holder,
-        "complete": all(stages[name]["status"] == "done" for name in _wanted(config)),
+        "complete": all(stages[name]["status"] == "done" for name in wanted_stages(stages, own_shards=_own_shards(config))),
         "stages": stages,
         "checkpoints": _checkpoints(files),
         "disk": {"bytes": _parts(files.sizes), "free": files.free()},
@@ -39,9 +39,19 @@ def state_of(files: RunFiles) -> State:
     }
 
 
-def _wanted(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The stages of the whole chain."""
-    return STAGES[2:] if (config.get("train") or {}).get("shards") else STAGES
+def wanted_stages(stages: Iterable[str], *, own_shards: bool) -> tuple[str, ...]:
+    """Those of the whole chain: tars of the user's own are neither filtered nor downloaded."""
+    return tuple(stage for stage in stages if not (own_shards and stage in ("filter", "download")))
+
+
+def _planned(files: RunFiles) -> list[str]:
+    """All stages, but for features where the run shows no trace of any: most methods read none."""
+    begun = any(file.startswith(OUTPUTS["features"]) for file in files.sizes)
+    return [stage for stage in STAGES if begun or stage != "features"]
+
+
+def _own_shards(config: Mapping[str, Any]) -> bool:
+    return bool((config.get("train") or {}).get("shards"))
 
 
 def _stage(files: RunFiles, name: str, holder: str, config: Mapping[str, Any]) -> State:
@@ -71,6 +81,8 @@ def _counts(files: RunFiles, name: str, result: Mapping[str, Any]) -> State:
             failures = {status: count for status, count in by_status.items() if status != "success"}
             counts = {"links": sum(by_status.values()), "images": by_status.get("success", 0)}
             return {"counts": counts, "failures": failures}
+    if name == "features" and result:
+        return {"counts": {"images": result["images"]}}
     if name == "evaluate" and result:
         return {
             "counts": {"images": sum(result["images"].values())},

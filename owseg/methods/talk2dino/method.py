@@ -8,7 +8,7 @@ the cosine of its patch with mapped class names.
 Written from the paper and from recorded numbers of the official code, which has no licence.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from owseg.data import Batch
 from owseg.encoders import Encoder, pad_to_multiple
 from owseg.exporting.folders import save_vit
+from owseg.features import FrozenFeatures
 from owseg.methods.talk2dino.attention import head_embeddings, heads_for
 from owseg.methods.talk2dino.cleaning import cleaned
 from owseg.methods.talk2dino.contrast import caption_contrast, entity_contrast
@@ -26,11 +27,10 @@ from owseg.methods.talk2dino.entity_prompts import EntityPrompts
 from owseg.methods.talk2dino.image_tower import ImageTower
 from owseg.methods.talk2dino.official import LAYOUT
 from owseg.methods.talk2dino.settings import Talk2DinoSettings
-from owseg.micro_batches import ContrastiveMethod
 from owseg.normalisation import Normalisation
 from owseg.phases import augmentations
 from owseg.published_layout import Layout
-from owseg.text import prompt_templates
+from owseg.text import ReadTexts, prompt_templates
 from owseg.vit import refuse_partial_patches
 
 
@@ -61,8 +61,10 @@ class Projection(nn.Module):
         return mapped
 
 
-class Talk2Dino(ContrastiveMethod):
+class Talk2Dino(FrozenFeatures):
     """Both frozen towers, and the map between them."""
+
+    prepare: EntityPrompts | None
 
     def __init__(self, config: Talk2DinoConfig, encoder: Encoder) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class Talk2Dino(ContrastiveMethod):
         for key, augment in augmentations(config.phases, config.augment):
             refuse_partial_patches(augment.size, self.patch_size, f"{self.image.key}.{key}.size")
         self.projection = Projection(encoder.clip.text_projection.shape[1], self.image.width)
-        self.prepare = EntityPrompts(self.tokenize) if config.head == "entity" else None
+        self.prepare = self.prepare_with(self.tokenize)
         self.background_threshold: float | None = config.background_threshold
 
     def initialise(self) -> None:
@@ -82,15 +84,42 @@ class Talk2Dino(ContrastiveMethod):
 
     # ------------------------------------------------------------------------------------------------------------ training
 
+    def image_features(self, image: Tensor) -> Tensor:
+        """An embedding for each head [B, M, C] of images [B, 3, H, W]."""
+        seen = self.image(image)
+        return head_embeddings(seen.attention, seen.patches)
+
+    def text_features(self, tokens: Tensor) -> Tensor:
+        """CLIP's features [n, D] of token ids [n, L]."""
+        found: Tensor = self.clip.encode_text(tokens)
+        return found
+
+    @property
+    def feature_sizes(self) -> tuple[int, int]:
+        """M heads of C numbers, and D."""
+        return self.image.heads * self.image.width, self.projection.first.in_features
+
+    def texts_of(self, captions: Sequence[str], entities: Sequence[Sequence[str]]) -> Iterable[str]:
+        """Captions and, where heads are chosen by entity, every prompt of an entity: which are drawn is random."""
+        return [*captions, *(self.prepare.possible(entities) if self.prepare else [])]
+
+    @property
+    def text_settings(self) -> tuple[str, ...]:
+        """What chooses heads and, where entities do, their templates."""
+        return (self.config.head, *([self.config.templates] if self.prepare else []))
+
+    def prepare_with(self, read: ReadTexts) -> EntityPrompts | None:
+        """Prompts of entities, where these choose heads."""
+        return EntityPrompts(read) if self.config.head == "entity" else None
+
     def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
         """Mapped texts "text" [B, M, C], the caption or entities, and of the image the head that each chooses, "image"."""
         del shared
-        seen = self.image(batch.image)
+        heads = self.features_of_images(batch)
         tokens = batch.texts["entity"] if self.config.head == "entity" else batch.tokens[:, None]
-        with torch.no_grad():
-            texts = self.clip.encode_text(tokens.flatten(0, 1))
+        texts = self.features_of_texts(tokens.flatten(0, 1), batch)
         mapped = self.projection(texts).reshape(*tokens.shape[:2], -1)
-        return {"text": mapped, "image": heads_for(mapped.detach(), head_embeddings(seen.attention, seen.patches))}
+        return {"text": mapped, "image": heads_for(mapped.detach(), heads)}
 
     def combine(self, encoded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
         """{"contrast": symmetric InfoNCE over the global batch}."""

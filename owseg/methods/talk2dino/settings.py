@@ -10,7 +10,7 @@ from owseg.fields import check_range, setting
 from owseg.frozen_tower import TowerSettings
 from owseg.method_config import TrainableConfig
 from owseg.optim import OptimConfig
-from owseg.phases import Phase
+from owseg.phases import Phase, images_are_fixed
 from owseg.text import check_templates
 
 CLEANED = ("voc21", "coco_object")
@@ -60,6 +60,11 @@ class Talk2DinoSettings(TowerSettings, TrainableConfig):
     def depends_on_ranks(self) -> bool:
         """Never: the official form divides by the global batch."""
         return False
+
+    @property
+    def reads_features(self) -> bool:
+        """Where its crops are the middle of the image: both towers are frozen."""
+        return images_are_fixed(self.phases, self.augment)
 
     def supervision(self, encoder: EncoderConfig) -> str:
         """What its masks are learned from, in the words of the comparison table."""
