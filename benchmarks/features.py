@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 import torch
 from gpu_inputs import write_shards
@@ -60,18 +61,28 @@ def job_in(home: Path, args: argparse.Namespace) -> RayTrainJob:
     )
 
 
-def steps_of(job: RayTrainJob) -> Iterator[tuple[float, float]]:
-    """Seconds and loss of each step; the first one's time is no step's."""
+class Step(NamedTuple):
+    """What a step took, and came to."""
+
+    wall: float
+    """Milliseconds."""
+    cpu: float
+    """Milliseconds of processor time."""
+    loss: float
+
+
+def steps_of(job: RayTrainJob) -> Iterator[Step]:
+    """The steps of a training; what the first took is no step's."""
     method = build(job)
     (scheduled,) = job.scheduled_phases
     (groups,) = phase_groups(method, job.method.phases, job.method.optim)
     engine = TorchEngine(method.train(), groups, job.method.optim)
     batches = loader(job, method, 0, 1, BadSamples(job.bad_samples, 0.0, write=False))(scheduled, 0)
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     for batch in batches:
         loss = float(engine.step(batch, 1e-4)["contrast"])
-        yield time.perf_counter() - began, loss
-        began = time.perf_counter()
+        yield Step(1e3 * (time.perf_counter() - wall), 1e3 * (time.process_time() - cpu), loss)
+        wall, cpu = time.perf_counter(), time.process_time()
 
 
 def rate_of(made: Made) -> float:
@@ -99,8 +110,10 @@ def main() -> None:
         home = Path(folder)
         job = job_in(home, args)
         plan = plan_features(job)
+        began = time.process_time()
         alone = plan.make(home / "alone", run_local)
-        print(f"one process: {rate_of(alone):.1f} images/s", flush=True)
+        spent = 1e3 * (time.process_time() - began) / alone.new
+        print(f"one process: {rate_of(alone):.1f} images/s, {spent:.1f} ms of processor time an image", flush=True)
         spread = plan.make(home / "spread", run_on_ray(SessionConfig(num_cpus=args.cores)))
         close_session()
         size = sum(sum(marker.sizes.values()) for marker in spread.markers)
@@ -110,15 +123,15 @@ def main() -> None:
             f"({spread.new} images in {spread.seconds:.0f} s); {size / spread.new:.0f} bytes an image",
             flush=True,
         )
-        pixels, features, ratios, differences = [], [], [], []
-        for _ in range(args.rounds):
-            on_pixels, on_features = list(steps_of(job)), list(steps_of(replace(job, features=home / "spread")))
-            pixels.append(median(1e3 * seconds for seconds, _ in on_pixels[1:]))
-            features.append(median(1e3 * seconds for seconds, _ in on_features[1:]))
-            ratios.append(pixels[-1] / features[-1])
-            differences += [abs(one - other) for (_, one), (_, other) in zip(on_pixels, on_features, strict=True)]
-        print(f"a step of {args.batch} on pixels: {told(pixels)} ms; on features: {told(features)} ms", flush=True)
-        print(f"ratio {told(ratios)}; losses differ by {max(differences):.1e} at most", flush=True)
+        rounds = [(list(steps_of(job)), list(steps_of(replace(job, features=home / "spread")))) for _ in range(args.rounds)]
+        for kind in ("wall", "cpu"):
+            pairs = [tuple(median(getattr(step, kind) for step in some[1:]) for some in round_) for round_ in rounds]
+            pixels, features = (told([pair[place] for pair in pairs]) for place in (0, 1))
+            name = "time" if kind == "wall" else "processor time"
+            print(f"a step of {args.batch}, {name}: {pixels} ms on pixels, {features} ms on features", flush=True)
+            print(f"  ratio {told([pair[0] / pair[1] for pair in pairs])}", flush=True)
+        apart = max(abs(one.loss - other.loss) for pair in rounds for one, other in zip(*pair, strict=True))
+        print(f"losses differ by {apart:.1e} at most", flush=True)
 
 
 if __name__ == "__main__":
