@@ -169,7 +169,8 @@ def check_weights(config: Config) -> None:
         assert isinstance(model, TrainableConfig)
         method = build_trained(model, lambda: build_encoder(encoder))
         check_windows(config, method)
-        load_frozen(method, model)
+        if not asks_for_tower(getattr(config.method_settings, name)):
+            load_frozen(method, model)
         load_trained(method, model.phases, path)
         if path.with_name(MODEL).is_file() and Path(encoder.pretrained).is_file():
             read_model(path.parent, encoder_weights=encoder.pretrained)
