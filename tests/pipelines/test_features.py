@@ -19,6 +19,7 @@ from filtering.link_set import LinkSet, write_forgotten
 from filtering.shards import run_local
 from helpers import tiny
 from helpers.chain import run_each
+from helpers.s3 import s3_server
 from owseg import InputError, training
 from pipelines import features
 from pipelines import train as verb
@@ -34,6 +35,7 @@ from pipelines.app.resolve import methods_to_train, planned_stages, resolve_enco
 from pipelines.app.run_files import LocalRun
 from pipelines.app.run_state import state_of
 from pipelines.app.stage_marker import StageMarker, write_marker
+from storage.client import Store
 
 TARS = 5
 FILES = [f"{number:05}.safetensors" for number in range(TARS)]
@@ -222,3 +224,21 @@ def test_the_verb_and_two_trainings_on_ray(run: Path) -> None:
         assert "features: skipped, complete already" in one.stdout
         assert "train-talk2dino: done" in one.stdout
     assert written(run) == times
+
+
+@pytest.mark.slow
+def test_in_an_object_store(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files go to the store, and training fetches them."""
+    url, at = "s3://bucket/runs/one", f"storage.scratch={tmp_path / 'scratch'}"
+    with s3_server() as server:
+        for name, value in server.environment.items():
+            monkeypatch.setenv(name, value)
+        server.make_bucket("bucket")
+        verbs = ("features", "train")
+        calls = [[verb, "--config", str(run / "config.yaml"), f"run_dir={url}", at] for verb in verbs]
+        for done in run_each(calls):
+            assert done.returncode == 0, done.stderr
+        there = {entry.name for entry in Store(url).entries()}
+    assert {f"features/talk2dino/{name}" for name in FILES} <= there
+    assert {"features.done.json", "features/talk2dino/_done/00004.done.json", "train/talk2dino/method.safetensors"} <= there
+    assert "features: skipped, complete already" in done.stdout
