@@ -7,19 +7,22 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from cluster.tracking import NullTracker
 from helpers import tiny
 from helpers.chain import run_well, summary
 from helpers.paths import REPO
 from helpers.sweeps import cells_of, works_of
-from owseg import InputError
+from owseg import InputError, training
 from owseg.checkpoint import Checkpoint, find_checkpoint, write_model
 from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.dino import DinoConfig
 from owseg.predict import load
-from pipelines import export
+from owseg.training import TrainJob
+from pipelines import export, train
 from pipelines.app.checks import check_methods, check_weights
 from pipelines.app.config import ConfigError
 from pipelines.app.config import load as load_config
+from pipelines.app.context import Context
 from pipelines.app.resolve import located_model, methods_to_train
 from pipelines.app.settings import Config
 
@@ -162,23 +165,46 @@ def test_an_export_takes_the_tower_along(tmp_path: Path, photo: Path) -> None:
     assert "../" not in (tmp_path / "out" / "owseg" / "model.json").read_text()
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)
-def test_a_run_trains_it_and_builds_on_it(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    run_well("full", run, *ON_IT, "evaluate.datasets=[voc21, voc20]")
-    first = summary(run)["stages"]
-    assert list(first["train"]["methods"]) == list(first["train"]["costs"]) == ["clip", "dino", "talk2dino"]
-    assert list(first["evaluate"]["mIoU"]) == ["proxyclip", "talk2dino"]
-    state, tower = (load_file(run / "train" / "dino" / name) for name in (WEIGHTS, "image_tower.safetensors"))
-    assert {f"teacher.vit.{name}" for name in tower} == {name for name in state if name.startswith("teacher.vit.")}
-    written = json.loads((run / "train" / "talk2dino" / "model.json").read_text())
-    assert written["method"]["image_weights"] == "../dino/image_tower.safetensors"
+def test_the_map_is_trained_anew_where_its_tower_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The train stage, with training in this process instead of Ray's."""
+    began: list[str] = []
 
-    again = run_well("full", run, *ON_IT, "evaluate.datasets=[voc21, voc20]")
-    assert "train: complete" in again or "skipped" in again
-    run_well("train", run, *ON_IT, "evaluate.datasets=[voc21, voc20]", "method_settings.dino.optim.lr=0.01", "--restart")
-    other = summary(run)["stages"]["train"]["methods"]
-    assert other["clip"] == first["train"]["methods"]["clip"]
-    assert other["dino"] != first["train"]["methods"]["dino"]
-    assert other["talk2dino"] != first["train"]["methods"]["talk2dino"], "another tower, another map"
+    def train_here(job: TrainJob, *_: object) -> Path:
+        began.append(job.method.name)
+        return training.train(job)
+
+    monkeypatch.setattr(train, "train", train_here)
+    tiny.write_shards(tmp_path / "shards")
+    (tmp_path / "run").mkdir()
+    small = (f"train.shards={tmp_path / 'shards'}", "check_disk=false")
+
+    def trained(*more: str) -> dict[str, str]:
+        began.clear()
+        context = Context(settings(tmp_path / "run", *small, *more), NullTracker())
+        train.ensure_trained(context)
+        methods: dict[str, str] = context.stages["train"]["methods"]
+        return methods
+
+    first = trained()
+    assert began == [*first] == ["clip", "dino", "talk2dino"]
+    folder = tmp_path / "run" / "train"
+    state, tower = (load_file(folder / "dino" / name) for name in (WEIGHTS, "image_tower.safetensors"))
+    assert {f"teacher.vit.{name}" for name in tower} == {name for name in state if name.startswith("teacher.vit.")}
+    assert "../dino/image_tower.safetensors" in json.loads((folder / "talk2dino" / "model.json").read_text())["sha256"]
+    assert (trained(), began) == (first, [])
+    again = trained("method_settings.dino.optim.lr=0.01")
+    assert began == ["dino", "talk2dino"]
+    assert {name for name in first if again[name] != first[name]} == {"dino", "talk2dino"}, "another tower, another map"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_a_run_trains_it_and_builds_on_it(tmp_path: Path) -> None:
+    run, shards = tmp_path / "run", tmp_path / "shards"
+    tiny.write_shards(shards)
+    small = (*ON_IT, f"train.shards={shards}", "evaluate.datasets=[voc21]", "evaluate.limit=2", "train.workers=1")
+    run_well("full", run, *small, deadline=800)
+    stages = summary(run)["stages"]
+    assert list(stages["train"]["methods"]) == list(stages["train"]["costs"]) == ["clip", "dino", "talk2dino"]
+    assert list(stages["evaluate"]["mIoU"]) == ["proxyclip", "talk2dino"]
+    assert find_checkpoint(run, "proxyclip").method == located_model(settings(run, *small), "proxyclip")

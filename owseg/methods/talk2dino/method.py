@@ -152,7 +152,7 @@ class Talk2Dino(FrozenFeatures):
         """Scores [B, n, H, W] of windows [B, 3, H, W]; with `background` a constant plane comes first: [B, 1 + n, H, W]."""
         padded, (top, left) = pad_to_multiple(image, (self.image.patch_size, self.image.patch_size))
         seen = self.image(padded)
-        scores = self.grid_scores(seen.patches, seen.attention, classes, self.config.clean if background else 0.0)
+        scores = self.grid_scores(seen.patches, seen.attention, classes, self.config.clean)
         planes = scores.reshape(*scores.shape[:2], *seen.grid)
         scores = F.interpolate(planes, size=padded.shape[-2:], mode="bilinear", align_corners=True)
         scores = scores[..., top : top + image.shape[-2], left : left + image.shape[-1]]

@@ -1,6 +1,7 @@
 """Talk2DINO's formulas written out plainly, its frozen tower, what it learns, and what it refuses."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,7 +133,11 @@ def test_scores_with_a_background_and_without(method: Talk2Dino) -> None:
     assert (whole[:, 0] == 0.55).all()
     assert (plain >= 0.268).all()
     assert (plain <= 0.732).all()
-    assert not torch.allclose(plain, whole[:, 1:])  # cleaned
+    torch.testing.assert_close(plain, whole[:, 1:])
+    method.config = replace(method.config, clean=0.0)
+    assert not torch.allclose(plain, method.segment(image, classes, False)), (
+        "the evaluator draws no plane, and yet it is cleaned"
+    )
 
 
 def test_cleaning_is_for_the_sets_that_the_official_evaluation_cleans() -> None:
