@@ -105,8 +105,8 @@ class Talk2Dino(FrozenFeatures):
 
     @property
     def text_settings(self) -> tuple[str, ...]:
-        """What chooses heads and, where entities do, their templates."""
-        return (self.config.head, *([self.config.templates] if self.prepare else []))
+        """What chooses heads."""
+        return (self.config.head,)
 
     def prepare_with(self, read: ReadTexts) -> EntityPrompts | None:
         """Prompts of entities, where these choose heads."""
