@@ -15,6 +15,7 @@ from helpers.sweeps import cells_of, works_of
 from owseg import InputError, training
 from owseg.checkpoint import Checkpoint, find_checkpoint, write_model
 from owseg.fit import WEIGHTS, learned_state
+from owseg.frozen_tower import TowerSettings
 from owseg.methods.dino import DinoConfig
 from owseg.predict import load
 from owseg.training import TrainJob
@@ -207,4 +208,7 @@ def test_a_run_trains_it_and_builds_on_it(tmp_path: Path) -> None:
     stages = summary(run)["stages"]
     assert list(stages["train"]["methods"]) == list(stages["train"]["costs"]) == ["clip", "dino", "talk2dino"]
     assert list(stages["evaluate"]["mIoU"]) == ["proxyclip", "talk2dino"]
-    assert find_checkpoint(run, "proxyclip").method == located_model(settings(run, *small), "proxyclip")
+    mode, row = find_checkpoint(run, "proxyclip").method, located_model(settings(run, *small), "proxyclip")
+    assert isinstance(mode, TowerSettings)
+    assert isinstance(row, TowerSettings)
+    assert (mode.image_weights, mode.image_size) == (row.image_weights, row.image_size)
