@@ -187,7 +187,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         set_other_aside(folder, fingerprint)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"method": method.name, "shards_digest": shards["digest"], "download_run": RunOf("download")})
-            run.params({**settings_of(context.config, "train", method.name), "steps": job.steps})
+            run.params({**_headline(settings_of(context.config, "train", method.name)), "steps": job.steps})
             run.dataset(shards_data(context.config, context.run_dir, shards), context="training")
             run.describe(f"Training of **{method.name}** on the shards of [[download]], {job.steps} steps.")
             weights = train(job, context.config.session, lambda steps: _log(run, job.out, steps))
@@ -214,6 +214,13 @@ def _is_trained(context: Context, method: TrainableConfig, shards: Result) -> bo
     job = job_of(context.config, method, trained_encoder(context), context.run_dir)
     there = size_of(job.weights) is not None
     return there and read_marker(context.run_dir, f"train-{method.name}", _fingerprint(context, job, shards)) is not None
+
+
+def _headline(settings: dict[str, object]) -> dict[str, object]:
+    """The settings that a training's page shows: MLflow writes all of them above each picture; its model and parent have all."""
+    return {
+        key: value for key, value in settings.items() if key.endswith((".optim.batch_size", ".optim.lr", ".head", ".texts"))
+    }
 
 
 def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:
