@@ -217,7 +217,7 @@ def _is_trained(context: Context, method: TrainableConfig, shards: Result) -> bo
 
 
 def _headline(settings: dict[str, object]) -> dict[str, object]:
-    """The settings that a training's page shows: MLflow writes all of them above each picture; its model and parent have all."""
+    """The settings that a training's page shows, as MLflow writes them above each picture; its model and parent have all."""
     return {
         key: value for key, value in settings.items() if key.endswith((".optim.batch_size", ".optim.lr", ".head", ".texts"))
     }
