@@ -21,7 +21,7 @@ from pipelines.app.resolve import methods_to_train, reads_features
 from pipelines.app.settings import Config
 from pipelines.download import run_download
 from pipelines.filter import run_filter
-from pipelines.train import ensure_features
+from pipelines.train import ensure_features, train_towers
 
 
 def run(config: Config, verify: bool = False) -> None:
@@ -36,6 +36,7 @@ def run(config: Config, verify: bool = False) -> None:
     check_methods(config)
     with open_context(config, verify=verify) as context:
         shards = own_shards(config) if config.train.shards else run_download(context, run_filter(context))
+        train_towers(context, shards, methods_to_train(config))
         ensure_features(context, shards, methods)
 
 

@@ -67,6 +67,8 @@ def run_train(context: Context, shards: Result) -> Result:
     out = context.run_dir / "train"
     jobs = methods_to_train(context.config)
     reading = [job for job in jobs if reads_features(context.config, job)]
+    if reading:
+        train_towers(context, shards, jobs)  # first: another tower is another training of the method, on other features
     ensure_features(context, shards, [job for job in reading if not _is_trained(context, job, shards)])
     begun = {name: digest_of_file(file) for name, file in sorted(starting_weights(context.config).items())}
     settings = [deciding_settings(context.config, job) for job in jobs]
@@ -100,12 +102,16 @@ def run_train(context: Context, shards: Result) -> Result:
     return result
 
 
+def train_towers(context: Context, shards: Result, jobs: Sequence[TrainableConfig]) -> None:
+    """Those of the trainings that others are built on."""
+    for job in jobs:
+        if job.tower is not None:
+            _train_method(context, job, shards)
+
+
 def ensure_features(context: Context, shards: Result, methods: Sequence[TrainableConfig]) -> None:
-    """The features stage for methods that read features; the towers that the run trains are trained first."""
+    """The features stage for methods that read features, whose towers are there."""
     if methods:
-        for tower in methods_to_train(context.config):
-            if tower.name not in context.config.methods:
-                _train_method(context, tower, shards)
         encoder = trained_encoder(context)
         run_features(context, [job_of(context.config, method, encoder, context.run_dir) for method in methods], shards)
 

@@ -253,7 +253,7 @@ def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_
     ("model", "told"),
     [
         ("vit_nope", "timm cannot build 'vit_nope' (Unknown model (vit_nope)); see timm.list_models('vit*')"),
-        ("resnet18", "resnet18 is no plain ViT; choose one such as vit_base_patch16_224.dino"),
+        ("resnet18", "resnet18 is no ViT; choose one such as vit_base_patch16_224.dino"),
         (
             "vit_small_patch14_dinov2",
             "vit_small_patch14_dinov2 is no plain ViT (blocks.0.ls1.gamma is left over (24 differences))",
