@@ -166,8 +166,9 @@ def test_an_export_takes_the_tower_along(tmp_path: Path, photo: Path) -> None:
     assert "../" not in (tmp_path / "out" / "owseg" / "model.json").read_text()
 
 
-def test_the_map_is_trained_anew_where_its_tower_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The train stage, with training in this process instead of Ray's."""
+@pytest.mark.parametrize("features", ["none", pytest.param("float32", marks=pytest.mark.slow)])
+def test_the_map_is_trained_anew_where_its_tower_is(features: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The train stage, with training in this process instead of Ray's; features, where they are read, are made by Ray."""
     began: list[str] = []
 
     def train_here(job: TrainJob, *_: object) -> Path:
@@ -177,7 +178,7 @@ def test_the_map_is_trained_anew_where_its_tower_is(tmp_path: Path, monkeypatch:
     monkeypatch.setattr(train, "train", train_here)
     tiny.write_shards(tmp_path / "shards")
     (tmp_path / "run").mkdir()
-    small = (f"train.shards={tmp_path / 'shards'}", "check_disk=false")
+    small = (f"train.shards={tmp_path / 'shards'}", "check_disk=false", f"train.features={features}")
 
     def trained(*more: str) -> dict[str, str]:
         began.clear()
