@@ -2,7 +2,9 @@
 
 import socket
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -13,18 +15,39 @@ from helpers.download_web import Web
 TESTS = Path(__file__).parent
 
 
-LONG = ("chain", "test_job_submit.py", "test_sweep.py", "test_tracking.py", "test_checkpoint.py", "test_corpus_resume.py")
+LONG = (
+    *("chain", "test_job_submit.py", "test_sweep.py", "test_engine.py", "test_equal_on_ranks.py", "test_tracking.py"),
+    *("test_checkpoint.py", "cluster/test_evaluate.py", "test_corpus_resume.py"),
+)
 """What takes longest, by group: begun first, so that no process of the tests is left with it in the end."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, those of a file stay together, and all that look at the one run of the chain."""
-    groups = {}
-    for item in items:
-        groups[item] = "chain" if "chain" in getattr(item, "fixturenames", ()) else item.path.relative_to(TESTS).as_posix()
-        item.add_marker(pytest.mark.xdist_group(groups[item]))
+    """What takes longest begins first."""
+    groups = {item: group_of(item.path) for item in items}
     items.sort(key=lambda item: next((place for place, name in enumerate(LONG) if groups[item].endswith(name)), len(LONG)))
+
+
+@cache
+def group_of(file: Path) -> str:
+    """The group of a file: itself, or "chain" where its tests look at the one run of the chain."""
+    return "chain" if "chain: Chain" in file.read_text(encoding="utf-8") else file.relative_to(TESTS).as_posix()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where tests run in several processes, those of a group stay together, so that what they share is made once.
+
+    xdist's own loadgroup does not do so with pytest 9: it writes groups where node ids are no longer read from.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByGroup(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group_of(TESTS.parent / nodeid.partition("::")[0])
+
+    config.option.loadscopereorder = False
+    return ByGroup(config, log)
 
 
 @pytest.fixture(scope="session")
