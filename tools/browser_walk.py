@@ -16,7 +16,7 @@ import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -48,9 +48,6 @@ class Walk(NamedTuple):
         """A page of MLflow by what follows #; always loaded anew."""
         self.page.goto("about:blank")
         self.page.goto(f"{self.server}/#/{path}")
-        with suppress(Exception):  # MLflow's assistant takes a third of the page where it is open
-            self.page.get_by_text("MLflow Assistant").first.wait_for(timeout=8_000)
-            self.page.locator("button:near(:text('MLflow Assistant'))").last.click(timeout=2_000)
 
     def see(self, *texts: str) -> None:
         """Wait until each of these texts is on the page."""
