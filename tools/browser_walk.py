@@ -164,10 +164,9 @@ def playground_page(walk: Walk) -> None:
 
 
 def comparison_page(walk: Walk, other: Path, out: Path) -> None:
-    """Two runs side by side on a phone."""
-    subprocess.run(
-        [sys.executable, "pipelines/compare.py", str(walk.run_dir), str(other), "--out", str(out)], check=True, cwd=ROOT
-    )
+    """Two runs side by side on a phone, or one alone."""
+    runs = dict.fromkeys(map(str, (walk.run_dir, other)))
+    subprocess.run([sys.executable, "pipelines/compare.py", *runs, "--out", str(out)], check=True, cwd=ROOT)
     walk.page.set_viewport_size({"width": 390, "height": 844})
     walk.page.goto(out.resolve().as_uri())
     walk.see("Scores", "Settings")
