@@ -1,5 +1,6 @@
 """A finished run as readers see it in a browser: MLflow, the reports and a comparison, at a desk and on a phone."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ def test_a_reader_finds_runs_scores_models_pictures_and_reports(tmp_path: Path) 
     subprocess.run([sys.executable, *command], cwd=REPO, check=True, timeout=900)
     pictures = tmp_path / "pictures"
     pictures.mkdir()
-    browser_walk.walk_through(run, run, tmp_path / "compare.html", pictures)
+    browser_walk.walk_through(run, Path(shutil.copytree(run, tmp_path / "other")), tmp_path / "compare.html", pictures)
     names = {picture.stem for picture in pictures.glob("*.png")}
     assert {
         "mlflow_runs",

@@ -1,6 +1,6 @@
 """Walk through a finished run as a reader does, in headless Chromium, and take the pictures that the guides show.
 
-    python tools/browser_walk.py runs/demo --pictures docs/pictures
+    python tools/browser_walk.py runs/demo --other runs/no-area --pictures docs/pictures
 
 MLflow (as `make up` opens it), the filter's report, the playground and a comparison at a phone's width. Each step looks for
 what must be there, and the walk ends with the step that does not find it. Asks for the machine's own Chromium.
@@ -155,7 +155,7 @@ def playground_page(walk: Walk) -> None:
             walk.page.goto(process.stdout.readline().split()[1])
             walk.page.set_input_files("#photo input[type=file]", str(photo))
             walk.page.wait_for_selector("#photo img")
-            walk.page.fill("#labels :is(input, textarea)", "sky, tree, cat")
+            walk.page.fill("#labels :is(input, textarea)", "bus, umbrella, wall")
             walk.page.click("#segment")
             walk.page.wait_for_selector("#overlay-0 img", timeout=PATIENCE)
             walk.picture("playground_page")
@@ -164,8 +164,8 @@ def playground_page(walk: Walk) -> None:
 
 
 def comparison_page(walk: Walk, other: Path, out: Path) -> None:
-    """Two runs side by side on a phone, or one alone."""
-    runs = dict.fromkeys(map(str, (walk.run_dir, other)))
+    """Two runs side by side on a phone."""
+    runs = (str(walk.run_dir), str(other))
     subprocess.run([sys.executable, "pipelines/compare.py", *runs, "--out", str(out)], check=True, cwd=ROOT)
     walk.page.set_viewport_size({"width": 390, "height": 844})
     walk.page.goto(out.resolve().as_uri())
@@ -222,11 +222,11 @@ def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path)
-    parser.add_argument("--other", type=Path, help="a run to compare with (default: the run itself)")
+    parser.add_argument("--other", type=Path, required=True, help="a run to compare with")
     parser.add_argument("--out", type=Path, default=Path("compare.html"))
     parser.add_argument("--pictures", type=Path, help="folder for the pictures")
     given = parser.parse_args()
-    walk_through(given.run_dir, given.other or given.run_dir, given.out, given.pictures)
+    walk_through(given.run_dir, given.other, given.out, given.pictures)
 
 
 if __name__ == "__main__":
