@@ -4,6 +4,7 @@ The loss, the centre and the head are DINO's (Caron et al., 2104.14294), with th
 goes to 1 would stop taking up what the texts teach (SILC, 2310.13355).
 """
 
+from abc import abstractmethod
 from itertools import pairwise
 from typing import Protocol
 
@@ -11,7 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from owseg.data import Batch
 from owseg.losses import at_least_float32, global_mean_rows
+from owseg.micro_batches import ContrastiveMethod
+from owseg.phases import Phase
 
 
 class Temperatures(Protocol):
@@ -105,3 +109,41 @@ class DistillationHead(nn.Module):
         features = F.normalize(self.mlp(x), dim=-1, eps=1e-12)
         logits: Tensor = features @ (self.scale * F.normalize(self.direction, dim=-1)).T
         return logits
+
+
+class SelfDistilled(ContrastiveMethod):
+    """A method with a teacher, `teacher` and `teacher_head`, that follows its student step by step."""
+
+    centre: Tensor
+    """[1, K]: what the teacher says on average."""
+    taken: Tensor
+    """[] int64: steps taken so far."""
+
+    def keep_teacher_state(self, outputs: int, momentum: float) -> None:
+        """Add what training keeps beside weights. outputs: K; momentum: how much of the teacher stays at each step, 0..1."""
+        self._momentum = momentum
+        self.register_buffer("centre", torch.zeros(1, outputs))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+        self.extra_state_prefixes = ("teacher.", "teacher_head.", "centre", "taken")
+
+    @torch.no_grad()
+    def begin_phase(self, phase: Phase) -> None:
+        """The teacher starts out as a copy of the student."""
+        del phase
+        if self.taken == 0:
+            self.move_teacher(momentum=0.0)
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """The teacher follows the student."""
+        self.move_teacher(self._momentum)
+        self.taken += 1
+
+    @abstractmethod
+    def move_teacher(self, momentum: float) -> None:
+        """Move the teacher, where there is one, towards the student."""
+
+    def shared(self, batch: Batch) -> dict[str, Tensor]:
+        """The centre as it is: `combine` moves it."""
+        del batch
+        return {"centre": self.centre.clone()}

@@ -23,12 +23,11 @@ from owseg.fields import check_range, setting
 from owseg.image_tower import ImageTower
 from owseg.losses import global_mean
 from owseg.method_config import Tower, TrainableConfig
-from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
 from owseg.normalisation import Normalisation
 from owseg.optim import OptimConfig
 from owseg.phases import Phase, augmentations
-from owseg.self_distillation import DistillationHead, loss_at, moved_centre
+from owseg.self_distillation import DistillationHead, SelfDistilled, loss_at, moved_centre
 from owseg.text import CLIP_VOCABULARY, clip_tokenizer
 from owseg.vit import VitSize
 
@@ -111,13 +110,8 @@ class DinoConfig(TrainableConfig):
         return Dino(self)
 
 
-class Dino(ContrastiveMethod):
+class Dino(SelfDistilled):
     """The student's tower and head, and the teacher that follows them."""
-
-    centre: Tensor
-    """[1, K]: what the teacher says on average."""
-    taken: Tensor
-    """[] int64: steps taken so far."""
 
     def __init__(self, config: DinoConfig) -> None:
         super().__init__()
@@ -131,32 +125,12 @@ class Dino(ContrastiveMethod):
             if size % self.image.patch_size:
                 raise InputError(f"{KEY}.{key}: {size} pixels are no whole patches of {self.image.patch_size}; give a multiple")
         self.teacher, self.teacher_head = frozen_copy(self.image), frozen_copy(self.head)
-        self.register_buffer("centre", torch.zeros(1, config.outputs))
-        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
-        self.extra_state_prefixes = ("teacher.", "teacher_head.", "centre", "taken")
-
-    @torch.no_grad()
-    def begin_phase(self, phase: Phase) -> None:
-        """The teacher starts out as a copy of the student."""
-        del phase
-        if self.taken == 0:
-            self.move_teacher(momentum=0.0)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """The teacher follows the student."""
-        self.move_teacher(self.config.momentum)
-        self.taken += 1
+        self.keep_teacher_state(config.outputs, config.momentum)
 
     def move_teacher(self, momentum: float) -> None:
         """Move the teacher towards the student."""
         follow(self.teacher, self.image, momentum)
         follow(self.teacher_head, self.head, momentum)
-
-    def shared(self, batch: Batch) -> dict[str, Tensor]:
-        """The centre as it is: `combine` moves it."""
-        del batch
-        return {"centre": self.centre.clone()}
 
     def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
         """Each image's loss "distillation" [B], and what the teacher says of it on average, "teacher" [B, K]."""

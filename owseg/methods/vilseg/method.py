@@ -36,11 +36,9 @@ from owseg.methods.vilseg.regions import connected_components, paint, pool_regio
 from owseg.methods.vilseg.settings import VilSegSettings, check_sizes
 from owseg.methods.vilseg.towers import KEY, TextTower, dino_tag
 from owseg.methods.vilseg.views import Views
-from owseg.micro_batches import ContrastiveMethod
 from owseg.momentum import follow, frozen_copy
 from owseg.normalisation import Normalisation
-from owseg.phases import Phase
-from owseg.self_distillation import DistillationHead, loss_at, moved_centre
+from owseg.self_distillation import DistillationHead, SelfDistilled, loss_at, moved_centre
 from owseg.text import prompt_templates
 
 COLLAPSED = 0.2
@@ -57,13 +55,8 @@ class VilSegConfig(VilSegSettings):
         return VilSeg(self)
 
 
-class VilSeg(ContrastiveMethod):
+class VilSeg(SelfDistilled):
     """Both towers, their projections into the joint space, the contrast's head with its teacher, and the clustering head."""
-
-    centre: Tensor
-    """[1, K]: what the teacher says on average."""
-    taken: Tensor
-    """[] int64: steps taken so far."""
 
     def __init__(self, config: VilSegConfig) -> None:
         super().__init__()
@@ -88,9 +81,7 @@ class VilSeg(ContrastiveMethod):
         self.views = Crops(config.local_crops, config.local_size, config.local_area) if config.vision_weight else None
         self.teacher = frozen_copy(self.image) if config.vision_weight else None
         self.teacher_head = frozen_copy(self.vision_head) if config.vision_weight else None
-        self.register_buffer("centre", torch.zeros(1, config.head_out))
-        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
-        self.extra_state_prefixes = ("teacher.", "teacher_head.", "centre", "taken")
+        self.keep_teacher_state(config.head_out, config.momentum)
 
     # ------------------------------------------------------------------------------------------------------------ training
 
@@ -99,29 +90,11 @@ class VilSeg(ContrastiveMethod):
         if self.config.init == "dino":
             self.image.load(dino_tag(self.config.image_tower), self.config.image_weights)
 
-    @torch.no_grad()
-    def begin_phase(self, phase: Phase) -> None:
-        """The teacher starts out as a copy of the student."""
-        del phase
-        if self.taken == 0:
-            self.move_teacher(momentum=0.0)
-
-    @torch.no_grad()
-    def after_step(self) -> None:
-        """The teacher follows the student."""
-        self.move_teacher(self.config.momentum)
-        self.taken += 1
-
     def move_teacher(self, momentum: float) -> None:
         """Move the teacher, where there is one, towards the student."""
         if self.teacher is not None and self.teacher_head is not None:  # both or neither
             follow(self.teacher, self.image, momentum)
             follow(self.teacher_head, self.vision_head, momentum)
-
-    def shared(self, batch: Batch) -> dict[str, Tensor]:
-        """The centre as it is: `combine` moves it."""
-        del batch
-        return {"centre": self.centre.clone()}
 
     def encode(self, batch: Batch, shared: dict[str, Tensor]) -> dict[str, Tensor]:
         """`encode_views`, of crops of the loader and a twin drawn here."""
