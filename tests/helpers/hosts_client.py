@@ -118,14 +118,24 @@ class Site:
         self.requests = 0
         self.busy_once = 0
         self.port = 0
+        self._in_flight = 0
+        self._open, self._idle = asyncio.Event(), asyncio.Event()
+        self._open.set()
+        self._idle.set()
 
     async def start(self) -> None:
         self._server = await asyncio.start_server(self._answer, "127.0.0.1", self.port)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
+        """Answer what was asked, then die. A listener that closed first would refuse some while it still answers others:
+        then the refused ones are those hosts' own failures, and rightly so.
+        """
+        self._open.clear()
+        await self._idle.wait()
         self._server.close()
         await self._server.wait_closed()
+        self._open.set()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
@@ -139,6 +149,17 @@ class Site:
         writer.close()
 
     async def __call__(self, host: str) -> str | Answer:
+        await self._open.wait()
+        self._in_flight += 1
+        self._idle.clear()
+        try:
+            return await self._ask(host)
+        finally:
+            self._in_flight -= 1
+            if not self._in_flight:
+                self._idle.set()
+
+    async def _ask(self, host: str) -> str | Answer:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
             writer.write(f"GET / HTTP/1.0\r\nHost: {host}\r\n\r\n".encode())
