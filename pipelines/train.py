@@ -38,7 +38,7 @@ from pipelines.app.describe import plain
 from pipelines.app.dry_run import dry_run
 from pipelines.app.feature_stage import run_features
 from pipelines.app.own_shards import forgotten_keys, own_shards, tars_at
-from pipelines.app.records import settings_of, shards_data
+from pipelines.app.records import headline_of, settings_of, shards_data
 from pipelines.app.resolve import (
     features_folder,
     given_weights,
@@ -193,7 +193,7 @@ def _train_method(context: Context, method: TrainableConfig, shards: Result) -> 
         set_other_aside(folder, fingerprint)
         with context.tracker.child(f"train {method.name}", stage="train") as run:
             run.tags({"method": method.name, "shards_digest": shards["digest"], "download_run": RunOf("download")})
-            run.params({**_headline(settings_of(context.config, "train", method.name)), "steps": job.steps})
+            run.params({**headline_of(context.config, "train", method.name), "steps": job.steps})
             run.dataset(shards_data(context.config, context.run_dir, shards), context="training")
             run.describe(f"Training of **{method.name}** on the shards of [[download]], {job.steps} steps.")
             weights = train(job, context.config.session, lambda steps: _log(run, job.out, steps))
@@ -220,13 +220,6 @@ def _is_trained(context: Context, method: TrainableConfig, shards: Result) -> bo
     job = job_of(context.config, method, trained_encoder(context), context.run_dir)
     there = size_of(job.weights) is not None
     return there and read_marker(context.run_dir, f"train-{method.name}", _fingerprint(context, job, shards)) is not None
-
-
-def _headline(settings: dict[str, object]) -> dict[str, object]:
-    """The settings that a training's page shows, as MLflow writes them above each picture; its model and parent have all."""
-    return {
-        key: value for key, value in settings.items() if key.endswith((".optim.batch_size", ".optim.lr", ".head", ".texts"))
-    }
 
 
 def _model(context: Context, job: RayTrainJob, shards: Result) -> Model:

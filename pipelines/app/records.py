@@ -18,6 +18,10 @@ from storage.copies import shown
 Results = Mapping[str, Mapping[str, Any]]
 METHODS = "method_settings."
 STANDARD = frozenset(BENCHMARKS)
+_HEADLINE = (
+    ".optim.batch_size", ".optim.lr", ".head", ".texts", ".image_tower", ".background_threshold",
+    "evaluate.refine", "evaluate.short_side", "evaluate.window", "evaluate.stride",
+)  # fmt: skip
 PRODUCTS = {"filter": "corpus", "download": "shards"}
 """What stages make."""
 
@@ -25,8 +29,7 @@ PRODUCTS = {"filter": "corpus", "download": "shards"}
 def settings_of(config: Config, stage: str, method: str = "") -> dict[str, object]:
     """The settings of a stage that are not the defaults, by dotted key; of the methods' only those of one.
 
-    The stage's are those that have a say in it, or in how it is done. MLflow writes all parameters of a run above each of its
-    pictures, which hides the picture where they are many; the parent run has them all.
+    The stage's are those that have a say in it, or in how it is done.
     """
     found: dict[str, object] = {}
     usual = dict(flatten(to_dict(Config())))
@@ -35,6 +38,15 @@ def settings_of(config: Config, stage: str, method: str = "") -> dict[str, objec
         if here and usual.get(key) != value and (not key.startswith(METHODS) or key.startswith(f"{METHODS}{method}.")):
             found[key] = value
     return as_parameters(found.items())
+
+
+def headline_of(config: Config, stage: str, method: str) -> dict[str, object]:
+    """The few of these that a method's run shows as its parameters.
+
+    MLflow writes all parameters of a run above each of its pictures, which hides the picture where they are many. The parent
+    run has them all, and the model those of its training.
+    """
+    return {key: value for key, value in settings_of(config, stage, method).items() if key.endswith(_HEADLINE)}
 
 
 def average_name(datasets: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from owseg.evaluation.pictures import draw_confusion
 from owseg.evaluation.protocols import EvaluateConfig, protocol_of, summary_of
 from owseg.evaluation.scoring import Score
 from pipelines.app.context import Context, Result
-from pipelines.app.records import average_name, by_dataset, settings_of
+from pipelines.app.records import average_name, by_dataset, headline_of
 from storage.copies import shown
 
 METRICS = ("mIoU", "fwIoU", "pixel_accuracy", "boundary_IoU", "seconds_per_image", "peak_memory_mb")
@@ -42,7 +42,7 @@ def begun(run: Run, context: Context, contender: Contender, config: EvaluateConf
             **({"shards_digest": shards} if shards else {}),
         }
     )
-    run.params(settings_of(context.config, "evaluate", contender.name))
+    run.params(headline_of(context.config, "evaluate", contender.name))
     run.model(model_of(contender), made=False)
     run.tags({"train_run": RunOf(f"train {contender.name}")})
     return run

@@ -5,7 +5,7 @@ import pytest
 from cluster.tracking import NullTracker
 from owseg.evaluation.datasets import BENCHMARKS
 from pipelines.app.config import override
-from pipelines.app.records import average_name, by_dataset, record_run, settings_of
+from pipelines.app.records import average_name, by_dataset, headline_of, record_run, settings_of
 from pipelines.app.settings import Config
 
 
@@ -33,6 +33,13 @@ def test_a_stage_has_the_settings_of_its_own_that_are_not_the_defaults() -> None
     assert settings_of(config, "train", "tcl") == {"seed": 3, "train.workers": 2, "method_settings.tcl.optim.lr": 1e-3}
     assert settings_of(config, "filter")["filter.source.path"] == "s3://KEY:***@bucket/x"
     assert "" not in settings_of(config, "evaluate", "tcl").values()
+
+
+def test_what_stands_above_a_runs_pictures_is_little() -> None:
+    changed = ["optim.lr=1e-3", "background_threshold=0.2", "area_prior=0.3", "mask_shift=-3.5", "kp_weight=0"]
+    config = override(Config(), ["seed=3", "evaluate.bootstrap=500", *(f"method_settings.tcl.{text}" for text in changed)])
+    assert headline_of(config, "train", "tcl") == {"method_settings.tcl.optim.lr": 1e-3}
+    assert headline_of(config, "evaluate", "tcl") == {"method_settings.tcl.background_threshold": 0.2}
 
 
 class Page(NullTracker):
