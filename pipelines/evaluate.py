@@ -117,6 +117,8 @@ def _publish(
     counts = {name: {dataset: score.by_image for dataset, score in row.items()} for name, row in scores.items()}
     intervals = {name: row_intervals([row], draws=config.bootstrap) for name, row in counts.items() if config.bootstrap}
     data = benchmark_data(config, out)
+    for benchmark in data.values():
+        context.tracker.dataset(benchmark, context="evaluation")
     reports = {row.name: _write_reports(row, config, scores[row.name], intervals.get(row.name, {}), out) for row in contenders}
     for contender in contenders:
         name = contender.name

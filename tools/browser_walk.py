@@ -111,6 +111,8 @@ def scroll_to(walk: Walk, text: str) -> None:
     raise AssertionError(f"{text} is in no table of the page")
 
 
+_NO_ASSISTANT = 'localStorage.setItem("mlflow.assistant.fab.autoOpenedOnFirstLoad_v1", "true")'
+"""MLflow's assistant opens itself on the first load, and takes a quarter of the page."""
 _SCROLL = """
 for (const element of document.querySelectorAll("*"))
     if (element.scrollHeight > element.clientHeight && ["auto", "scroll"].includes(getComputedStyle(element).overflowY))
@@ -119,20 +121,24 @@ for (const element of document.querySelectorAll("*"))
 
 
 def slider(walk: Walk, path: str) -> None:
-    """The same tuning images at each checkpoint: the slider goes back to an earlier one."""
+    """The same tuning images at each checkpoint: the slider goes from one to the next, and each has its picture."""
     walk.open(path)
     walk.see("train/loss")
     section = walk.page.get_by_text("tuning", exact=True).last
     section.wait_for(timeout=PATIENCE)
-    section.scroll_into_view_if_needed()
-    if not walk.page.get_by_role("slider").count():
-        section.click()
-    handle = walk.page.get_by_role("slider").first
+    section.scroll_into_view_if_needed()  # its cards are made then
+    card = walk.page.get_by_test_id("experiment-view-compare-runs-card").filter(has=walk.page.get_by_role("slider")).first
+    handle = card.get_by_role("slider")
     handle.wait_for(timeout=PATIENCE)
-    handle.scroll_into_view_if_needed()
-    last = handle.get_attribute("aria-valuenow")
-    handle.press("ArrowLeft")
-    assert handle.get_attribute("aria-valuenow") != last, "the slider over checkpoints does not move"
+    shown = []
+    for _ in range(2):
+        handle.press("ArrowRight")  # it begins at step 0, before the first checkpoint
+        card.locator("img").wait_for(timeout=PATIENCE)
+        walk.page.wait_for_timeout(1500)
+        shown.append((handle.get_attribute("aria-valuenow"), card.locator("img").get_attribute("src")))
+    assert len({*shown}) == 2, f"the slider over checkpoints shows the same: {shown}"
+    for other in walk.page.get_by_role("slider").all():
+        other.press("ArrowRight")
     walk.picture("mlflow_slider")
 
 
@@ -210,6 +216,7 @@ def walk_through(run_dir: Path, other: Path, out: Path, pictures: Path | None = 
     with mlflow_of(store) as server, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*ARGUMENTS])
         page = browser.new_page(viewport={"width": 1400, "height": 900})
+        page.add_init_script(_NO_ASSISTANT)
         walk = Walk(page, server, run_dir, store, pictures)
         mlflow_pages(walk)
         report_page(walk)

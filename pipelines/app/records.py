@@ -41,12 +41,15 @@ def settings_of(config: Config, stage: str, method: str = "") -> dict[str, objec
 
 
 def headline_of(config: Config, stage: str, method: str) -> dict[str, object]:
-    """The few of these that a method's run shows as its parameters.
+    """The few of these that a method's run shows as its parameters, by their names within its settings.
 
     MLflow writes all parameters of a run above each of its pictures, which hides the picture where they are many. The parent
     run has them all, and the model those of its training.
     """
-    return {key: value for key, value in settings_of(config, stage, method).items() if key.endswith(_HEADLINE)}
+    own = f"{METHODS}{method}."
+    return {
+        key.removeprefix(own): value for key, value in settings_of(config, stage, method).items() if key.endswith(_HEADLINE)
+    }
 
 
 def average_name(datasets: Sequence[str]) -> str:
@@ -78,8 +81,10 @@ def record_run(tracker: Tracker, config: Config, stages: Results) -> None:
     if corpus:
         tracker.metrics({"corpus/links": corpus["links"], "corpus/kept": corpus["kept"]})
         tracker.metrics({f"leakage/{name}": share for name, share in corpus.get("leakage", {}).items()})
+        tracker.dataset(corpus_data(Path(config.run_dir), corpus), context="filtered")
     if shards:
         tracker.metrics({"corpus/images": shards["success"]} if "success" in shards else {})
+        tracker.dataset(shards_data(config, Path(config.run_dir), shards), context="training")
     for name, row in scores.get("mIoU", {}).items():
         tracker.metrics(by_dataset(f"mIoU/{name}", row))
     tracker.describe("\n".join(_description(config, stages)))

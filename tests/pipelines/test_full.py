@@ -109,7 +109,7 @@ def test_mlflow_holds_one_parent_with_a_run_for_each_stage_and_method(chain: Cha
             assert (metrics[f"mIoU_low/{key}"], metrics[f"mIoU_high/{key}"]) == pytest.approx((low, high))
     assert runs["train tcl"].data.metrics["train/loss/total"] > 0
     assert parent.data.params["method_settings.tcl.optim.batch_size"] == "8"
-    assert runs["train tcl"].data.params["method_settings.tcl.optim.batch_size"] == "8"
+    assert runs["train tcl"].data.params["optim.batch_size"] == "8"
     assert parent.data.metrics["corpus/kept"] == chain.summary["stages"]["filter"]["kept"]
     assert any(key.startswith("leakage/") for key in parent.data.metrics)
     for run in runs.values():
@@ -130,6 +130,8 @@ def test_lineage_leads_from_the_corpus_to_the_scores_and_back(chain: Chain) -> N
     assert data("evaluate tcl").keys() == BENCHMARKS.keys()
     assert len({*data("evaluate tcl").values()}) < len(BENCHMARKS), "voc21 and voc20 have the same files"
     assert data("evaluate tcl") == data("evaluate chance")
+    parent = data(chain.folder.name)
+    assert parent == {name: data("download")[name] for name in ("corpus", "shards")} | data("evaluate tcl")
     tags = {name: run.data.tags for name, run in runs.items()}
     assert tags["download"]["filter_run"] == runs["filter"].info.run_id
     assert tags["train tcl"]["download_run"] == runs["download"].info.run_id

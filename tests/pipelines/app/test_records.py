@@ -38,8 +38,8 @@ def test_a_stage_has_the_settings_of_its_own_that_are_not_the_defaults() -> None
 def test_what_stands_above_a_runs_pictures_is_little() -> None:
     changed = ["optim.lr=1e-3", "background_threshold=0.2", "area_prior=0.3", "mask_shift=-3.5", "kp_weight=0"]
     config = override(Config(), ["seed=3", "evaluate.bootstrap=500", *(f"method_settings.tcl.{text}" for text in changed)])
-    assert headline_of(config, "train", "tcl") == {"method_settings.tcl.optim.lr": 1e-3}
-    assert headline_of(config, "evaluate", "tcl") == {"method_settings.tcl.background_threshold": 0.2}
+    assert headline_of(config, "train", "tcl") == {"optim.lr": 1e-3}
+    assert headline_of(config, "evaluate", "tcl") == {"background_threshold": 0.2}
 
 
 class Page(NullTracker):
