@@ -61,9 +61,9 @@ def forecasts(config: Config, stages: tuple[str, ...], rates: Measured) -> Itera
     for stage in stages:
         result = read_json(rates.own, f"{stage}.done.json").get("result") or {}
         if result and _stands(config, rates, stage):
-            count = {"filter": result.get("kept"), "download": result.get("success")}.get(stage, count)
             missing = _left(config, stage, result)
             forecast = _OF[stage](missing or config, rates, count)
+            count = {"filter": result.get("kept"), "download": result.get("success")}.get(stage, count)
             yield forecast if missing else Forecast(stage, forecast.work, count, 0.0, 0.0, (), done=True)
         else:
             forecast = _OF[stage](config, rates, count)
@@ -142,9 +142,9 @@ def links_in(config: Config) -> int:
 
 def _filter(config: Config, rates: Measured, _: float | None) -> Forecast:
     links = links_in(config)
-    rate = rates.find(measured.filter_rate, measured.FILTER_ROWS_PER_CORE * _cores(config))
-    room = rates.find(measured.corpus_bytes, measured.FILTER_BYTES_PER_LINK)
-    share = rates.find(measured.kept_share, measured.KEPT_SHARE)
+    rate = rates.find(measured.filter_rate, measured.FILTER_ROWS_PER_CORE * _cores(config), links=("filter", links))
+    room = rates.find(measured.corpus_bytes, measured.FILTER_BYTES_PER_LINK, links=("filter", links))
+    share = rates.find(measured.kept_share, measured.KEPT_SHARE, links=("filter", links))
     assert rate
     assert room
     assert share
@@ -160,14 +160,13 @@ def _filter(config: Config, rates: Measured, _: float | None) -> Forecast:
 
 
 def _download(config: Config, rates: Measured, kept: float | None) -> Forecast:
-    side = config.download.image.image_size
-    rate = rates.find(measured.download_rate, measured.IMAGES_PER_SECOND_AND_CORE * _cores(config))
-    room = rates.find(measured.bytes_per_pixel, measured.BYTES_PER_PIXEL)
-    share = rates.find(measured.obtained_share, measured.OBTAINED_SHARE)
+    links, side = kept or 0.0, config.download.image.image_size
+    rate = rates.find(measured.download_rate, measured.IMAGES_PER_SECOND_AND_CORE * _cores(config), links=("download", links))
+    room = rates.find(measured.bytes_per_pixel, measured.BYTES_PER_PIXEL, links=("download", links))
+    share = rates.find(measured.obtained_share, measured.OBTAINED_SHARE, links=("download", links))
     assert rate
     assert room
     assert share
-    links = kept or 0.0
     there = measured.bytes_below(rates.own, "shards")
     return Forecast(
         "download",
@@ -206,7 +205,11 @@ def _features(config: Config, rates: Measured, images: float | None) -> Forecast
 def _train(config: Config, rates: Measured, _: float | None) -> Forecast:
     seconds, room, words, basis = 0.0, 0.0, [], {}
     known = True
-    for method in methods_to_train(config):
+    methods = methods_to_train(config)
+    made = (read_json(rates.own, "train.done.json").get("result") or {}).get("methods", {})
+    if made and _stands(config, rates, "train"):
+        methods = [method for method in methods if method.name not in made] or methods
+    for method in methods:
         phases = scheduled_phases(method.phases, method.optim)
         pairs = sum((phase.stop - phase.start) * phase.schedule.optim.batch_size for phase in phases)
         rate = rates.find(measured.pairs_rate(method.name), like=partial(_trains_alike, config, method.name))
@@ -215,11 +218,8 @@ def _train(config: Config, rates: Measured, _: float | None) -> Forecast:
         seconds += pairs / rate.value if rate else 0.0
         basis[method.name] = rate or Found(0.0, UNKNOWN)
         weights = _weight_bytes(resolve_encoder_paths(config), method)
-        room += weights * (1 + CHECKPOINTS * MOMENTS)
-    there = measured.bytes_below(rates.own, "train")
-    return Forecast(
-        "train", ", ".join(words) or "nothing", None, seconds if known else None, max(0.0, room - there), _basis(**basis)
-    )
+        room += max(0.0, weights * (1 + CHECKPOINTS * MOMENTS) - measured.bytes_below(rates.own, f"train/{method.name}"))
+    return Forecast("train", ", ".join(words) or "nothing", None, seconds if known else None, room, _basis(**basis))
 
 
 def _evaluate(config: Config, rates: Measured, _: float | None) -> Forecast:

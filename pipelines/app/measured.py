@@ -1,6 +1,7 @@
 """How fast stages went and what room they took, from the folders of runs that have done them; else from the documentation."""
 
 import json
+import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ BYTES_PER_PIXEL = 220e9 / 4_997_200 / 256**2
 SCORE_BYTES_PER_IMAGE = 60_000
 """A bound for the counts of an image in 171 classes, before compression, and for pictures."""
 MOST_SIBLINGS = 20
+_STARTING = 10
+"""A run with so many times fewer links says nothing of a rate."""
 
 Like = Callable[[dict[str, Any]], bool]
 """Whether a run with such settings does the same work."""
@@ -43,26 +46,43 @@ class Found:
 
 
 class Measured:
-    """What a run's folder, and those beside it, tell of earlier work; the own folder first, then the newest."""
+    """What a run's folder, and those beside it, tell of earlier work; the own first, then the newest or the most alike."""
 
     def __init__(self, run_dir: str) -> None:
         self.own = run_files(run_dir)
         self._folders: list[tuple[str, RunFiles]] = [("this run", self.own), *_siblings(run_dir)]
 
     def find(
-        self, read: Callable[[RunFiles], float | None], documented: float | None = None, *, like: Like = lambda settings: True
+        self,
+        read: Callable[[RunFiles], float | None],
+        documented: float | None = None,
+        *,
+        like: Like = lambda settings: True,
+        links: tuple[str, float] | None = None,
     ) -> Found | None:
         """The first figure that `read` finds in a folder, else the documented one; None where there is none either.
 
-        Of other runs only those count whose settings are `like` the run's own.
+        Of other runs only those count whose settings are `like` the run's own. links: the stage whose figure it is, and how
+        many it is going to have: the run with the most similar number comes first, and one with a tenth or less does not
+        count, as most of its time went into starting.
         """
-        for name, files in self._folders:
+        for name, files in self._most_alike(*links) if links else self._folders:
             if files is not self.own and not like(settings_of(files)):
                 continue
             with suppress(KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):  # of another version, or damaged
                 if value := read(files):
                     return Found(value, name)
         return None if documented is None else Found(documented, DOCUMENTED)
+
+    def _most_alike(self, stage: str, links: float) -> list[tuple[str, RunFiles]]:
+        own, *others = self._folders
+        apart: list[tuple[float, tuple[str, RunFiles]]] = []
+        for folder in others:
+            with suppress(KeyError, TypeError, ValueError):  # it has not done the stage
+                ratio = float(result_of(folder[1], stage)["links"]) / max(links, 1.0)
+                if ratio > 1 / _STARTING:
+                    apart.append((abs(math.log(ratio)), folder))
+        return [own, *(folder for _, folder in sorted(apart, key=lambda entry: entry[0]))]
 
 
 def _siblings(run_dir: str) -> Iterator[tuple[str, RunFiles]]:

@@ -65,6 +65,21 @@ def test_figures_are_those_of_a_run_beside_it(config: Config) -> None:
     assert not any("measured in old" in basis for basis in step.basis), "that one trains with other settings"
 
 
+def test_a_small_run_says_nothing_of_a_large_one(config: Config) -> None:
+    links = config.miniature.links
+    runs = Path(config.run_dir).parent
+    finished(runs / "alike", filter={"links": links, "kept": links / 2})
+    finished(runs / "newest", filter={"links": 3 * links, "kept": links})
+    finished(runs / "small", filter={"links": links // 20, "kept": 1})
+    (step,) = forecasts(config, ("filter",), Measured(config.run_dir))
+    assert step.seconds == pytest.approx(10.0)
+    assert step.basis == ("rate and share measured in alike", "room documented")
+    (runs / "alike" / "config.yaml").unlink()
+    (runs / "newest" / "config.yaml").unlink()
+    (step,) = forecasts(config, ("filter",), Measured(config.run_dir))
+    assert step.basis == ("rate, room and share documented",)
+
+
 def test_without_any_run_they_are_the_documented_ones_and_it_says_so(config: Config) -> None:
     first, second = forecasts(config, ("filter", "download"), Measured(config.run_dir))
     assert first.basis == second.basis == ("rate, room and share documented",)
@@ -98,6 +113,10 @@ def test_of_complete_scores_only_what_is_new_is_done(config: Config) -> None:
 
     assert plan(own) == [(True, "clip 4 steps, tcl 6 steps"), (True, "maskclip, tcl")]
     assert plan(replace(own, methods=("maskclip", "tcl", "sclip"))) == [(True, "clip 4 steps, tcl 6 steps"), (False, "sclip")]
+    assert plan(replace(own, methods=("tcl", "vilseg")))[0] == (
+        False,
+        f"vilseg {config.method_settings.vilseg.phases[-1].steps} steps",
+    )
     other = replace(own.method_settings, maskclip=replace(own.method_settings.maskclip, background_threshold=0.77))
     assert [done for done, _ in plan(replace(own, method_settings=other))] == [True, False]
     other = replace(own.method_settings, naclip=replace(own.method_settings.naclip, background_threshold=0.77))
