@@ -21,7 +21,7 @@ from filtering.files import digest_of, digest_of_file
 from owseg import InputError
 from owseg.checkpoint import files_at
 from owseg.costs import forget_peak_memory, peak_memory_mb
-from owseg.encoders import EncoderConfig
+from owseg.encoders import EncoderConfig, architecture
 from owseg.evaluation.check import refuse_unfit
 from owseg.evaluation.datasets import Item, list_items
 from owseg.evaluation.inference import embed_queries, texts_of
@@ -67,7 +67,8 @@ class Contender:
         files = [self.weights]
         if self.method.uses_clip:
             pretrained = Path(self.encoder.pretrained)
-            settings["encoder"] = asdict(self.encoder) | {"pretrained": pretrained.name}
+            given = {"model": architecture(self.encoder), "pretrained": pretrained.name}
+            settings["encoder"] = asdict(self.encoder) | given  # the same CLIP is the same, whichever file describes it
             files.append(pretrained)
         for key in sorted(path_settings(self.method) - left_out):  # a text tower's folder: its tokenizer has a say
             files += files_at(settings[key])

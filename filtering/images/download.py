@@ -222,10 +222,10 @@ class _Client:
 _HINTS = {
     "dns": "no name server answers: is there a network?",
     "dns_unknown": "no name could be looked up: is there a network?",
-    "connect": "no server could be reached: is there a network, and does connect_to point at a server that runs?",
-    "timeout": "no server answered in time: is there a network? Otherwise raise timeout",
+    "connect": "no server could be reached: is there a network, and does download.fetch.connect_to name a server that runs?",
+    "timeout": "no server answered in time: is there a network? Otherwise raise download.fetch.timeout",
     "opt_out": "every server asks not to use its images for training",
-    "forbidden_address": "the addresses are not public; list those that may be reached in fetch.allow",
+    "forbidden_address": "the addresses are not public; allow those that may be reached: download.fetch.allow=[127.0.0.1/32]",
 }
 
 

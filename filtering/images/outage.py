@@ -232,7 +232,7 @@ class Network:
                 return
             self._down = (
                 f"{self._cause()} Nobody answered for {self._patience:.0f} s; no link was marked as failed for it, a new run "
-                "resumes from here (if the network is fine and all these links are dead: fetch.outage_patience=0)"
+                "resumes from here (if the network is fine and all these links are dead: download.fetch.outage_patience=0)"
             )
             self._open_gate()
         elif self._in_flight:
@@ -293,8 +293,8 @@ class Network:
         if self._looked_up >= _FEWEST_LOOK_UPS and self._dns > _DNS_SHARE * self._looked_up and not self._dns_told:
             self._dns_told = True
             self._warn(
-                f"the name server fails {self._dns / self._looked_up:.0%} of look-ups: lower fetch.concurrency or set "
-                "fetch.nameservers to a caching resolver"
+                f"the name server fails {self._dns / self._looked_up:.0%} of look-ups: lower download.fetch.concurrency or set "
+                "download.fetch.nameservers to a caching resolver"
             )
         if self._looked_up > _MOST_LOOK_UPS:
             self._looked_up, self._dns = self._looked_up // 2, self._dns // 2

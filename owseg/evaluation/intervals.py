@@ -69,7 +69,7 @@ def write_image_counts(path: Path, counts: ImageCounts) -> None:
 def read_image_counts(path: Path) -> ImageCounts:
     """What `write_image_counts` wrote. Raises InputError that names a file that is missing or not of this kind."""
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:  # numpy leaves a damaged file open
             counts = ImageCounts(tuple(stored["ids"].tolist()), stored["intersection"], stored["union"])
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not readable as counts by image ({error}); run the evaluate stage again") from error

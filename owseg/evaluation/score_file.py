@@ -36,7 +36,7 @@ def read_score(path: Path, ids: Collection[str], classes: int, scored: int, *, o
     Raises DamagedError where the file holds anything else.
     """
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:  # numpy leaves a damaged file open
             rest = json.loads(str(stored["rest"]))
             tuples = {key: tuple(rest.get(key, ())) for key in ("thresholds", "shortened")}
             score = Score(**{key: stored[key] for key in ARRAYS}, **rest | tuples)

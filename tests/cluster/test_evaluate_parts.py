@@ -1,6 +1,8 @@
 """Parts of an evaluation: bad images are named first, damaged parts are scored again, workers say how far they are."""
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from helpers.chain import SMOKE, summary
 from helpers.paths import REPO
 from helpers.scored import IMAGES, Inline, assert_equal, cut
 from owseg import InputError
+from owseg.encoders import architecture
 from owseg.evaluation.protocols import EvaluateConfig
 from pipelines.app.cli import main
 from pipelines.evaluate import run as evaluate_verb
@@ -31,6 +34,17 @@ def test_all_bad_files_are_counted_and_the_first_named(
     assert str(stopped.value).endswith(
         "; and 2 more files like these; mend them, or leave out what cannot be read with evaluate.unreadable=skip"
     )
+
+
+def test_the_same_clip_is_the_same_row_whichever_file_describes_it(tmp_path: Path, contenders: list[Contender]) -> None:
+    (row,) = [contender for contender in contenders if contender.method.uses_clip]
+    described = {"method": {}, "encoder": {"architecture": architecture(row.encoder)}}
+    (tmp_path / "recorded.json").write_text(json.dumps(described), encoding="utf-8")
+    same = replace(row.encoder, model=str(tmp_path / "recorded.json"))
+    assert replace(row, encoder=same).fingerprint() == row.fingerprint()
+    described["encoder"]["architecture"]["embed_dim"] += 1
+    (tmp_path / "recorded.json").write_text(json.dumps(described), encoding="utf-8")
+    assert replace(row, encoder=same).fingerprint() != row.fingerprint()
 
 
 @pytest.mark.parametrize(
