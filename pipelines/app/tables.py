@@ -23,7 +23,7 @@ def print_table(console: Console, head: Sequence[str], rows: Sequence[Sequence[s
     for columns in _blocks(head, rows, words, console.width):
         table = Table()
         for column in columns:
-            table.add_column(head[column], justify="left" if column < words else "right")
+            table.add_column(head[column], justify="left" if column < words else "right", overflow="fold")
         for row in rows:
             table.add_row(*(row[column] for column in columns))
         console.print(table)

@@ -67,3 +67,10 @@ def test_the_scores_of_eight_sets_at_80_columns(monkeypatch: pytest.MonkeyPatch)
     assert max(map(len, tables)) <= 80
     assert all(any(name in line for line in tables) for name in SETS)
     assert "tcl: templates tcl, pamr off, background probability 0.5, and a word or two more" in lines
+
+
+def test_a_long_word_is_folded_and_keeps_its_end() -> None:
+    link = f"https://example.org/{'a' * 90}/photo_0123.jpg"
+    lines = printed(60, ["link", "images"], [[link, "1"]])
+    assert max(map(len, lines)) <= 60
+    assert "".join(line.split("│")[1].strip() for line in lines if "│" in line) == f"{link}"
