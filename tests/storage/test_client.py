@@ -115,4 +115,6 @@ def test_no_credential_travels_with_a_store(store: Store) -> None:
     packed = pickle.dumps(store)
     assert SECRET.encode() not in packed
     assert KEY.encode() not in packed
-    assert pickle.loads(packed) == store
+    travelled = pickle.loads(packed)
+    assert travelled == store
+    assert vars(travelled).keys() == {"url", "config"}, "the client, which may hold credentials, is made where it is used"
