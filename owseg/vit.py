@@ -167,4 +167,5 @@ def fill_vit(vit: Any, model: str, weights: str, *, tower: str, file: str) -> No
 
 
 def _told(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+    """The first sentence of an error."""
+    return (str(error).splitlines() or [type(error).__name__])[0].partition(". ")[0].rstrip(".")

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
-from pipelines.app.models import add_encoder_options, short_name
+from pipelines.app.models import add_encoder_options, short_name, speaking_of_options
 from pipelines.app.new_output import free_place, refuse_taken
 from pipelines.app.registered import checkpoint_here
 
@@ -52,7 +52,8 @@ def run(given: argparse.Namespace) -> None:
     encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
     source = checkpoint_here(given.source)
     found = find_checkpoint(source, given.method, **encoder)
-    method = _loaded(found, given.to)
+    with speaking_of_options(found):
+        method = _loaded(found, given.to)
     temporary = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError, override
+from pipelines.app.models import speaking_of_options
 from pipelines.app.new_output import free_place
 from pipelines.app.registered import checkpoint_here
 
@@ -48,7 +49,8 @@ def run(given: argparse.Namespace) -> None:
     config = found.method
     assert found.weights is not None
     assert isinstance(config, TrainableConfig)
-    method = build_trained(config, lambda: build_encoder(found.encoder))  # frozen weights are in neither, so none are loaded
+    with speaking_of_options(found, given.set):
+        method = build_trained(config, lambda: build_encoder(found.encoder))  # frozen weights are in neither: none are loaded
     load_trained(method, config.phases, found.weights)
     weights = target / WEIGHTS
     try:

@@ -52,7 +52,7 @@ def segment(arguments: argparse.Namespace) -> list[Path]:
         _print(f"note: {note}")
     checkpoint = _checkpoint(arguments)
     print(f"model: {model_line(checkpoint)}", flush=True)
-    model = load_model(checkpoint, arguments.device)
+    model = load_model(checkpoint, arguments.device, arguments.set)
     made_by = {"background": arguments.background, **settings_of(checkpoint)}
     unreadable = []
     for number, (path, name) in enumerate(inputs, 1):

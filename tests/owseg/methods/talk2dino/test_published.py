@@ -1,6 +1,7 @@
 """Released maps through the command line and back, exports that move, and weights and windows that do not fit: files that
 the tests write."""
 
+import json
 import re
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.talk2dino import Talk2Dino, Talk2DinoConfig
 from owseg.published import export_official, import_official, load_trained, read_official
 from owseg.vit import VitSize
-from pipelines import export, official
+from pipelines import export, official, segment
 from pipelines.app.checks import check_methods, check_weights
 from pipelines.app.config import load
 from pipelines.app.settings import Config
@@ -156,6 +157,37 @@ def test_the_way_back_that_an_export_prints(
     assert (
         load_model(again).segment(photo, tiny.LABELS).scores == load_model(trained).segment(photo, tiny.LABELS).scores
     ).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("image_weights", "none.safetensors", r"none\.safetensors does not exist; --set image_weights=\.\.\. gives another"),
+        ("image_tower", "/etc/passwd", r"timm cannot build '/etc/passwd' \([^.]*\); see timm\.list_models"),
+        ("image_tower", "vit_tiny_r_s16_p8_224", r"vit_tiny_r_s16_p8_224.*; --set image_tower=\.\.\. gives another"),
+        ("image_tower", 3, r"timm cannot build 3 "),
+    ],
+)
+def test_a_tower_that_a_checkpoint_names_wrongly_is_said_of_its_file(
+    key: str, value: object, told: str, trained: Path, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = trained / "model.json"
+    model = json.loads(file.read_text())
+    model["method"][key] = value
+    file.write_text(json.dumps(model))
+    asked = [str(photo), "--labels", "a, b", "--checkpoint", str(trained), "--out", str(tmp_path / "out")]
+    assert segment.main(asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: {file}: {key}: {told}", line), line
+    assert export.main([str(trained), str(tmp_path / "exported"), "--to", "hf-folder"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {file}: {key}: ")
+    assert "--set" not in line
+    assert (
+        segment.main([*asked, "--set", "image_weights=mine.pth", "--set", f"image_tower={tiny.talk2dino_config().image_tower}"])
+        == 2
+    )
+    assert "error: --set image_weights: mine.pth does not exist" in capsys.readouterr().err
 
 
 def test_sizes_can_be_given_one_by_one(trained: Path, tmp_path: Path) -> None:
