@@ -128,7 +128,7 @@ def _parser() -> Parser:
         default="",
         metavar="PATH",
         help="a folder of a run's train/, the run's folder, models:/NAME@champion of MLflow's registry, or an official .pth "
-        "(TCL's or OVSegmentor's)",
+        "(TCL's, OVSegmentor's or Talk2DINO's)",
     )
     add(
         "--method",
