@@ -62,7 +62,9 @@ def build_projection(case: Arrays) -> Projection:
 
 def attention_of(case: Arrays, prefix: str = "") -> Tensor:
     """The class token's logits, with the scale that the case asks for."""
-    logits = class_attention(double(case[f"{prefix}qkv"]), int(case["num_heads"]), int(case["num_global_tokens"]))
+    qkv = double(case[f"{prefix}qkv"])
+    query, key, _ = qkv.reshape(*qkv.shape[:2], 3, int(case["num_heads"]), -1).permute(2, 0, 3, 1, 4)
+    logits = class_attention(query, key, int(case["num_global_tokens"]))
     return logits * (float(case["scale"]) / SCALE)
 
 

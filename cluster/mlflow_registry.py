@@ -61,7 +61,7 @@ def register_best(
         best = max(_versions(client, name), key=lambda one: (_score(client, one, metric), int(one.version)))
         client.set_registered_model_alias(name, CHAMPION, best.version)
     except MlflowException as error:
-        raise InputError(masked(f"{name}: MLflow does not register it ({reason_of(error)})")) from None
+        raise InputError(masked(f"{name}: MLflow does not register it in {uri} ({reason_of(error)})")) from None
     return method, Registered(name=name, version=str(made.version), champion=str(best.version) == str(made.version))
 
 

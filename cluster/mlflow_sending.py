@@ -78,7 +78,7 @@ def reason_of(error: BaseException) -> str:
             found = "no answer in time"
         elif isinstance(inner, ModuleNotFoundError):
             found = f"its driver is not installed here: the Python package {inner.name}"
-    return " ".join(found.split()) or (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(found.split()) or (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def no_answer(error: BaseException) -> bool:

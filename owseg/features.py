@@ -29,7 +29,7 @@ from owseg.normalisation import Normalisation
 from owseg.phases import Phase, augmentations
 from owseg.reading import Read, read_sample
 from owseg.shards import ShardReader
-from owseg.stored_features import StoredFeatures, TarFeatures, number_of, samples_of, write
+from owseg.stored_features import FeatureShapes, StoredFeatures, TarFeatures, number_of, samples_of, write
 from owseg.text import ReadTexts
 from owseg.trainable import TrainableMethod
 
@@ -55,8 +55,8 @@ class FrozenFeatures(ContrastiveMethod):
 
     @property
     @abstractmethod
-    def feature_sizes(self) -> tuple[int, int]:
-        """How many numbers stand for an image, and for a text."""
+    def feature_shapes(self) -> FeatureShapes:
+        """Of what stands for an image, and for a text."""
 
     def texts_of(self, captions: Sequence[str], entities: Sequence[Sequence[str]]) -> Iterable[str]:
         """Every text that any step may read of a sample, captions that are only tokenised among them."""
@@ -110,7 +110,7 @@ def stored_features(
     if folder is None:
         return None
     frozen = ensure_frozen(method, config)
-    return StoredFeatures(folder, reader, made_with(frozen, config, reader, normalisation, bf16=bf16))
+    return StoredFeatures(folder, reader, made_with(frozen, config, reader, normalisation, bf16=bf16), frozen.feature_shapes)
 
 
 def texts_through(method: TrainableMethod, features: StoredFeatures | None) -> tuple[ReadTexts, Prepare | None]:

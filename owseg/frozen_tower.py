@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from owseg.encoders import PRETRAIN
 from owseg.fields import setting
 from owseg.method_config import MethodConfig
-from owseg.vit import VitSize, create_vit, fill_vit
+from owseg.vit import VitSize, create_vit, fill_vit, tried_patch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class FrozenTower(nn.Module):
     """A ViT that takes images of any size that its patches divide. It never learns."""
 
     def __init__(self, settings: TowerSettings) -> None:
-        """Random weights. Raises InputError where timm has no such ViT."""
+        """Random weights. Raises InputError where timm has no such ViT, or it has not one token for each patch."""
         super().__init__()
         self.model, self.key = settings.image_tower, f"method_settings.{settings.name}"
         sizes = settings.image_size.arguments()
@@ -51,7 +51,7 @@ class FrozenTower(nn.Module):
             self.model, f"{self.key}.image_tower", num_classes=0, global_pool="", dynamic_img_size=True, **sizes
         )
         self.vit.requires_grad_(False)
-        self.patch_size: int = self.vit.patch_embed.patch_size[0]
+        self.patch_size = tried_patch(self.vit, self.model, self.key)
         self.width: int = self.vit.embed_dim
         self.prefix: int = self.vit.num_prefix_tokens
 

@@ -30,8 +30,11 @@ from storage.copies import fetched
 from storage.node_arrays import Allocate, node_arrays
 
 SUFFIX = ".safetensors"
-AGAIN = "run the features stage (owseg features) again, or train on pixels (train.features=none)"
+AGAIN = "run the features stage again with --verify (owseg features ... --verify), which makes anew what differs"
 _WITH, _TAR, _BAD = "made_with", "tar", "unreadable"
+FLOATS = ("F16", "F32")
+TYPES = {"image": FLOATS, "text": FLOATS, "texts": ("I64",), "keys": ("U8",), "key_ends": ("I64",)}
+"""The tensors of a file, and of which types they may be."""
 
 
 class TarFeatures(NamedTuple):
@@ -43,6 +46,13 @@ class TarFeatures(NamedTuple):
     """uint64, ascending."""
     unreadable: dict[int, str]
     """Why rows of `image` mean nothing."""
+
+
+class FeatureShapes(NamedTuple):
+    """Shapes of what stands for one of each."""
+
+    image: tuple[int, ...]
+    text: tuple[int, ...]
 
 
 def file_of(folder: Path, number: int) -> Path:
@@ -84,9 +94,9 @@ def write(file: Path, features: TarFeatures, reader: ShardReader, number: int, m
 class StoredFeatures:
     """The features of a training's tars, read from their files. Loader processes share its memory."""
 
-    def __init__(self, folder: Path, reader: ShardReader, made_with: Mapping[str, str]) -> None:
+    def __init__(self, folder: Path, reader: ShardReader, made_with: Mapping[str, str], shapes: FeatureShapes) -> None:
         """Look at all files. Raises InputError where one is missing, damaged, of another tar, or not `made_with` the same."""
-        self._folder, self._reader = folder, reader
+        self._folder, self._reader, self._shapes = folder, reader, shapes
         self._first = np.searchsorted(reader.samples.tars, np.arange(len(reader.shards)))
         self._open: dict[int, TarFeatures] = {}
         made = [self._checked(number, made_with) for number in range(len(reader.shards))]
@@ -102,7 +112,7 @@ class StoredFeatures:
         if reason := found.unreadable.get(row):
             return bad_sample(self._reader, index, reason)
         _, captions, entities = self._reader.read(index, pixels=False)
-        return Read(found.image[row], captions, entities)
+        return Read(self._finite(found.image[row], tar), captions, entities)
 
     def read_texts(self, texts: Sequence[str]) -> Tensor:
         """The features [n, D] of texts. Raises InputError where there are none of one."""
@@ -112,7 +122,13 @@ class StoredFeatures:
             if self._texts[place] != number:
                 raise InputError(f"features: {self._folder} has none of the text {text!r}; {AGAIN}")
         tars, rows = np.divmod(self._places[places], 1 << 32)
-        return torch.stack([self._of(tar).text[row] for tar, row in zip(tars.tolist(), rows.tolist(), strict=True)])
+        found = zip(tars.tolist(), rows.tolist(), strict=True)
+        return torch.stack([self._finite(self._of(tar).text[row], tar) for tar, row in found])
+
+    def _finite(self, features: Tensor, number: int) -> Tensor:
+        if not features.isfinite().all():
+            raise InputError(f"features: {file_of(self._folder, number)} holds numbers that are not finite; {AGAIN}")
+        return features
 
     def _of(self, number: int) -> TarFeatures:
         """The features of a tar. Their bytes stay on the disk until they are read."""
@@ -129,6 +145,7 @@ class StoredFeatures:
         with _opened(path) as file:
             try:
                 told: dict[str, Any] = {name: json.loads(file.metadata()[name]) for name in (_WITH, _TAR, _BAD)}
+                found = _understood(file, told)
                 keys = file.get_tensor("keys").numpy(), file.get_tensor("key_ends").numpy()
             except Exception as error:  # safetensors' own untyped error, or what a foreign file lacks
                 raise InputError(f"features: {path} is no file of features ({error}); {AGAIN}") from error
@@ -141,6 +158,8 @@ class StoredFeatures:
                 f"lacks the sample {min(lacking).decode(errors='replace')} of" if lacking else "was not made of what is now in"
             )
             raise InputError(f"features: {path} {what} {tar}; {AGAIN}")
+        if wrong := _misfits(found, told[_BAD], len(samples_of(self._reader, number)), self._shapes):
+            raise InputError(f"features: {path} is damaged ({wrong}); {AGAIN}")
         return str(told[_TAR])
 
     def _merge(self, allocate: Allocate) -> None:
@@ -160,6 +179,36 @@ def _opened(path: Path) -> Any:
         raise InputError(f"features: {path} is missing; {AGAIN}") from None
     except Exception as error:  # safetensors raises its own untyped errors for cut and foreign files
         raise InputError(f"features: {path} is damaged ({error}); {AGAIN}") from error
+
+
+def _understood(file: Any, told: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Shapes of a file's tensors. Raises TypeError, or safetensors' own, where they or the metadata are of no type of ours."""
+    bad = told[_BAD]
+    if not isinstance(told[_WITH], dict) or not isinstance(bad, dict):
+        raise TypeError(f"{_BAD if isinstance(told[_WITH], dict) else _WITH} is no mapping")
+    if not all(row.isdecimal() and isinstance(reason, str) for row, reason in bad.items()):
+        raise TypeError(f"{_BAD} does not give reasons by row")
+    shapes = {}
+    for name, types in TYPES.items():
+        tensor = file.get_slice(name)
+        shapes[name] = [*tensor.get_shape()]
+        if tensor.get_dtype() not in types:
+            raise TypeError(f"{name} is of the type {tensor.get_dtype()} and not {' or '.join(types)}")
+        if types != FLOATS and len(shapes[name]) != 1:
+            raise TypeError(f"{name} is no row of numbers")
+    return shapes
+
+
+def _misfits(found: Mapping[str, list[int]], bad: Mapping[str, str], samples: int, shapes: FeatureShapes) -> str:
+    """How the shapes of a file's tensors differ from those of a tar with so many samples, in words."""
+    (texts,) = found["texts"]
+    wanted = {
+        "image": [samples, *shapes.image] if len(bad) < samples else [samples, *found["image"][1:]],
+        "text": [texts, *shapes.text] if texts else [0, *found["text"][1:]],
+        "key_ends": [samples],
+    }
+    wrong = (f"{name} is {found[name]} and not {shape}" for name, shape in wanted.items() if found[name] != shape)
+    return next(wrong, "")
 
 
 def _keys(reader: ShardReader, number: int) -> tuple[np.ndarray, np.ndarray]:

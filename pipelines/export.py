@@ -11,6 +11,7 @@ says what loads where, and where the model comes from.
 
 import argparse
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
-from pipelines.app.models import add_encoder_options, short_name
+from pipelines.app.models import add_encoder_options, short_name, speaking_of_options
+from pipelines.app.new_output import free_place, refuse_taken
 from pipelines.app.registered import checkpoint_here
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
@@ -39,24 +41,26 @@ def main(argv: Sequence[str]) -> int:
 
 def run(given: argparse.Namespace) -> None:
     """Write the export beside OUT, and give it that name when it is whole."""
-    from owseg.checkpoint import find_checkpoint
+    from owseg.checkpoint import MODEL, find_checkpoint
     from pipelines.exporting.card import write_card
     from pipelines.exporting.origin import origin_of
 
-    out = Path(given.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ConfigError(f"{out}: is there already; give a new name, or move it away")
+    out = free_place(given.out, "OUT")
+    card = out.with_name(f"{out.name}.md")
+    if given.to == "official":
+        refuse_taken(card)
     encoder = {"encoder_model": given.encoder_model, "encoder_weights": given.encoder_weights}
     source = checkpoint_here(given.source)
     found = find_checkpoint(source, given.method, **encoder)
-    method = _loaded(found, given.to)
+    with speaking_of_options(found):
+        method = _loaded(found, given.to)
     temporary = out.absolute().with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         temporary.mkdir(parents=True)
         loads = _written(given.to, found, method, temporary)
         write_card(temporary, origin_of(found, Path(source)), loads, LIBRARIES[given.to])
         if given.to == "official":
-            (temporary / "README.md").rename(out.with_name(f"{out.name}.md"))
+            (temporary / "README.md").rename(card)
             (temporary / "model.pth").rename(out)
         else:
             temporary.replace(out)
@@ -67,6 +71,9 @@ def run(given: argparse.Namespace) -> None:
     print(f"export: {short_name(found)} → {out}")
     for part, loader in loads.items():
         print(f"  {part}: {loader}")
+    if given.to == "official" and found.weights and found.weights.with_name(MODEL).is_file():
+        like = shlex.join(["import", str(out), "FOLDER", "--like", str(found.weights.parent)])
+        print(f"  the way back: owseg official {like}")
 
 
 def _loaded(found: "Checkpoint", form: str) -> Any:
@@ -97,7 +104,7 @@ def _written(form: str, found: "Checkpoint", method: Any, folder: Path) -> dict[
 
     if form == "official":
         torch.save(export_official(method), folder / "model.pth")
-        return {"model.pth": "the authors' repository; owseg official import FILE FOLDER"}
+        return {"model.pth": "the authors' repository; owseg official import FILE FOLDER --like TRAINED"}
     clip = Encoder(method.clip, method.tokenize) if hasattr(method, "clip") else None
     loads: dict[str, str] = {}
     weights: Path | None = None
@@ -156,7 +163,7 @@ def _parser() -> Parser:
     parser = Parser(usage=f"{command_name()} RUN|CHECKPOINT --to {'|'.join(LIBRARIES)} OUT [option ...]", description=__doc__)
     add = parser.add_argument
     add("source", metavar="RUN|CHECKPOINT", help="a run's folder, or what segment takes as --checkpoint")
-    add("out", metavar="OUT", help="the folder to write, or the file of --to official; nothing may be there")
+    add("out", metavar="OUT", help="the folder to write, or the file of --to official and OUT.md; nothing may be there")
     add("--to", required=True, choices=[*LIBRARIES], help="the form that is written")
     add("--method", default="", help="one of the methods that a run trained, or a training-free mode: its CLIP alone")
     add_encoder_options(parser)

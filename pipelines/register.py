@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cluster.store_uri import MEMORY, artifacts_here, sqlite_file, store_uri
+from cluster.open_tracker import set_client_environment
+from cluster.store_uri import MEMORY, artifacts_here, check_uri, sqlite_file, store_uri
+from filtering.secrets import holds_mask, masked
 from owseg import near_miss
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
@@ -26,10 +28,8 @@ def register(arguments: argparse.Namespace) -> None:
     """Register a method of a finished run."""
     run_dir = Path(arguments.run_dir).expanduser().resolve()
     miou, memory = _scores(run_dir), _memory(run_dir)
-    given = arguments.tracking_uri or ("" if "***" in memory["tracking_uri"] else memory["tracking_uri"])
-    uri = store_uri(given, run_dir)
-    if (database := sqlite_file(uri)) is not None:
-        artifacts_here(database)
+    uri = _store(arguments.tracking_uri, memory["tracking_uri"], run_dir)
+    set_client_environment()
     from cluster.mlflow_registry import CHAMPION, PREFIX, register_best  # MLflow takes seconds to load, as torch does
     from owseg.evaluation.intervals import AVERAGE
     from pipelines.app.records import average_name
@@ -43,7 +43,20 @@ def register(arguments: argparse.Namespace) -> None:
     print(f"registered: {method} of {run_dir}, {metric} {miou[method][AVERAGE]:.1f}, is version {made.version} of {made.name}")
     champion = f"{PREFIX}{made.name}@{CHAMPION}"
     print(f"{champion} is {'this one' if made.champion else 'another version, with a better average'}")
-    print(f"serve it: MLFLOW_TRACKING_URI={uri} mlflow models serve --env-manager local --model-uri {champion}")
+    print(f"serve it: MLFLOW_TRACKING_URI={masked(uri)} mlflow models serve --env-manager local --model-uri {champion}")
+
+
+def _store(given: str, remembered: str, run_dir: Path) -> str:
+    """The address of the store that is meant. Raises ConfigError or InputError where there cannot be one."""
+    if given:
+        check_uri(given, "--tracking-uri")
+    uri = store_uri(given or ("" if holds_mask(remembered) else remembered), run_dir)
+    if (database := sqlite_file(uri)) is not None:
+        if not database.is_file():
+            name = "--tracking-uri" if given else str(run_dir)
+            raise ConfigError(f"{name}: there is no MLflow store at {database}; give --tracking-uri the one that has the run")
+        artifacts_here(database)
+    return uri
 
 
 def _scores(run_dir: Path) -> dict[str, dict[str, float]]:

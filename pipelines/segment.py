@@ -52,7 +52,7 @@ def segment(arguments: argparse.Namespace) -> list[Path]:
         _print(f"note: {note}")
     checkpoint = _checkpoint(arguments)
     print(f"model: {model_line(checkpoint)}", flush=True)
-    model = load_model(checkpoint, arguments.device)
+    model = load_model(checkpoint, arguments.device, arguments.set)
     made_by = {"background": arguments.background, **settings_of(checkpoint)}
     unreadable = []
     for number, (path, name) in enumerate(inputs, 1):
@@ -128,7 +128,7 @@ def _parser() -> Parser:
         default="",
         metavar="PATH",
         help="a folder of a run's train/, the run's folder, models:/NAME@champion of MLflow's registry, or an official .pth "
-        "(TCL's or OVSegmentor's)",
+        "(TCL's, OVSegmentor's or Talk2DINO's)",
     )
     add(
         "--method",

@@ -7,6 +7,7 @@ watch -n 10 owseg status runs/cc4m
 
 import argparse
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -17,10 +18,13 @@ from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
 from pipelines.app.run_files import run_files
 from pipelines.app.run_state import FRESH_SECONDS, State, state_of
+from storage import InputError
 from storage.client import StorageConfig
 
 MOST_REASONS = 4
 PARTS = 6
+_SETTING = re.compile(r"\bstorage\.(endpoint|region|anonymous)\b(?:=true)?")
+"""Settings that errors of object stores speak of; here they are options."""
 
 
 def lines_of(state: State) -> Iterator[str]:
@@ -72,10 +76,14 @@ def _training(training: Mapping[str, Any]) -> str:
 
 def show(given: argparse.Namespace) -> None:
     """The verb."""
-    files = run_files(given.run_dir, StorageConfig(endpoint=given.endpoint, region=given.region))
-    if not files.exists:
-        raise ConfigError(f"{given.run_dir}: there is no such folder; give that of a run (run_dir)")
-    state = state_of(files)
+    storage = StorageConfig(endpoint=given.endpoint, region=given.region, anonymous=given.anonymous)
+    try:
+        files = run_files(given.run_dir, storage)
+        if not files.exists:
+            raise ConfigError(f"{given.run_dir}: there is no such folder; give that of a run (run_dir)")
+        state = state_of(files)
+    except InputError as error:
+        raise ConfigError(_SETTING.sub(r"--\1", str(error))) from error
     print(json.dumps(state, indent=2, ensure_ascii=False) if given.json else "\n".join(lines_of(state)), flush=True)
 
 
@@ -86,6 +94,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="the same for programs")
     parser.add_argument("--endpoint", default="", help="as storage.endpoint")
     parser.add_argument("--region", default="", help="as storage.region")
+    parser.add_argument("--anonymous", action="store_true", help="ask a public bucket without credentials")
     return run_parsed(parser, argv, show)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,7 @@ def _weight_bytes(encoder: EncoderConfig, method: TrainableConfig) -> int:
 def _feature_bytes(encoder: EncoderConfig, method: TrainableConfig, kind: str) -> int:
     """What is stored of an image and of one text."""
     built = ensure_frozen(build_trained(located(method, Path()), partial(build_encoder, encoder)), method)
-    return sum(built.feature_sizes) * DTYPES[kind].itemsize
+    return sum(map(prod, built.feature_shapes)) * DTYPES[kind].itemsize
 
 
 def _cores(config: Config) -> int:

@@ -2,6 +2,8 @@
 
 import argparse
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ OPTION_OF = {
     "set encoder.quick_gelu=true": "give --encoder-model ViT-B-16-quickgelu or its like",
 }
 """Settings that errors speak of, by the options of these verbs; a method's own are given with --set."""
+_OWN_SETTING = re.compile(r"\bmethod_settings\.\w+\.(\w+)")
 
 
 def add_encoder_options(parser: Parser) -> None:
@@ -61,20 +64,37 @@ def add_device_option(parser: Parser) -> None:
 def with_inference_options(checkpoint: "Checkpoint", arguments: argparse.Namespace) -> "Checkpoint":
     """A checkpoint with the settings and sizes that the options of `add_inference_options` change."""
     sizes = {name: value for name in VIEW if (value := getattr(arguments, name)) is not None}
-    return replace(checkpoint, method=override(checkpoint.method, arguments.set), view=replace(checkpoint.view, **sizes))
+    method = override(checkpoint.method, arguments.set) if arguments.set else checkpoint.method
+    return replace(checkpoint, method=method, view=replace(checkpoint.view, **sizes))
 
 
-def load_model(checkpoint: "Checkpoint", device: str) -> "Model":
-    """The model, ready to segment. Raises ConfigError that speaks of options where it cannot be loaded."""
+def load_model(checkpoint: "Checkpoint", device: str, given: Sequence[str] | None = None) -> "Model":
+    """The model, ready to segment. Raises ConfigError that speaks of options, or of the checkpoint's file, where it cannot be.
+
+    given: the settings of --set; None where a verb has no such option.
+    """
     from owseg.predict import Model
 
-    try:
+    with speaking_of_options(checkpoint, given):
         return Model(checkpoint, device)
+
+
+@contextmanager
+def speaking_of_options(checkpoint: "Checkpoint", given: Sequence[str] | None = None) -> Iterator[None]:
+    """Inside, what is wrong with a setting is said of the option that gave it, else of the checkpoint's `model.json`."""
+    from owseg.checkpoint import MODEL
+
+    try:
+        yield
     except InputError as error:
-        message = str(error)
+        message, file = str(error), checkpoint.weights and checkpoint.weights.with_name(MODEL)
+        begun = _OWN_SETTING.match(message)
+        if begun and file and file.is_file() and not any(re.split(r"[.=]", text)[0] == begun[1] for text in given or ()):
+            another = "" if given is None else f"; --set {begun[1]}=... gives another"
+            message = f"{file}: {begun[1]}{message[begun.end() :]}{another}"
         for setting, option in OPTION_OF.items():
             message = message.replace(setting, option)
-        raise ConfigError(re.sub(r"\bmethod_settings\.\w+\.", "--set ", message)) from error
+        raise ConfigError(_OWN_SETTING.sub(r"--set \1" if given is not None else r"\1", message)) from error
 
 
 def short_name(checkpoint: "Checkpoint") -> str:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cluster.open_tracker import set_client_environment
 from cluster.store_uri import artifacts_here, sqlite_file, store_uri
 from pipelines.app.config import ConfigError
 
@@ -37,6 +38,7 @@ def _located(path: str, uri: str, run_dir: Path) -> str:
         if not database.is_file():
             raise ConfigError(f"{path}: there is no MLflow store at {database}; set MLFLOW_TRACKING_URI to the one that has it")
         artifacts_here(database)
+    set_client_environment()
     from cluster.mlflow_registry import located  # MLflow takes seconds to load
 
     return str(located(path, store))

@@ -148,8 +148,7 @@ def test_files_that_lack_something_are_refused(shards: Path, tmp_path: Path) -> 
     assert len(batches(job)) == STEPS
     file = file_of(folder, 1)
     whole = file.read_bytes()
-    with safe_open(file, framework="pt") as opened:
-        told, tensors = opened.metadata(), {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    tensors, told = tensors_of(file)
     spoilt = {
         "is damaged": lambda: file.write_bytes(whole[:-100]),
         "is missing": file.unlink,
@@ -165,6 +164,58 @@ def test_files_that_lack_something_are_refused(shards: Path, tmp_path: Path) -> 
         with pytest.raises(InputError, match=rf"^features: {file} {message}.*owseg features") as caught:
             batches(job)
         assert "\n" not in str(caught.value)
+
+
+def tensors_of(file: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    with safe_open(file, framework="pt") as opened:
+        return {name: opened.get_tensor(name).clone() for name in opened.keys()}, opened.metadata()  # noqa: SIM118
+
+
+SPOILT_TENSORS: dict[str, dict[str, Any]] = {
+    **{f"no {name}": {name: None} for name in ("image", "text", "texts", "keys", "key_ends")},
+    "fewer images": {"image": lambda image: image[:-1]},
+    "fewer texts": {"text": lambda text: text[:-1]},
+    "a number for images": {"image": lambda image: image[0, 0, 0]},
+    "a number for texts": {"text": lambda text: text[0, 0]},
+    "a number for numbers": {"texts": lambda texts: texts[0]},
+    "other heads": {"image": lambda image: image[:, :1]},
+    "images of another width": {"image": lambda image: image[..., :-1]},
+    "images without heads": {"image": lambda image: image.flatten(1)},
+    "texts of another width": {"text": lambda text: text[..., :-1]},
+    "whole numbers": {"image": lambda image: image.long()},
+    "bf16 numbers of texts": {"texts": lambda texts: texts.bfloat16()},
+    "numbers of texts in rows": {"texts": lambda texts: texts[:, None]},
+    "ends as fractions": {"key_ends": lambda ends: ends.double()},
+    "images that are not finite": {"image": lambda image: image / 0},
+    "texts that are not finite": {"text": lambda text: text * torch.nan},
+}
+
+
+@pytest.mark.parametrize("changes", SPOILT_TENSORS.values(), ids=SPOILT_TENSORS)
+def test_a_file_whose_tensors_are_not_those_of_its_tar_is_named(changes: dict[str, Any], shards: Path, tmp_path: Path) -> None:
+    folder = make(job_on(shards, config_of()), tmp_path / "features")
+    file = file_of(folder, 0)  # whose texts are read, of all that have the same
+    tensors, told = tensors_of(file)
+    for name, change in changes.items():
+        tensors = {key: value for key, value in tensors.items() if key != name} | (
+            {name: change(tensors[name]).contiguous()} if change else {}
+        )
+    save_file(tensors, file, told)
+    with pytest.raises(InputError, match=rf"^features: {file} .*owseg features \.\.\. --verify\)") as caught:
+        batches(job_on(shards, config_of(), features=folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["unreadable", "made_with"])
+@pytest.mark.parametrize("value", ["[]", "null", "3", '"x"', '{"a": "b"}', '{"0": 5}', "{", "[" * 100_000])
+def test_a_file_whose_metadata_are_not_what_is_written_is_named(key: str, value: str, shards: Path, tmp_path: Path) -> None:
+    folder = make(job_on(shards, config_of()), tmp_path / "features")
+    file = file_of(folder, 1)
+    tensors, told = tensors_of(file)
+    save_file(tensors, file, {**told, key: value})
+    with pytest.raises(InputError, match=rf"^features: {file} .*owseg features \.\.\. --verify\)") as caught:
+        batches(job_on(shards, config_of(), features=folder))
+    assert "\n" not in str(caught.value)
 
 
 def test_another_tar_of_the_same_keys_is_refused(shards: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from cluster import features as work
@@ -20,6 +21,7 @@ from filtering.shards import run_local
 from helpers import tiny
 from helpers.chain import run_each
 from helpers.s3 import s3_server
+from helpers.tensors import assert_same
 from owseg import InputError, training
 from pipelines import features
 from pipelines import train as verb
@@ -82,9 +84,9 @@ def train_here(run: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., dict
     monkeypatch.setattr(feature_stage, "runner_of", lambda *_: run_local)
     monkeypatch.setattr(verb, "train", plain)
 
-    def act(*settings: str) -> dict[str, Any]:
+    def act(*settings: str, verify: bool = False) -> dict[str, Any]:
         config = override(config_of(run), settings)
-        with open_context(config) as context:
+        with open_context(config, verify=verify) as context:
             verb.run_train(context, own_shards(config))
         return context.stages
 
@@ -129,6 +131,28 @@ def test_a_finished_training_needs_none_and_a_lost_file_is_made_again(
         "features-talk2dino: 1 of 5 files missing (features/talk2dino/00001.safetensors): made again" in capsys.readouterr().out
     )
     assert written_but(run, 1) == before
+
+
+def test_what_names_and_sizes_do_not_tell_is_made_anew_with_verify(
+    run: Path, train_here: Callable[..., dict[str, Any]]
+) -> None:
+    """The cure that the message names."""
+    train_here()
+    file = run / FOLDER / FILES[1]
+    size, tensors = file.stat().st_size, load_file(file)
+    with safe_open(file, framework="pt") as opened:
+        told = opened.metadata()
+    save_file({**tensors, "image": tensors["image"] * torch.nan}, file, told)
+    assert file.stat().st_size == size
+    with pytest.raises(
+        InputError, match=r"00001\.safetensors holds numbers that are not finite; .* \(owseg features \.\.\. --verify"
+    ):
+        train_here("method_settings.talk2dino.optim.lr=1e-2")
+    others = written_but(run, 1)
+    stages = train_here("method_settings.talk2dino.optim.lr=1e-2", verify=True)
+    assert (stages["features"]["status"], stages["train"]["status"]) == ("done", "done")
+    assert_same(load_file(file), tensors)
+    assert written_but(run, 1) == others
 
 
 def written_but(run: Path, number: int) -> list[int]:

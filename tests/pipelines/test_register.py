@@ -17,6 +17,7 @@ import pytest
 from mlflow import MlflowClient
 from PIL import Image
 
+from cluster import InputError
 from filtering.files import digest_of_file
 from helpers import tiny
 from helpers.chain import environment, run_each
@@ -25,6 +26,8 @@ from helpers.servers import free_port
 from helpers.tracked import METRIC, scored
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.fit import WEIGHTS
+from pipelines import register
+from pipelines.app.registered import checkpoint_here
 
 LABELS = ["cat", "sky", "wooden table"]
 SECONDS = 300
@@ -55,6 +58,28 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, run_dir: Path) -> None:
         assert result.returncode == 2, result.stdout + result.stderr
         assert told in result.stderr
         assert "Traceback" not in result.stderr
+
+
+def test_a_store_that_is_not_there_is_told_at_once_and_not_made(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow would make a database, and ask a closed port for a minute."""
+    for name in ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"):
+        monkeypatch.delenv(name, raising=False)
+    for given, told in (
+        (f"sqlite:///{tmp_path}/none/x.db", f"--tracking-uri: there is no MLflow store at {tmp_path}/none/x.db; give "),
+        (f"http://u:s3cret@127.0.0.1:{free_port()}", "owseg: MLflow does not register it in http://u:***@127.0.0.1:"),
+        ("ftp://somewhere", "--tracking-uri: 'ftp://somewhere' is no MLflow store"),
+    ):
+        assert register.main([str(run_dir), "--tracking-uri", given]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+        assert "s3cret" not in line
+    assert not (tmp_path / "none").exists()
+    uri = f"sqlite:///{run_dir.parent / 'mlflow.db'}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(InputError, match=r"^models:/owseg@chmpion: .* not found; looked for in sqlite:"):
+        checkpoint_here("models:/owseg@chmpion")
 
 
 @pytest.mark.slow

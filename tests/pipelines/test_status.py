@@ -14,8 +14,11 @@ import pytest
 
 from helpers.chain import Chain
 from helpers.s3 import s3_server
+from pipelines import status
+from pipelines.app.run_files import RunFiles
 from pipelines.status import main
-from storage.client import Store
+from storage.client import StorageConfig, Store
+from storage.errors import refused
 from storage.lease import leased
 
 HOLD = """
@@ -140,6 +143,26 @@ def test_of_a_run_in_an_object_store(run: Path, capsys: pytest.CaptureFixture[st
         assert "download  interrupted" in capsys.readouterr().out
         assert main([f"{store.url}/none"]) == 2
         assert "there is no such folder" in capsys.readouterr().err
+
+
+def test_what_a_store_refuses_is_said_of_the_options(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[StorageConfig] = []
+
+    def refuse(folder: str, storage: StorageConfig) -> RunFiles:
+        asked.append(storage)
+        told = "status code: 301" if storage.anonymous else "MissingCredentials"
+        mistake = refused(folder, OSError(told), "read")
+        assert mistake is not None
+        raise mistake
+
+    monkeypatch.setattr(status, "run_files", refuse)
+    assert status.main(["s3://bucket/run"]) == 2
+    assert capsys.readouterr().err.endswith("and a key), or --anonymous\n")
+    assert status.main(["s3://bucket/run", "--anonymous", "--region", "eu-1"]) == 2
+    assert "set --region (or AWS_REGION)" in capsys.readouterr().err
+    assert asked[1] == StorageConfig(anonymous=True, region="eu-1")
 
 
 def test_of_a_complete_run(chain: Chain, capsys: pytest.CaptureFixture[str]) -> None:

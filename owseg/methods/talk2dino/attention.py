@@ -1,20 +1,39 @@
 """What each head of a ViT's last block looks at: the class token's attention, and images embedded once for each head."""
 
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 SCALE = 64**-0.5
 """What queries times keys are multiplied with: that of heads 64 wide, whatever a tower's are (official)."""
 
 
-def class_attention(qkv: Tensor, heads: int, prefix: int) -> Tensor:
+class Attended(TorchFunctionMode):
+    """Keeps what the last attention computed inside it compares: queries and keys as they are, normalised and rotated."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.query = self.key = torch.empty(0, 0, 0, 0)
+        """[B, M, G + P, D]."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is F.scaled_dot_product_attention:
+            self.calls += 1
+            self.query, self.key = args[:2]
+        return function(*args, **(kwargs or {}))
+
+
+def class_attention(query: Tensor, key: Tensor, prefix: int) -> Tensor:
     """Logits [B, M, P] of the class token's query against the patches' keys, before any softmax.
 
-    qkv: [B, G + P, 3 C], what the last block's fused projection makes of its tokens: queries, keys and values side by side,
-    the class token first. heads: M, prefix: G, the tokens that are no patches (class token and registers).
+    query, key: [B, M, G + P, D], as the last block's attention compares them, the class token first. prefix: G, the tokens that
+    are no patches (class token and registers).
     """
-    query, key, _ = qkv.reshape(*qkv.shape[:-1], 3, heads, -1).unbind(dim=-3)
-    logits: Tensor = SCALE * (key[:, prefix:] * query[:, :1]).sum(dim=-1).transpose(1, 2)
+    logits: Tensor = SCALE * (key[:, :, prefix:] * query[:, :, :1]).sum(dim=-1)
     return logits
 
 

@@ -1,13 +1,16 @@
-"""The frozen image tower: any timm ViT with a class token, with or without registers."""
+"""The frozen image tower: any timm ViT with a class token, with or without registers and rotated positions."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from owseg import InputError
 from owseg.frozen_tower import FrozenTower, TowerSettings
-from owseg.methods.talk2dino.attention import class_attention
+from owseg.methods.talk2dino.attention import Attended, class_attention
+from owseg.vit import trial_image
+
+SUCH_AS = "choose one such as vit_base_patch14_reg4_dinov2.lvd142m or vit_base_patch16_dinov3.lvd1689m"
 
 
 class Seen(NamedTuple):
@@ -30,21 +33,21 @@ class ImageTower(FrozenTower):
         model = settings.image_tower
         if getattr(self.vit, "cls_token", None) is None:
             raise InputError(
-                f"{self.key}.image_tower: {model} has no class token, whose attention says what an image is about; "
-                "choose one such as vit_base_patch14_reg4_dinov2.lvd142m"
+                f"{self.key}.image_tower: {model} has no class token, whose attention says what an image is about; {SUCH_AS}"
             )
-        attention: Any = getattr(self.vit.blocks[-1], "attn", None)
-        if not isinstance(getattr(attention, "qkv", None), nn.Linear):
-            raise InputError(f"{self.key}.image_tower: the last block of {model} has no fused query-key-value layer to be read")
-        self.heads: int = attention.num_heads
+        for module in self.vit.modules():
+            if hasattr(module, "fused_attn"):  # attention is read where torch computes it, also with TIMM_FUSED_ATTN=0
+                module.fused_attn = True
+        image = trial_image(self.patch_size)
+        with Attended() as last:
+            tokens = self.prefix + self.patches(image).shape[1]
+        if last.calls != len(self.vit.blocks) or last.query.shape[2] != tokens:
+            raise InputError(f"{self.key}.image_tower: the attention of {model}'s last block cannot be read; {SUCH_AS}")
+        self.heads: int = last.query.shape[1]
 
     @torch.no_grad()
     def forward(self, image: Tensor) -> Seen:
         """Patches and attention of images [B, 3, H, W], normalised as the tower was trained; H and W multiples of the patch."""
-        projected: list[Tensor] = []
-        hook = self.vit.blocks[-1].attn.qkv.register_forward_hook(lambda _, __, output: projected.append(output))
-        try:
+        with Attended() as last:
             patches = self.patches(image)
-        finally:
-            hook.remove()
-        return Seen(patches, class_attention(projected[0], self.heads, self.prefix), self.grid(image))
+        return Seen(patches, class_attention(last.query, last.key, self.prefix), self.grid(image))

@@ -30,6 +30,7 @@ from owseg.methods.talk2dino.settings import Talk2DinoSettings
 from owseg.normalisation import Normalisation
 from owseg.phases import augmentations
 from owseg.published_layout import Layout
+from owseg.stored_features import FeatureShapes
 from owseg.text import ReadTexts, prompt_templates
 from owseg.vit import refuse_partial_patches
 
@@ -95,9 +96,9 @@ class Talk2Dino(FrozenFeatures):
         return found
 
     @property
-    def feature_sizes(self) -> tuple[int, int]:
-        """M heads of C numbers, and D."""
-        return self.image.heads * self.image.width, self.projection.first.in_features
+    def feature_shapes(self) -> FeatureShapes:
+        """Heads [M, C] of an image, and D."""
+        return FeatureShapes((self.image.heads, self.image.width), (self.projection.first.in_features,))
 
     def texts_of(self, captions: Sequence[str], entities: Sequence[Sequence[str]]) -> Iterable[str]:
         """Captions and, where heads are chosen by entity, every prompt of an entity: which are drawn is random."""

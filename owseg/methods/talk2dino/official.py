@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import nn
 
+from owseg import InputError
 from owseg.published_layout import Layout
 
 NAMES = {
@@ -17,9 +18,13 @@ OLDER = "linear_layer2."
 """How older files call `hidden_layers.0.`."""
 
 
-def talk2dino_names(method: nn.Module, _: Collection[str]) -> dict[str, str]:
-    """Of a `Talk2Dino`; towers are not in the files."""
+def talk2dino_names(method: nn.Module, file: Collection[str]) -> dict[str, str]:
+    """Of a `Talk2Dino`; towers are not in the files. Raises InputError for the file of a deeper map."""
     del method
+    if further := sorted(name for name in file if name.startswith("hidden_layers.") and name not in NAMES.values()):
+        raise InputError(
+            f"has {further[0]}: a map of more layers is another model; give one of linear_layer and hidden_layers.0"
+        )
     return NAMES
 
 

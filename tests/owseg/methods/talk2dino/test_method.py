@@ -29,7 +29,8 @@ def test_attention_and_embeddings_one_number_at_a_time() -> None:
     torch.manual_seed(0)
     images, heads, prefix, patches, width = 2, 3, 5, 4, 6
     qkv, tokens = torch.randn(images, prefix + patches, 3 * width), torch.randn(images, patches, width)
-    logits = class_attention(qkv, heads, prefix)
+    query, key, _ = qkv.reshape(images, prefix + patches, 3, heads, -1).permute(2, 0, 3, 1, 4)
+    logits = class_attention(query, key, prefix)
     found = head_embeddings(logits, tokens)
     each = width // heads
     for image in range(images):

@@ -1,7 +1,9 @@
 """Released maps through the command line and back, exports that move, and weights and windows that do not fit: files that
 the tests write."""
 
+import json
 import re
+import shlex
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +23,7 @@ from owseg.fit import WEIGHTS, learned_state
 from owseg.methods.talk2dino import Talk2Dino, Talk2DinoConfig
 from owseg.published import export_official, import_official, load_trained, read_official
 from owseg.vit import VitSize
-from pipelines import export, official
+from pipelines import export, official, segment
 from pipelines.app.checks import check_methods, check_weights
 from pipelines.app.config import load
 from pipelines.app.settings import Config
@@ -72,10 +74,14 @@ def test_a_released_map_becomes_a_trained_folder_and_goes_back(older: bool, tmp_
             r"linear_layer\.weight has shape \[192, 64\], this Talk2DINO asks for \[192, 32\]\); give the towers",
         ),
         (released(width=768), r"linear_layer\.weight has shape \[768, 32\], this Talk2DINO asks for \[192, 32\]"),
+        (
+            {"hidden_layers.1.weight": torch.zeros(192, 192)},
+            r"has hidden_layers\.1\.weight: a map of more layers is another model",
+        ),
         ({"linear_layer.bias": torch.full((192,), torch.nan)}, r"projection\.first\.bias is not finite"),
         ({"linear_layer.weight": torch.zeros(192, 32, dtype=torch.complex64)}, r"linear_layer\.weight has shape None"),
     ],
-    ids=["lacks a tensor", "texts of another CLIP", "patches of another tower", "not finite", "no plain tensor"],
+    ids=["lacks a tensor", "texts of another CLIP", "patches of another tower", "deeper", "not finite", "no plain tensor"],
 )
 def test_a_map_that_does_not_fit_is_one_line(
     change: dict[str, torch.Tensor | None], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -132,6 +138,96 @@ def test_an_export_holds_both_towers_and_moves(form: str, trained: Path, tmp_pat
     (tmp_path / "vit.safetensors").unlink()
     assert (load_model(moved / "owseg").segment(photo, tiny.LABELS).scores == expected).all()
     assert (moved / "image_tower").is_dir() == (form == "hf-folder")
+
+
+def test_the_way_back_that_an_export_prints(
+    trained: Path, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No official file tells the tower's sizes, the view or the normalisation."""
+    from owseg.predict import load as load_model
+
+    assert export.main([str(trained), str(tmp_path / "map.pth"), "--to", "official"]) == 0
+    (line,) = (line for line in capsys.readouterr().out.splitlines() if "the way back: " in line)
+    program, verb, *arguments = shlex.split(line.partition("the way back: ")[2])
+    assert (program, verb) == ("owseg", "official")
+    again = tmp_path / "again"
+    assert official.main([str(again) if one == "FOLDER" else one for one in arguments]) == 0
+    before, after = read_model(trained), read_model(again)
+    assert after == replace(before, weights=after.weights, encoder=after.encoder)
+    assert (
+        load_model(again).segment(photo, tiny.LABELS).scores == load_model(trained).segment(photo, tiny.LABELS).scores
+    ).all()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("image_weights", "none.safetensors", r"none\.safetensors does not exist; --set image_weights=\.\.\. gives another"),
+        ("image_tower", "/etc/passwd", r"timm cannot build '/etc/passwd' \([^.]*\); see timm\.list_models"),
+        ("image_tower", "vit_tiny_r_s16_p8_224", r"vit_tiny_r_s16_p8_224.*; --set image_tower=\.\.\. gives another"),
+        ("image_tower", 3, r"timm cannot build 3 "),
+    ],
+)
+def test_a_tower_that_a_checkpoint_names_wrongly_is_said_of_its_file(
+    key: str, value: object, told: str, trained: Path, tmp_path: Path, photo: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = trained / "model.json"
+    model = json.loads(file.read_text())
+    model["method"][key] = value
+    file.write_text(json.dumps(model))
+    asked = [str(photo), "--labels", "a, b", "--checkpoint", str(trained), "--out", str(tmp_path / "out")]
+    assert segment.main(asked) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.match(rf"error: {file}: {key}: {told}", line), line
+    assert export.main([str(trained), str(tmp_path / "exported"), "--to", "hf-folder"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {file}: {key}: ")
+    assert "--set" not in line
+    assert (
+        segment.main([*asked, "--set", "image_weights=mine.pth", "--set", f"image_tower={tiny.talk2dino_config().image_tower}"])
+        == 2
+    )
+    assert "error: --set image_weights: mine.pth does not exist" in capsys.readouterr().err
+
+
+def test_sizes_can_be_given_one_by_one(trained: Path, tmp_path: Path) -> None:
+    config = read_model(trained)
+    assert export.main([str(trained), str(tmp_path / "map.pth"), "--to", "official"]) == 0
+    options = ["--encoder-model", f"{trained}/model.json", "--encoder-weights", config.encoder.pretrained]
+    sizes = ("image_size=32", "patch_size=8", "width=32", "depth=2", "heads=2")
+    options += [text for size in sizes for text in ("--set", f"image_size.{size}")]
+    options += ["--set", f"image_weights={tmp_path / 'vit.safetensors'}", "--set", "augment.size=32"]
+    assert official.main(["import", str(tmp_path / "map.pth"), str(tmp_path / "again"), *options]) == 0
+    found = read_model(tmp_path / "again").method
+    assert isinstance(found, Talk2DinoConfig)
+    assert found.image_size == tiny.talk2dino_config().image_size
+    assert found.image_weights == str(tmp_path / "vit.safetensors")
+
+
+@pytest.mark.parametrize("form", ["import", "export"])
+def test_nothing_is_overwritten_and_no_place_is_none(
+    form: str, trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(released(32), tmp_path / "map.pth")
+    (tmp_path / "u.pth.md").write_text("mine")
+
+    def act(target: str) -> int:
+        if form == "import":
+            return official.main(["import", str(tmp_path / "map.pth"), target, "--like", str(trained)])
+        return export.main([str(trained), target, "--to", "official"])
+
+    taken = str(trained) if form == "import" else str(tmp_path / "u.pth")
+    for target, told in (
+        (taken, "is there already; give a new name, or move it away"),
+        ("", "'' names no place"),
+        ("/proc/x/y", "/proc/x/y: cannot be written"),
+        ("x" * 300, "x: cannot be written (File name too long)"),
+    ):
+        before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+        assert act(target) == 2, target
+        (line,) = capsys.readouterr().err.splitlines()
+        assert told in line
+        assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
 def run_of(trained: Path, *overrides: str) -> Config:
