@@ -15,11 +15,13 @@ from owseg.methods import METHODS
 from pipelines.app.context import SUMMARY
 from pipelines.app.models import settings_of, short_name
 from pipelines.app.run_dir import CONFIG_FILE
+from storage.understood import MISFITS, Errors
 
 if TYPE_CHECKING:
     from owseg.checkpoint import Checkpoint
 
 
+READING: Errors = (OSError, yaml.YAMLError, *MISFITS)
 GENERATED = "the generated miniature world"
 
 
@@ -101,6 +103,6 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     """What a file holds; empty where it is not there, or damaged: the card then says less."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except READING:
         return {}
     return found if isinstance(found, dict) else {}
