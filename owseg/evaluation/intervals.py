@@ -70,7 +70,9 @@ def read_image_counts(path: Path) -> ImageCounts:
     """What `write_image_counts` wrote. Raises InputError that names a file that is missing or not of this kind."""
     try:
         with np.load(path) as stored:
-            counts = ImageCounts(tuple(stored["ids"].tolist()), stored["intersection"], stored["union"])
+            counts = ImageCounts(tuple(map(str, stored["ids"])), stored["intersection"], stored["union"])
+            if counts.union.ndim != 2 or any(one.dtype.kind not in "iu" for one in (counts.intersection, counts.union)):
+                raise ValueError("no whole numbers by image and class")
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
         raise InputError(f"{path}: not readable as counts by image ({error}); run the evaluate stage again") from error
     if counts.intersection.shape != counts.union.shape or len(counts.ids) != len(counts.union):
