@@ -74,7 +74,8 @@ def read_image_counts(path: Path) -> ImageCounts:
             if counts.union.ndim != 2 or any(one.dtype.kind not in "iu" for one in (counts.intersection, counts.union)):
                 raise ValueError("no whole numbers by image and class")
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not readable as counts by image ({error}); run the evaluate stage again") from error
+        reason = "no arrays" if "pickle" in str(error) else error  # NumPy advises to load it all the same
+        raise InputError(f"{path}: not readable as counts by image ({reason}); run the evaluate stage again") from error
     if counts.intersection.shape != counts.union.shape or len(counts.ids) != len(counts.union):
         raise InputError(f"{path}: ids, intersection and union do not belong together; run the evaluate stage again")
     return counts

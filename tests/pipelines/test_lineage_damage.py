@@ -25,8 +25,8 @@ from pipelines.lineages.look_up import RECORD
 from pipelines.lineages.places import downloaded
 from pipelines.lineages.trainings import Training
 from pipelines.train import job_of
-from storage.indexes import indexes_of
-from storage.tar_index import index_path
+from storage.indexes import indexes_of, read
+from storage.tar_index import index_path, read_header
 
 WRONG = ("", "{", "[]", "null", "{}", "[" * 100_000)
 LEDGER = {"step": 6, "since": 0, "epochs": [{"schedule": 0, "epoch": 0, "samples": 20, "digest": "0"}]}
@@ -179,10 +179,16 @@ def test_a_table_of_other_columns(tmp_path: Path) -> None:
 
 
 def test_a_damaged_index_is_told_of_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Wherever the damage is: seen by its length, in its digest, or in what it tells of the samples."""
     tar = write(tmp_path / "00000.tar", samples(2))
     indexes_of([tar])
-    index_path(tar).write_bytes(b"no index")
-    caplog.clear()
-    indexes_of([tar])
-    [line] = [record.getMessage() for record in caplog.records]
-    assert line.startswith(str(index_path(tar)))
+    whole = index_path(tar).read_bytes()
+    at = whole.index(read_header(index_path(tar)).digest)
+    for damaged in (b"no index", whole[:-3], whole[:at] + b"!" + whole[at + 1 :], whole[:-3] + b"!" + whole[-2:]):
+        index_path(tar).write_bytes(damaged)
+        caplog.clear()
+        [index] = indexes_of([tar])
+        assert read(index).key(1) == "0001"
+        [line] = [record.getMessage() for record in caplog.records]
+        assert line.startswith(str(index_path(tar)))
+        assert index_path(tar).read_bytes() == whole
