@@ -10,7 +10,7 @@ from pathlib import Path
 from filtering.files import write_json
 from owseg.snapshots import damage, step_of
 from storage.copies import folders_in, remove_folder
-from storage.understood import MISFITS
+from storage.understood import UNUSABLE
 
 LIST = "checkpoint_manager_snapshot.json"
 """Ray's own list of the checkpoints that count, oldest first."""
@@ -125,9 +125,7 @@ def _listed(storage: Path, *, whole: bool = False) -> list[str] | None:
             raise KeyError(*missing)
     except FileNotFoundError:
         return []
-    except OSError:
-        return None
-    except MISFITS:
+    except UNUSABLE:
         return None
     return names
 

@@ -14,6 +14,8 @@ Errors = tuple[type[Exception], ...]
 
 MISFITS: Errors = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What is raised where a file holds something else than the code that takes it apart thinks."""
+UNUSABLE: Errors = (OSError, *MISFITS)
+"""The same, and what reading the file raises."""
 LEFT_OUT = "it is left out"
 """The end of a line on what others go on without."""
 _LONGEST = 200

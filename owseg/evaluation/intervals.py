@@ -69,7 +69,7 @@ def write_image_counts(path: Path, counts: ImageCounts) -> None:
 def read_image_counts(path: Path) -> ImageCounts:
     """What `write_image_counts` wrote. Raises InputError that names a file that is missing or not of this kind."""
     try:
-        with np.load(path) as stored:
+        with path.open("rb") as file, np.load(file) as stored:  # by a path, NumPy leaves damaged files open
             counts = ImageCounts(tuple(map(str, stored["ids"])), stored["intersection"], stored["union"])
             if counts.union.ndim != 2 or any(one.dtype.kind not in "iu" for one in (counts.intersection, counts.union)):
                 raise ValueError("no whole numbers by image and class")
