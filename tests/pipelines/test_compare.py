@@ -220,14 +220,14 @@ def parts(run: Path) -> Iterator[tuple[Path, bytes]]:
     """Files of a run that the page can do without, each with what this program does not write there."""
     picture = run / "evaluate" / "pictures" / "tcl" / "voc21-best.png"
     yield from ((picture, content) for content in (b"", b"x", picture.read_bytes()[:400]))
-    for costs in (b"5", b'{"tcl": "x"}', b'{"tcl": {"pairs": "x"}}'):
+    for costs in (b"5", b'{"tcl": {"pairs": "x"}}'):
         yield run / "train.done.json", b'{"fingerprint": "", "digest": "", "seconds": 1, "result": {"costs": %s}}' % costs
-    for content in (b"[]", b"[" * 100_000, b'{"IoU": [1]}', b'{"IoU": {"cat": "x"}}', b"\xff"):
+    for content in (b"[" * 100_000, b'{"IoU": {"cat": "x"}}'):
         yield run / "evaluate" / "tcl" / "voc21.json", content
     yield run / "evaluate" / "tcl" / "voc21.npz", b"no counts"
-    yield from ((run / "corpus" / "report.json", content) for content in (b"[]", b"{", b'{"links": 1}', b"[" * 100_000))
+    yield from ((run / "corpus" / "report.json", content) for content in (b"[]", b"[" * 100_000))
     yield run / "corpus" / "kept" / "00000.parquet", b"PAR1 and no more"
-    yield from ((run / "mlflow.json", content) for content in (b"[]", b'{"run_id": {}}', b"["))
+    yield from ((run / "mlflow.json", content) for content in (b'{"run_id": {}}', b"["))
 
 
 def test_a_damaged_part_is_left_out_and_named(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:

@@ -76,29 +76,29 @@ LEDGERS = [
 LEDGERS += [json.dumps(LEDGER | {"step": float("nan")}), json.dumps(LEDGER | {"epochs": [{"schedule": 0}]})]
 
 
-@pytest.mark.parametrize("text", LEDGERS, ids=range(len(LEDGERS)))
-def test_a_damaged_ledger(training: Training, text: str) -> None:
-    training.job.ledger.write_text(text)
-    saw = again(training).saw(frozenset(["key"]))
-    assert saw is not None
-    assert saw.unknown.startswith(f"{training.job.ledger}: is damaged (")
-    assert [(one.path, one.steps) for one in saw.checkpoints] == [
-        ("train/ovsegmentor/checkpoint", 5),
-        (f"train/ovsegmentor/{WEIGHTS}", 5),
-    ]
+def test_a_damaged_ledger(training: Training) -> None:
+    for text in LEDGERS:
+        training.job.ledger.write_text(text)
+        saw = again(training).saw(frozenset(["key"]))
+        assert saw is not None
+        assert saw.unknown.startswith(f"{training.job.ledger}: is damaged ("), text[:60]
+        steps = {one.path: one.steps for one in saw.checkpoints}
+        assert steps == {"train/ovsegmentor/checkpoint": 5, f"train/ovsegmentor/{WEIGHTS}": 5}
 
 
-@pytest.mark.parametrize("text", [*WRONG, '{"step": "x"}', '{"step": NaN}', '{"step": []}'])
-def test_a_damaged_checkpoint(training: Training, text: str) -> None:
+def test_a_damaged_checkpoint(training: Training) -> None:
     """The others are told of, and it is named."""
     position = training.job.out / "checkpoint" / "position.json"
-    position.write_text(text)
-    saw = again(training).saw(frozenset(["key"]))
+    for text in (*WRONG, '{"step": "x"}', '{"step": NaN}', '{"step": []}'):
+        position.write_text(text)
+        found = again(training)
+        assert [path for path, _ in found.checkpoints] == [f"train/ovsegmentor/{WEIGHTS}"]
+        assert found.steps == 6
+        [line] = found.left_out
+        assert line.startswith(f"{position}: is damaged ("), text[:60]
+    saw = found.saw(frozenset(["key"]))
     assert saw is not None
-    assert [one.path for one in saw.checkpoints] == [f"train/ovsegmentor/{WEIGHTS}"]
-    assert saw.steps == 6
-    [line] = saw.left_out
-    assert line.startswith(f"{position}: is damaged (")
+    assert saw.left_out == [line]
 
 
 @pytest.fixture
@@ -148,7 +148,7 @@ def test_a_record_that_is_no_file(config: Config, ask: Callable[..., tuple[Any, 
     assert "move it away" in told
 
 
-@pytest.mark.parametrize("text", ["[]", "", "{}", "null", "5", "[" * 1500, "a: [", "\xff"])
+@pytest.mark.parametrize("text", ["[]", "", "{}", "null", "5", "a: [", "\xff"])
 def test_settings_that_are_none(config: Config, ask: Callable[..., tuple[Any, str]], text: str) -> None:
     """They are not read as if all of them were the defaults, neither here nor by the next start of the run."""
     folder = Path(config.run_dir)
