@@ -10,6 +10,7 @@ from pathlib import Path
 from filtering.files import write_json
 from owseg.snapshots import damage, step_of
 from storage.copies import folders_in, remove_folder
+from storage.understood import UNUSABLE
 
 LIST = "checkpoint_manager_snapshot.json"
 """Ray's own list of the checkpoints that count, oldest first."""
@@ -31,16 +32,46 @@ def mend(storage: Path, ray_version: str) -> list[str]:
     kept = [name for name in left if (storage / name).is_dir()]
     if not kept:
         kept = [name for name in _folders(storage) if name not in (listed or ()) and not damage(storage / name)][-1:]
-    if kept != listed and (storage / LIST).is_dir():
-        shutil.rmtree(storage / LIST)
-    elif kept != listed:
-        (storage / LIST).unlink(missing_ok=True)
-    if kept and kept != listed:
-        write_json(storage / LIST, _list_of(kept, ray_version))
+    if kept != listed:
+        _write_list(storage, kept, ray_version)
     _remove_all_but(storage, kept)
     if not wrong:
         return []
     return [*wrong, f"training resumes from step {step_of(storage / kept[-1])}" if kept else "training begins anew"]
+
+
+def newest(storage: Path, most: int) -> tuple[list[str], dict[str, str]]:
+    """The names of the newest whole checkpoints, so many at most oldest first, and of the others why they are none of them.
+
+    One that is not on Ray's list counts only where none on it is whole, as in `mend`.
+    """
+    there, listed = _folders(storage), _listed(storage) or []
+    kept, others = _whole(storage, [name for name in listed if name in there], most)
+    rest = [name for name in there if name not in listed]
+    if kept:
+        return kept, others | dict.fromkeys(rest, "a checkpoint that is not on Ray's list")
+    kept, further = _whole(storage, rest, most)
+    return kept, others | further
+
+
+def _whole(storage: Path, names: list[str], most: int) -> tuple[list[str], dict[str, str]]:
+    kept: list[str] = []
+    others: dict[str, str] = {}
+    for name in reversed(names):
+        if len(kept) == most:
+            others[name] = "an older checkpoint"
+        elif reason := damage(storage / name):
+            others[name] = f"a damaged checkpoint ({reason})"
+        else:
+            kept.append(name)
+    return kept[::-1], others
+
+
+def relist(storage: Path, ray_version: str) -> None:
+    """Let Ray's list name the checkpoints that are there."""
+    there = _folders(storage)
+    if there != _listed(storage, whole=True):
+        _write_list(storage, there, ray_version)
 
 
 def last(storage: Path) -> Path | None:
@@ -94,9 +125,18 @@ def _listed(storage: Path, *, whole: bool = False) -> list[str] | None:
             raise KeyError(*missing)
     except FileNotFoundError:
         return []
-    except (OSError, ValueError, KeyError, TypeError):
+    except UNUSABLE:
         return None
     return names
+
+
+def _write_list(storage: Path, names: list[str], ray_version: str) -> None:
+    """Put a list of some names in the place of Ray's; none where there are no names."""
+    if (storage / LIST).is_dir():
+        shutil.rmtree(storage / LIST)
+    (storage / LIST).unlink(missing_ok=True)
+    if names:
+        write_json(storage / LIST, _list_of(names, ray_version))
 
 
 def _list_of(names: list[str], ray_version: str) -> dict[str, object]:

@@ -10,9 +10,12 @@ from filtering.files import write_json
 from filtering.secrets import masked
 from storage.client import is_object_store
 from storage.copies import shown
+from storage.understood import UNUSABLE, shaped
 
 TOKEN = "folder.token"
 """Tag of a parent run: what the folder that went on with it last has written down, too."""
+
+_SHAPE = {"run_id": str, "children": {str: str}, "folder": str, "tokens": [str], "models": {str: str}}
 
 
 class Memory:
@@ -103,7 +106,7 @@ class Memory:
 def _read(file: Path) -> dict[str, Any]:
     """A memory; empty where there is none, or it is damaged."""
     try:
-        known = json.loads(file.read_text(encoding="utf-8"))
-        return known if isinstance(known["run_id"], str) and isinstance(known["children"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        known: dict[str, Any] = shaped({"folder": "", "tokens": [], "models": {}, **json.loads(file.read_bytes())}, _SHAPE)
+    except UNUSABLE:
         return {}
+    return known

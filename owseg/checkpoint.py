@@ -142,7 +142,7 @@ def find_checkpoint(
     encoder = _named_encoder(encoder_model, encoder_weights)
     if str(checkpoint) in modes:
         found = Checkpoint(method=modes[str(checkpoint)], encoder=encoder)
-    elif path.is_dir() or (path.is_file() and path.suffix not in OFFICIAL_SUFFIXES):
+    elif (checkpoint != "" and path.is_dir()) or (path.is_file() and path.suffix not in OFFICIAL_SUFFIXES):
         if encoder_model:
             raise InputError(f"{checkpoint}: {MODEL} says which encoder it is; give its weights alone")
         if path.is_file() and not path.with_name(MODEL).is_file():
@@ -152,7 +152,8 @@ def find_checkpoint(
         found = Checkpoint(method=_official_method(path), encoder=encoder, weights=path)
     else:
         raise InputError(
-            f"{checkpoint}: no such checkpoint; give a folder with {MODEL}, an official .pth, or one of {', '.join(modes)}"
+            f"{checkpoint or repr('')}: no such checkpoint; give a folder with {MODEL}, an official .pth, or one of "
+            f"{', '.join(modes)}"
         )
     if method in modes:
         if not found.method.uses_clip:

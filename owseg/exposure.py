@@ -4,7 +4,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from owseg.ledger import Ledger
 from owseg.segmenter import build_trained
 from owseg.shards import ShardReader
 from owseg.training import TrainJob, batches_of, reader_of
+from storage.understood import shaped, understood
 
 
 class Shown(NamedTuple):
@@ -74,8 +75,11 @@ class Exposure:
 
     def _named_bad(self, file: Path) -> Iterator[int]:
         """The samples that training has left out, but for those that the reader leaves out, too."""
-        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-        named = {(Path(told["shard"]).name, told["key"]) for told in map(json.loads, lines)}
+        named = set[tuple[str, str]]()
+        with understood(file, "which samples training has left out is not known"):
+            for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+                told = shaped(json.loads(line), {"shard": str, "key": str})
+                named.add((Path(told["shard"]).name, told["key"]))
         for number in self._numbers({key for _, key in named}):
             tar = self.reader.shards[self.reader.samples.place(number)[0]]
             if (tar.name, self.reader.samples.key(number)) in named:
@@ -86,10 +90,13 @@ class Exposure:
         key = self.reader.samples.key
         return [number for number in range(len(self.reader)) if key(number) in keys] if keys else []
 
-    def agrees_with(self, ledger: Mapping[str, object]) -> bool:
-        """Whether the first epoch that a training's ledger tells of has the digest that these samples give."""
-        rows, since, step = ledger["epochs"], int(str(ledger["since"])), int(str(ledger["step"]))
-        if not isinstance(rows, list) or not rows:
+    def agrees_with(self, ledger: Mapping[str, Any]) -> bool:
+        """Whether the first epoch that a training's ledger tells of has the digest that these samples give.
+
+        `ledger` is of the shape `owseg.ledger.SHAPE`.
+        """
+        rows, since, step = ledger["epochs"], ledger["since"], ledger["step"]
+        if not rows:
             return False
         expected = Ledger(None)
         for epoch in self._epochs(range(since, step)):

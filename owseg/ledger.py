@@ -17,6 +17,8 @@ from owseg.snapshots import POSITION
 
 LEDGER = "sample_ledger"
 """The ledger's key in a checkpoint's position; what it is called elsewhere, too."""
+SHAPE = {"step": int, "since": int, "epochs": [{"schedule": int, "epoch": int, "samples": int, "digest": str}]}
+"""What its file holds, as `storage.understood.shaped` has it."""
 _MODULUS = 1 << 256
 _Sums = dict[tuple[int, int], tuple[int, int]]
 """Number of samples and sum of their digests, by schedule and epoch."""

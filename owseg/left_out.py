@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from owseg import InputError
+from storage.understood import understood
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +59,8 @@ class BadSamples:
         self._found: dict[tuple[str, str], BadSample] = {}
         self._new: list[BadSample] = []
         if write and file.is_file():
-            lines = file.read_text(encoding="utf-8").splitlines()
-            self.add(BadSample(**json.loads(line)) for line in lines)
+            with understood(file, "delete it: samples that cannot be read are met again"):
+                self.add([BadSample(**json.loads(line)) for line in file.read_text(encoding="utf-8").splitlines()])
 
     def add(self, bad: Iterable[BadSample]) -> None:
         """This rank has met these."""

@@ -8,6 +8,8 @@ from pathlib import Path
 
 from safetensors import safe_open
 
+from storage.understood import MISFITS
+
 POSITION = "position.json"
 """The step after which a checkpoint was written."""
 
@@ -52,7 +54,9 @@ def damage(folder: Path) -> str:
                     return f"{name} is not as it was written"
     except FileNotFoundError as error:
         return f"{Path(error.filename).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        return f"its list of files cannot be read ({error.strerror})"
+    except MISFITS as error:
         return f"its list of files cannot be read ({error!r})"
     return ""
 

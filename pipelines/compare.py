@@ -8,6 +8,7 @@ put beside each run in MLflow. A table goes to the terminal.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
 def run(given: argparse.Namespace) -> None:
     """Compare, write the page, log it and print the table."""
     from pipelines.app.settings import Config
-    from pipelines.comparisons.page import MOST_RUNS, write
+    from pipelines.comparisons.page import MOST_RUNS, damaged, write
     from pipelines.comparisons.runs import read_runs
     from pipelines.comparisons.terminal import show
 
@@ -44,14 +45,30 @@ def run(given: argparse.Namespace) -> None:
     if not 2 <= len(named) <= MOST_RUNS:
         raise ConfigError(f"{len(named)} runs are named; give 2 to {MOST_RUNS}: their folders, or mlflow:ID")
     config = load(Config, None, settings)
-    out = Path(given.out)
-    if not out.parent.is_dir():
-        raise ConfigError(f"--out: {out.parent} is no folder; make it, or give another")
+    out = _place(given.out)
     runs = read_runs([_folder(word, config) for word in named], config.storage)
     show(runs, write(out, runs))
-    for note in _log(runs, out, config):
+    told = _log(runs, out, config)
+    for note in (*damaged(runs), *told):
         print(note)
     print(f"comparison: {out}")
+
+
+def _place(out: str) -> Path:
+    """Where the page goes. Raises ConfigError, before anything is read, where it cannot go."""
+    path = Path(out)
+    if not path.name or os.path.isdir(path):
+        raise ConfigError(f"--out: {out!r} is no name of a file; give one, such as {PAGE}")
+    if not os.path.isdir(path.parent):
+        raise ConfigError(f"--out: {path.parent} is no folder; make it, or give another")
+    attempt = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        attempt.touch()
+        attempt.unlink()
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"--out: {out[:100]!r} cannot be written ({reason}); give another") from None
+    return path
 
 
 def _folder(word: str, config: "Config") -> str:

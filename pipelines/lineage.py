@@ -9,6 +9,7 @@ steps, and which checkpoints have these steps behind them. An image file is foun
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError, load
+from pipelines.app.streams import complain
 
 if TYPE_CHECKING:  # torch takes seconds to load, and --help has no need of it
     from pipelines.app.settings import Config
@@ -41,13 +43,16 @@ def run(given: argparse.Namespace) -> None:
     if bool(asked) == bool(given.forget):
         raise ConfigError("give what to look for (a link, a key or a file), or --forget FILE; see --help")
     answers: list[Answer] = []
+    notes: list[str] = []
     for folder in runs:
         at = _settings(folder, settings)
         if given.forget:
-            answers += _forget(at, Path(given.forget), quiet=given.json)
+            answers += _forget(at, Path(given.forget), notes, quiet=given.json)
         else:
             config = config_of(open_to_read(at.run_dir, at.storage))
-            answers += [answer for one in asked for answer in _look_up(config, one)]
+            answers += [answer for one in asked for answer in _look_up(config, one, notes)]
+    for note in dict.fromkeys(notes):
+        complain(note)
     show(answers, as_json=given.json)
 
 
@@ -56,38 +61,46 @@ def _taken_apart(words: Sequence[str]) -> tuple[list[str], list[str], list[str]]
     runs = [word.removeprefix(RUN_DIR) for word in words if word.startswith(RUN_DIR)]
     settings = [word for word in words if word.startswith("storage.") and "=" in word]
     asked = [word for word in words if not word.startswith(RUN_DIR) and word not in settings]
+    for word in asked:
+        if not word.strip():
+            raise ConfigError(f"{word!r} is neither a link nor a key nor a file; give what to look for")
+        if not os.path.isfile(word) and any("\ud800" <= sign <= "\udfff" for sign in word):
+            raise ConfigError(f"{word!a} holds bytes that are no text: no link and no key has them, and there is no such file")
     return asked, runs or [DEFAULT_RUN], settings
 
 
 def _settings(folder: str, settings: Sequence[str]) -> "Config":
     """Where a run is, and how its store is reached."""
+    from pipelines.app.run_files import named_folder
     from pipelines.app.settings import Config
 
+    if "://" not in folder:
+        named_folder(folder)
     return load(Config, None, [*settings, f"{RUN_DIR}{folder}"])
 
 
-def _look_up(config: "Config", asked: str) -> "list[Answer]":
+def _look_up(config: "Config", asked: str, notes: list[str]) -> "list[Answer]":
     from filtering.link_set import read_links
     from pipelines.lineages.look_up import look_up, look_up_image
 
     file = Path(asked)
-    if "://" in asked or not file.is_file():
+    if "://" in asked or not os.path.isfile(file):  # a key may be too long for a file's name
         if "/" in asked and "://" not in asked and not config.train.shards:
             raise ConfigError(f"{asked}: there is no such file, and it is neither a link nor a key")
-        return look_up(config, [asked])
+        return look_up(config, [asked], notes)
     with file.open("rb") as opened:
         head = opened.read(16)
     if not head.startswith(IMAGES) and b"ftyp" not in head:
-        return look_up(config, read_links(file).names)
+        return look_up(config, read_links(file).names, notes)
     if config.train.shards:
         raise ConfigError(f"{asked}: own tars (train.shards) have no digests of images; give a link or a key")
-    found = look_up_image(config, file)
+    found = look_up_image(config, file, notes)
     if not found:
         raise ConfigError(f"{asked}: the download of {config.run_dir} has no image that is this one or looks like it")
     return found
 
 
-def _forget(at: "Config", file: Path, *, quiet: bool) -> "list[Answer]":
+def _forget(at: "Config", file: Path, notes: list[str], *, quiet: bool) -> "list[Answer]":
     """Hold the run, put the file's links and keys on its list, and tell what follows."""
     from filtering.link_set import read_links
     from pipelines.app.read_run import config_of, ensure_run
@@ -97,7 +110,7 @@ def _forget(at: "Config", file: Path, *, quiet: bool) -> "list[Answer]":
     links = read_links(file)
     ensure_run(at.run_dir, at.storage)
     with held_folder(at, None) as folder:
-        answers = forget(config_of(folder), links)
+        answers = forget(config_of(folder), links, notes)
         for line in [] if quiet else consequences(answers, folder):
             print(line)
     return answers

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from cluster.checkpoints import mend
+from cluster.checkpoints import newest, relist
 from cluster.run_log import FOLDER as LOGS
 from filtering.images.progress import size
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
-from pipelines.app.run_files import LocalRun
+from pipelines.app.run_files import LocalRun, named_folder
 from storage.client import is_object_store
 
 SCRATCH = {
@@ -31,6 +31,8 @@ SCRATCH = {
 }
 """By stage the folders of work under way, and of rows between two passes; patterns."""
 DAY_SECONDS = 86_400
+MOST_DIGITS = 9
+"""Of a number on the command line."""
 CHECKPOINTS = "checkpoints"
 
 
@@ -55,7 +57,7 @@ def spare(folder: Path, *, checkpoints: int | None, scratch: bool) -> Iterator[S
     if scratch:
         patterns = [pattern for stage, some in SCRATCH.items() if stage in done for pattern in some]
         for path in (path for pattern in patterns for path in sorted(folder.glob(pattern))):
-            if any(path.iterdir()):
+            if path.is_dir() and any(path.iterdir()):  # a file of that name is none of ours
                 yield Spare(path, "left of a complete stage")
         for path in sorted((folder / LOGS).glob("*.1.jsonl")):
             yield Spare(path, "the older half of a log")
@@ -68,12 +70,17 @@ def spare(folder: Path, *, checkpoints: int | None, scratch: bool) -> Iterator[S
 
 
 def _old_checkpoints(folder: Path, keep: int) -> Iterator[Spare]:
-    """All but the newest of a finished training."""
-    there = sorted(path for path in folder.glob("checkpoint_*") if path.is_dir())  # their names are times
-    if there and not keep:
-        yield Spare(folder, "the checkpoints of a finished training")
-    for path in there[:-keep] if keep else []:
-        yield Spare(path, "an older checkpoint of a finished training")
+    """All but the newest of a finished training that it could go on from: damaged ones do not count."""
+    if not keep:
+        if any(path.is_dir() for path in folder.glob("checkpoint_*")):
+            yield Spare(folder, "the checkpoints of a finished training")
+        return
+    kept, others = newest(folder, keep)
+    if others and not kept:
+        print(f"{folder}: left alone, none of its checkpoints is whole ({'; '.join(others.values())})", flush=True)
+        return
+    for name in sorted(others):
+        yield Spare(folder / name, f"{others[name]}, of a finished training")
 
 
 def prune(given: argparse.Namespace) -> None:
@@ -99,7 +106,7 @@ def prune(given: argparse.Namespace) -> None:
                 _delete(one.path)
         if given.yes:
             for training in {one.path.parent for one in spares if one.path.parent.name == CHECKPOINTS}:
-                mend(training, version("ray"))  # its list names no more than what is there
+                relist(training, version("ray"))
     print(f"{size(freed)} {'freed' if given.yes else 'would be freed; --yes deletes'}", flush=True)
 
 
@@ -107,7 +114,7 @@ def _run(name: str) -> Path:
     """The folder of a run. Raises ConfigError for anything else, lest something else is deleted."""
     if is_object_store(name):
         raise ConfigError(f"{name}: lies in an object store; its own lifecycle rules are the way to make room there")
-    folder = Path(name.removeprefix("file://")).expanduser().resolve()
+    folder = named_folder(name).resolve()
     if not (folder / "config.yaml").is_file():
         raise ConfigError(f"{name}: is no run's folder, as it has no config.yaml; give the folders of runs")
     return folder
@@ -129,8 +136,8 @@ def _delete(path: Path) -> None:
 def _number(text: str | None, option: str) -> int | None:
     if text is None:
         return None
-    if not text.isdecimal():
-        raise ConfigError(f"{option}: takes a whole number of at least 0, not {text!r}")
+    if not text.isdecimal() or len(text) > MOST_DIGITS:
+        raise ConfigError(f"{option}: takes a whole number of 0 to {'9' * MOST_DIGITS}, not {text[:20]!r}")
     return int(text)
 
 

@@ -17,6 +17,12 @@ from filtering.secrets import holds_mask, masked
 from owseg import near_miss
 from pipelines.app.arguments import Parser, command_name, run_parsed
 from pipelines.app.config import ConfigError
+from pipelines.app.run_files import named_folder
+from storage.understood import UNUSABLE, shaped
+
+_SUMMARY = {"stages": {"evaluate": {"mIoU": {str: {"average": float}}}}}
+_MEMORY = {"tracking_uri": str, "models": {str: str}}
+"""What is read of a run's records."""
 
 
 def main(argv: Sequence[str]) -> int:
@@ -26,7 +32,7 @@ def main(argv: Sequence[str]) -> int:
 
 def register(arguments: argparse.Namespace) -> None:
     """Register a method of a finished run."""
-    run_dir = Path(arguments.run_dir).expanduser().resolve()
+    run_dir = named_folder(arguments.run_dir).resolve()
     miou, memory = _scores(run_dir), _memory(run_dir)
     uri = _store(arguments.tracking_uri, memory["tracking_uri"], run_dir)
     set_client_environment()
@@ -61,18 +67,20 @@ def _store(given: str, remembered: str, run_dir: Path) -> str:
 
 def _scores(run_dir: Path) -> dict[str, dict[str, float]]:
     try:
-        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        scores: dict[str, dict[str, float]] = summary["stages"]["evaluate"]["mIoU"]
-    except (OSError, ValueError, KeyError, TypeError):
+        summary = json.loads((run_dir / "summary.json").read_bytes())
+        scores: dict[str, dict[str, float]] = shaped(summary, _SUMMARY)["stages"]["evaluate"]["mIoU"]
+        if not scores:
+            raise ValueError
+    except UNUSABLE:
         raise ConfigError(f"{run_dir}: holds no finished evaluation; run `evaluate` or `full` into it first") from None
     return scores
 
 
 def _memory(run_dir: Path) -> dict[str, Any]:
     try:
-        memory: dict[str, Any] = json.loads((run_dir / MEMORY).read_text(encoding="utf-8"))
-        return {"tracking_uri": str(memory["tracking_uri"]), "models": dict(memory["models"])}
-    except (OSError, ValueError, KeyError, TypeError):
+        memory: dict[str, Any] = shaped(json.loads((run_dir / MEMORY).read_bytes()), _MEMORY)
+        return memory
+    except UNUSABLE:
         raise ConfigError(
             f"{run_dir}: nothing of it is recorded in MLflow; run `evaluate` again with tracking.enabled=true"
         ) from None

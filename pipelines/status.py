@@ -22,6 +22,7 @@ from storage import InputError
 from storage.client import StorageConfig
 
 MOST_REASONS = 4
+MOST_DAMAGED = 8
 PARTS = 6
 _SETTING = re.compile(r"\bstorage\.(endpoint|region|anonymous)\b(?:=true)?")
 """Settings that errors of object stores speak of; here they are options."""
@@ -36,7 +37,8 @@ def lines_of(state: State) -> Iterator[str]:
         for method, training in (stage.get("trainings") or {}).items():
             yield f"    {method:<20}{_training(training)}"
     for method, checkpoint in state["checkpoints"].items():
-        yield f"  last checkpoint of {method}: step {checkpoint['step']}, {size(checkpoint['bytes'])}, {checkpoint['folder']}"
+        step = "a step that is not known" if checkpoint["step"] is None else f"step {checkpoint['step']}"
+        yield f"  last checkpoint of {method}: {step}, {size(checkpoint['bytes'])}, {checkpoint['folder']}"
     if state["cells"]:
         yield f"  a sweep: {state['cells']['complete']} of {state['cells']['cells']} cells complete"
     parts, free = state["disk"]["bytes"], state["disk"]["free"]
@@ -45,6 +47,9 @@ def lines_of(state: State) -> Iterator[str]:
     yield f"  disk      {size(sum(parts.values()))} used{f' ({told})' if told else ''}{left}"
     if state["mlflow"]:
         yield f"  MLflow    run {state['mlflow'].get('run_id', '')} in {state['mlflow'].get('tracking_uri', '')}"
+    yield from state["damaged"][:MOST_DAMAGED]
+    if len(state["damaged"]) > MOST_DAMAGED:
+        yield f"and {len(state['damaged']) - MOST_DAMAGED} more damaged files (--json)"
 
 
 def _about(stage: Mapping[str, Any]) -> Iterator[str]:

@@ -57,7 +57,7 @@ def indexes_of(tars: Sequence[Path], tell: Tell | None = None) -> list[IndexFile
     tell = tell or _Lines()
     begin, samples = secrets.randbelow(max(len(missing), 1)), 0
     for number, tar in enumerate([*missing[begin:], *missing[:begin]], start=1):
-        found[tar] = index = _fitting(tar) or _made(tar)
+        found[tar] = index = _fitting(tar, tell=False) or _made(tar)
         samples += index.header.samples
         tell(number, len(missing), samples)
     return [index for index in found.values() if index is not None]
@@ -68,10 +68,10 @@ def read(index: IndexFile) -> TarIndex:
     try:
         return read_index(index.file)
     except (UnfitIndexError, OSError) as error:
-        log.warning("%s: %s; it is made anew", index.file, error)
         made = _made(index.tar)
-        if made.header != index.header:
+        if made.header._replace(digest=index.header.digest) != index.header:  # what others have counted by it is wrong
             raise InputError(f"{index.file}: was damaged, and has been made anew; start again") from error
+        log.warning("%s: %s; it is made anew", index.file, error)
         return read_index(made.file)
 
 
@@ -86,8 +86,8 @@ def write_index(tar: Path, file: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _fitting(tar: Path) -> IndexFile | None:
-    """The index of a tar, as far as it is there and fits."""
+def _fitting(tar: Path, *, tell: bool = True) -> IndexFile | None:
+    """The index of a tar, as far as it is there and fits; `tell`: say in the log why one does not."""
     try:
         size = size_of(tar)
         if size is None:
@@ -100,11 +100,13 @@ def _fitting(tar: Path) -> IndexFile | None:
         except FileNotFoundError:
             continue
         except (UnfitIndexError, OSError) as error:
-            log.warning("%s: %s; another is made", file, error)
+            if tell:
+                log.warning("%s: %s; another is made", file, error)
             continue
         if header.tar_bytes == size and _fingerprint(tar, size) in (header.fingerprint, None):
             return IndexFile(tar, file, header)
-        log.warning("%s: tells of another tar than %s is now; another is made", file, tar.name)
+        if tell:
+            log.warning("%s: tells of another tar than %s is now; another is made", file, tar.name)
     return None
 
 

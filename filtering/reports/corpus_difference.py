@@ -8,17 +8,30 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filtering import InputError
 from filtering.reports.corpus_page import flat_settings
 from filtering.schema import KEY_LENGTH
 from storage.copies import fetched, pulled
+from storage.understood import shaped, understood
 
 MOST_ENTITIES = 20
 """Entities told of in each list."""
 NOT_THERE = "not_in_source"
 """The reason of captions that the other corpus neither keeps nor drops."""
+
+_REPORT = {
+    "links": int,
+    "kept": int,
+    "dropped": {str: int},
+    "digest": str,
+    "settings": {str: object},
+    "list": {str: object},
+    "top_entities": [{"entity": str, "in_corpus": int}],
+}
+"""Of the report, what is compared."""
 
 Keys = npt.NDArray[np.bytes_]
 
@@ -52,10 +65,12 @@ def difference(one: Path, other: Path) -> dict[str, Any]:
 
 def _report(corpus: Path) -> dict[str, Any]:
     try:
-        report: dict[str, Any] = json.loads(fetched(corpus / "report.json").read_text(encoding="utf-8"))
-        return report
-    except (OSError, ValueError):
+        content = fetched(corpus / "report.json").read_bytes()
+    except OSError:
         raise InputError(f"{corpus}: there is no finished corpus (report.json); run filter.py first") from None
+    with understood(corpus / "report.json", "run filter.py again"):
+        report: dict[str, Any] = shaped(json.loads(content), _REPORT)
+    return report
 
 
 def _settings(first: Mapping[str, object], second: Mapping[str, object]) -> dict[str, list[object]]:
@@ -119,4 +134,6 @@ def _keys(column: Any) -> Keys:
 
 def _tables(folder: Path, columns: list[str]) -> Iterator[Any]:
     for file in sorted(pulled(folder).glob("*.parquet")):
-        yield pq.read_table(file, columns=columns)
+        with understood(file, "run filter.py again", also=(OSError, pa.ArrowException)):
+            table = pq.read_table(file, columns=columns).cast(pa.schema([(name, pa.string()) for name in columns]))
+        yield table

@@ -69,10 +69,13 @@ def write_image_counts(path: Path, counts: ImageCounts) -> None:
 def read_image_counts(path: Path) -> ImageCounts:
     """What `write_image_counts` wrote. Raises InputError that names a file that is missing or not of this kind."""
     try:
-        with path.open("rb") as file, np.load(file) as stored:  # numpy leaves a damaged file open
-            counts = ImageCounts(tuple(stored["ids"].tolist()), stored["intersection"], stored["union"])
+        with path.open("rb") as file, np.load(file) as stored:  # by a path, NumPy leaves damaged files open
+            counts = ImageCounts(tuple(map(str, stored["ids"])), stored["intersection"], stored["union"])
+            if counts.union.ndim != 2 or any(one.dtype.kind not in "iu" for one in (counts.intersection, counts.union)):
+                raise ValueError("no whole numbers by image and class")
     except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile, zlib.error) as error:
-        raise InputError(f"{path}: not readable as counts by image ({error}); run the evaluate stage again") from error
+        reason = "no arrays" if "pickle" in str(error) else error  # NumPy advises to load it all the same
+        raise InputError(f"{path}: not readable as counts by image ({reason}); run the evaluate stage again") from error
     if counts.intersection.shape != counts.union.shape or len(counts.ids) != len(counts.union):
         raise InputError(f"{path}: ids, intersection and union do not belong together; run the evaluate stage again")
     return counts

@@ -1,18 +1,17 @@
 """How fast stages went and what room they took, from the folders of runs that have done them; else from the documentation."""
 
-import json
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import yaml
-
-from pipelines.app.run_files import LocalRun, RunFiles, read_json, run_files
+from pipelines.app.run_files import LocalRun, RunFiles, read_json, run_files, settings_in
+from storage import InputError
 from storage.client import is_object_store
+from storage.understood import MISFITS, json_lines
 
 DOCUMENTED = "documented"
 FILTER_ROWS_PER_CORE = 6750.0
@@ -67,10 +66,8 @@ class Measured:
         count, as most of its time went into starting.
         """
         for name, files in self._most_alike(*links) if links else self._folders:
-            if files is not self.own and not like(settings_of(files)):
-                continue
-            with suppress(KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):  # of another version, or damaged
-                if value := read(files):
+            with suppress(*MISFITS):  # of another version, or damaged
+                if (files is self.own or like(settings_of(files))) and (value := read(files)):
                     return Found(value, name)
         return None if documented is None else Found(documented, DOCUMENTED)
 
@@ -78,7 +75,7 @@ class Measured:
         own, *others = self._folders
         apart: list[tuple[float, tuple[str, RunFiles]]] = []
         for folder in others:
-            with suppress(KeyError, TypeError, ValueError):  # it has not done the stage
+            with suppress(*MISFITS):  # it has not done the stage, or is damaged
                 ratio = float(result_of(folder[1], stage)["links"]) / max(links, 1.0)
                 if ratio > 1 / _STARTING:
                     apart.append((abs(math.log(ratio)), folder))
@@ -97,9 +94,8 @@ def _siblings(run_dir: str) -> Iterator[tuple[str, RunFiles]]:
 
 def settings_of(files: RunFiles) -> dict[str, Any]:
     """The settings of a run as its folder keeps them; {} where they cannot be read."""
-    with suppress(yaml.YAMLError):
-        found = yaml.safe_load(files.read("config.yaml") or b"")
-        return found if isinstance(found, dict) else {}
+    with suppress(InputError):
+        return settings_in(files.read("config.yaml") or b"", files.name)
     return {}
 
 
@@ -162,7 +158,7 @@ def pairs_rate(method: str) -> Callable[[RunFiles], float | None]:
     """A method's image-caption pairs in a second: the median of its step log."""
 
     def read(files: RunFiles) -> float | None:
-        lines = _json_lines(files.read(f"train/{method}/metrics.jsonl") or b"")
+        lines = json_lines(files.read(f"train/{method}/metrics.jsonl") or b"")
         rates = [line["samples_per_second"] for line in lines if line.get("samples_per_second")]
         return median(rates) if rates else None
 
@@ -176,11 +172,3 @@ def seconds_per_image(method: str) -> Callable[[RunFiles], float | None]:
         return float(result_of(files, "evaluate")["averages"][method]["seconds_per_image"])
 
     return read
-
-
-def _json_lines(content: bytes) -> Iterable[dict[str, Any]]:
-    for text in content.decode(errors="replace").split("\n")[:-1]:
-        with suppress(ValueError):
-            line = json.loads(text)
-            if isinstance(line, dict):
-                yield line

@@ -4,14 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 
-import yaml
-
 from pipelines.app.config import ConfigError, from_dict
 from pipelines.app.object_store import LARGE
 from pipelines.app.run_dir import CONFIG_FILE, is_sweep
+from pipelines.app.run_files import named_folder, settings_in
 from pipelines.app.settings import Config
 from storage.client import StorageConfig, Store, is_object_store, use
 from storage.copies import attach, workspace_of
+from storage.understood import MISFITS
 
 READING = "owseg-reading"
 """Folder of copies that are only read: a run that goes on at the same time has its own copy."""
@@ -23,7 +23,7 @@ def open_to_read(run: str, storage: StorageConfig) -> Path:
     Raises ConfigError where it holds no run.
     """
     if not is_object_store(run):
-        folder = Path(run.removeprefix("file://")).expanduser().resolve()
+        folder = named_folder(run).resolve()
         if not folder.is_dir():
             raise ConfigError(f"{run}: there is no such folder; give that of a run")
         return _checked(folder, run)
@@ -54,12 +54,15 @@ def _checked(folder: Path, run: str) -> Path:
 
 
 def config_of(folder: Path) -> Config:
-    """The settings of the run in a folder. Raises ConfigError where they are those of another version."""
+    """The settings of the run in a folder. Raises InputError where it has none, ConfigError for those of another version."""
     file = folder / CONFIG_FILE
     try:
-        tree = yaml.safe_load(file.read_text(encoding="utf-8"))
+        tree = settings_in(file.read_bytes(), str(file))
+    except OSError as error:
+        raise ConfigError(f"{file}: cannot be read ({error.strerror})") from None
+    try:
         config = from_dict(Config, tree, source=str(file))
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
+    except MISFITS as error:
         reason = " ".join(str(error).split())
         raise ConfigError(f"{file}: is not this version's ({reason}); look with the one that wrote it") from None
     return replace(config, run_dir=str(folder))

@@ -9,8 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from filtering import InputError
 from filtering.files import digest_of, write_text
 from filtering.secrets import holds_mask, masked, masked_tree
@@ -20,6 +18,7 @@ from pipelines.app.evaluated import fingerprint_of
 from pipelines.app.object_store import held_copy, inputs_here
 from pipelines.app.registered import registered_here
 from pipelines.app.roles import comparable, roles_of, settings_that_decide
+from pipelines.app.run_files import settings_in
 from pipelines.app.settings import Config
 from pipelines.app.stage_marker import read_marker
 from pipelines.app.values import yaml_of
@@ -98,17 +97,14 @@ def refuse_other_run(config: Config, *, restart: bool = False) -> None:
     if not file.exists() or not holds_run(file.parent):
         return
     try:
-        there = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        there = None
-    try:
+        there = settings_in(file.read_bytes(), str(file))
         there = masked_tree(to_dict(from_dict(Config, there)))  # a key newer than the folder had its default's effect
     except ConfigError as error:
         raise ConfigError(
             f"run_dir: {config.run_dir} holds a run of another version ({error}); finish it with that version or choose "
             "another with run_dir=FOLDER"
         ) from None
-    except TypeError:  # no mapping: a damaged file, different in all its keys
+    except (InputError, OSError):  # a damaged file, different in all its keys
         there = {}
     for key, before, now in _differences(there, masked_tree(to_dict(config))):
         if _is_made_by(key, file.parent) and not (key == SOURCE and _is_corpus_of(config)):

@@ -12,8 +12,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+import yaml
+
+from pipelines.app.values import ConfigError
 from storage.client import StorageConfig, Store, is_object_store, use
 from storage.lease import NAME, SECONDS
+from storage.understood import Noted, shaped, understood
 
 LOCK = ".lock"
 
@@ -48,15 +52,41 @@ def run_files(folder: str, storage: StorageConfig | None = None) -> RunFiles:
     use(storage)
     if is_object_store(folder):
         return StoredRun(Store(folder.rstrip("/"), storage))
-    return LocalRun(Path(folder.removeprefix("file://")).expanduser().absolute())
+    return LocalRun(named_folder(folder).absolute())
 
 
-def read_json(files: RunFiles, name: str) -> dict[str, Any]:
-    """A JSON mapping; {} where it is missing, or cannot be read at this moment."""
-    with suppress(ValueError):
-        found = json.loads(files.read(name) or b"{}")
-        return found if isinstance(found, dict) else {}
+def named_folder(run: str) -> Path:
+    """The folder of a run that a command line names, whether it is there or not. Raises ConfigError for what can be none."""
+    text = run.removeprefix("file://")
+    if not text.strip():
+        raise ConfigError(f"{run!r} names no folder; give that of a run")
+    try:
+        folder = Path(text).expanduser()
+        folder.resolve().is_dir()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, ~nobody, NUL
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(f"{run[:100]!r} can be no folder ({reason}); give that of a run") from None
+    return folder
+
+
+def read_json(files: RunFiles, name: str, notes: list[str] | None = None) -> dict[str, Any]:
+    """A JSON mapping; {} where it is missing, or damaged: then with a line in `notes`."""
+    content = files.read(name)
+    if content is None:
+        return {}
+    with Noted(f"{files.name}/{name}", [] if notes is None else notes):
+        found: dict[str, Any] = shaped(json.loads(content), {})
+        return found
     return {}
+
+
+def settings_in(content: bytes, name: str) -> dict[str, Any]:
+    """The settings of a run as its file `name` keeps them. Raises InputError where it holds none."""
+    with understood(name, "bring back the one that was there", also=(yaml.YAMLError,)):
+        found: dict[str, Any] = shaped(yaml.safe_load(content), {})
+        if not found:
+            raise ValueError("it holds no settings")
+    return found
 
 
 class LocalRun:

@@ -8,7 +8,17 @@ from typing import Any, get_args
 
 from filtering.files import Loss, Recorded, losses, record_of, write_json
 from filtering.shards import output_of_shards
+from storage.understood import MISFITS, fits
 
+_SHAPE = {
+    "fingerprint": str,
+    "digest": str,
+    "seconds": float,
+    "result": {},
+    "output": str,
+    "shards": (int, None),
+    "files": {str: [(int, None), str]},
+}
 _NAMED = 3
 """Files that a message names."""
 
@@ -41,12 +51,17 @@ def write_marker(run_dir: Path, stage: str, marker: StageMarker) -> None:
 
 
 def read_marker(run_dir: Path, stage: str, fingerprint: str | None = None) -> StageMarker | None:
-    """The marker of a stage that was completed for this fingerprint (of its config, its input and its code), or for any."""
+    """The marker of a stage that was completed for this fingerprint (of its config, its input and its code), or for any.
+
+    None as well where the marker is damaged: the stage is then done anew.
+    """
     try:
         marker = StageMarker(**json.loads(_path(run_dir, stage).read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
+    except FileNotFoundError:
         return None
-    return marker if fingerprint in (None, marker.fingerprint) and isinstance(marker.result, dict) else None
+    except MISFITS:
+        return None
+    return marker if fingerprint in (None, marker.fingerprint) and fits(vars(marker), _SHAPE) else None
 
 
 def remove_marker(run_dir: Path, stage: str) -> None:

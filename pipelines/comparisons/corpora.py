@@ -3,9 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
+import pyarrow as pa
+
 from filtering.reports.corpus_difference import difference
 from pipelines.comparisons.runs import FinishedRun
 from storage.copies import names_in
+from storage.understood import Noted
 
 
 class Corpora(NamedTuple):
@@ -25,7 +28,8 @@ def differences(runs: Sequence[FinishedRun]) -> list[Corpora]:
 def _differences(runs: Sequence[FinishedRun]) -> Iterator[Corpora]:
     for number, run in enumerate(runs[1:], start=1):
         if _has_corpus(run):
-            yield Corpora(number, difference(runs[0].folder / "corpus", run.folder / "corpus"))
+            with Noted(run.folder / "corpus", run.notes, also=(OSError, pa.ArrowException)):
+                yield Corpora(number, difference(runs[0].folder / "corpus", run.folder / "corpus"))
 
 
 def _has_corpus(run: FinishedRun) -> bool:

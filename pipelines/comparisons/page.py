@@ -10,17 +10,20 @@ from filtering.reports.parts import write_page
 from owseg.evaluation.datasets import BENCHMARKS
 from owseg.evaluation.intervals import AVERAGE
 from owseg.methods import PRETRAININGS
-from pipelines.comparisons.anchors import anchors, fits
+from pipelines.comparisons.anchors import anchors
+from pipelines.comparisons.anchors import fits as is_of_their_kind
 from pipelines.comparisons.corpora import differences
 from pipelines.comparisons.pictures import same_images
 from pipelines.comparisons.runs import FinishedRun, differing_settings
 from pipelines.comparisons.scores import DRAWS, Line, class_changes, lines_of, reference, wins_and_losses
+from storage.understood import fits
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MOST_RUNS = len(LETTERS)
 COLOURS = 6
 """The style sheet's colours of runs; more runs begin with the first again."""
 TILES = 4
+PER_IMAGE = ("seconds_per_image",)
 COSTS = {
     "pairs": "pairs seen",
     "cpu_seconds": "processor seconds",
@@ -45,7 +48,7 @@ def write(path: Path, runs: Sequence[FinishedRun]) -> list[Line]:
         "tables": [_table(method, lines) for method in dict.fromkeys(line.method for line in lines)],
         "protocols": list(dict.fromkeys(run.protocol for run in runs)),
         "anchors": anchors(),
-        "anchors_fit": all(map(fits, runs)),
+        "anchors_fit": all(map(is_of_their_kind, runs)),
         "anchor_datasets": [*BENCHMARKS, AVERAGE],
         "classes": list(_classes(runs)),
         "what_differs": differing_settings(runs, how=False),
@@ -59,8 +62,14 @@ def write(path: Path, runs: Sequence[FinishedRun]) -> list[Line]:
         "pictures_note": note,
         "average": AVERAGE,
     }
+    content["left_out"] = damaged(runs)  # all that is read has been read by now
     write_page(path, "compare.html", content, package=__package__)
     return lines
+
+
+def damaged(runs: Sequence[FinishedRun]) -> list[str]:
+    """Lines on the files that the comparison goes on without."""
+    return list(dict.fromkeys(note for run in runs for note in run.notes))
 
 
 def letter(run: int) -> str:
@@ -127,8 +136,8 @@ def _costs(runs: Sequence[FinishedRun]) -> list[dict[str, Any]]:
     found = []
     for number, run in enumerate(runs):
         for method in dict.fromkeys((*run.costs, *run.miou)):
-            averages = run.evaluated.get("averages", {}).get(method, {})
-            told = run.costs.get(method, {}) | {key: averages[key] for key in ("seconds_per_image",) if key in averages}
+            averages = run.evaluated["averages"].get(method, {})
+            told = run.costs.get(method, {}) | {key: averages[key] for key in PER_IMAGE if fits(averages, {key: float})}
             if told:
                 found.append({"letter": letter(number), "method": method, **{key: told.get(key) for key in COSTS}})
     return found

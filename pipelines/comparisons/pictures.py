@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from owseg.evaluation.pictures import IMAGE_KEY
+from owseg.photos import UNREADABLE, open_image
 from pipelines.comparisons.runs import FinishedRun
 from pipelines.comparisons.scores import reference
+from storage.understood import Noted
 
 MOST_IMAGES = 8
 MOST_WIDTH = 900
@@ -49,9 +49,11 @@ def same_images(runs: Sequence[FinishedRun]) -> tuple[list[SameImage], str]:
     for number, run in enumerate(runs):
         method = runs[0].best if runs[0].best in run.miou else run.best
         for path in run.pictures(method):
-            drawn = True
-            with Image.open(path) as picture:
-                image = picture.info.get(IMAGE_KEY)
+            drawn, known = True, False
+            with Noted(path, run.notes, also=UNREADABLE), open_image(path) as picture:
+                image, known = picture.info.get(IMAGE_KEY), True
+            if not known:
+                continue
             dataset = path.stem.rpartition("-")[0]
             if image is None:
                 silent = silent or bool(dataset)  # a threshold sweep is of no image
@@ -59,9 +61,11 @@ def same_images(runs: Sequence[FinishedRun]) -> tuple[list[SameImage], str]:
                 found.setdefault((dataset, str(image)), {})[number] = method, path
     shared = {key: of_runs for key, of_runs in found.items() if len(of_runs) > 1}
     chosen = _spread(list(shared))[:MOST_IMAGES]
-    images = [
-        SameImage(*key, tuple(_shown(number, *picture) for number, picture in sorted(shared[key].items()))) for key in chosen
-    ]
+    images = []
+    for key in chosen:
+        several = [_shown(number, *picture, runs[number].notes) for number, picture in sorted(shared[key].items())]
+        if len(there := [one for one in several if one is not None]) > 1:
+            images.append(SameImage(*key, tuple(there)))
     return images, _note(drawn=drawn, silent=silent, shared=len(shared), others=len(found) - len(shared), chosen=len(images))
 
 
@@ -91,11 +95,14 @@ def _note(*, drawn: bool, silent: bool, shared: int, others: int, chosen: int) -
     return " ".join(told)
 
 
-def _shown(run: int, method: str, path: Path) -> Shown:
-    with Image.open(path) as picture:
-        small = picture.convert("RGB")
-    small.thumbnail((MOST_WIDTH, MOST_WIDTH))
-    content = io.BytesIO()
-    small.save(content, "JPEG", quality=QUALITY)
-    data = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
-    return Shown(run, method, data, small.width, small.height)
+def _shown(run: int, method: str, path: Path, notes: list[str]) -> Shown | None:
+    """A picture as it lies in the page; None, with a note, of one that is damaged."""
+    with Noted(path, notes, also=UNREADABLE):
+        with open_image(path) as picture:
+            small = picture.convert("RGB")
+        small.thumbnail((MOST_WIDTH, MOST_WIDTH))
+        content = io.BytesIO()
+        small.save(content, "JPEG", quality=QUALITY)
+        data = f"data:image/jpeg;base64,{base64.b64encode(content.getvalue()).decode()}"
+        return Shown(run, method, data, small.width, small.height)
+    return None

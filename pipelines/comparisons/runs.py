@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,18 @@ from pipelines.app.settings import Config
 from pipelines.app.stage_marker import read_marker
 from storage.client import StorageConfig
 from storage.copies import fetched, names_in, shown
+from storage.understood import Noted, fits, json_lines, shaped, understood
 
 NOT_COMPARED = frozenset({"run_dir", "storage.scratch"})
 """Settings that say where a run lies."""
+_EVALUATED = {
+    "mIoU": {str: {AVERAGE: float, str: float}},
+    "protocol": str,
+    "digest": str,
+    "data": {str: object},
+    "averages": {str: {str: object}},
+}
+_STEP = {"step": float, "loss/total": float}
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,9 @@ class FinishedRun:
     folder: Path
     config: Config
     evaluated: Mapping[str, Any]
-    """What its evaluation came to, as the summary has it."""
+    """What its evaluation came to, as the summary has it, with "data" and "averages" where older versions have none."""
+    notes: list[str] = field(default_factory=list)
+    """Lines on files that are damaged, which the comparison goes on without."""
 
     @property
     def miou(self) -> dict[str, dict[str, float]]:
@@ -53,7 +64,10 @@ class FinishedRun:
     def costs(self) -> dict[str, dict[str, float]]:
         """What each training took, by method; empty for runs that recorded none."""
         marker = read_marker(self.folder, "train")
-        return dict(marker.result.get("costs", {})) if marker else {}
+        with Noted(self.folder / "train.done.json", self.notes):
+            found: dict[str, dict[str, float]] = shaped(marker.result.get("costs", {}) if marker else {}, {str: {str: float}})
+            return found
+        return {}
 
     @cached_property
     def settings(self) -> dict[str, object]:
@@ -65,32 +79,35 @@ class FinishedRun:
     def mlflow_id(self) -> str:
         """The id of its run in MLflow; "" where nothing was recorded."""
         file = self.folder / "mlflow.json"
-        try:
-            return str(json.loads(file.read_text(encoding="utf-8"))["run_id"])
-        except (OSError, ValueError, KeyError, TypeError):
-            return ""
+        if file.is_file():
+            with Noted(file, self.notes):
+                return str(shaped(json.loads(file.read_bytes()), {"run_id": str})["run_id"])
+        return ""
 
     def counts(self, method: str) -> dict[str, ImageCounts]:
         """What each image counts for, by dataset. Raises InputError where a file is damaged or missing."""
-        return {name: read_image_counts(self._file(method, f"{name}.npz")) for name in self.datasets(method)}
+        folder = self.folder / "evaluate" / method
+        return {name: read_image_counts(fetched(folder / f"{name}.npz")) for name in self.datasets(method)}
 
     def datasets(self, method: str) -> list[str]:
         """The datasets that a method was scored on."""
         return [name for name in self.miou[method] if name != AVERAGE]
 
     def class_iou(self, method: str, dataset: str) -> dict[str, float | None]:
-        """IoU in percent by class; None where one occurs nowhere. Raises InputError as `counts` does."""
-        found: dict[str, float | None] = read_json(self._file(method, f"{dataset}.json"), "IoU")["IoU"]
-        return found
+        """IoU in percent by class; None where one occurs nowhere. None at all, and a note, where the file is damaged."""
+        file = self.folder / "evaluate" / method / f"{dataset}.json"
+        with Noted(file, self.notes, also=(FileNotFoundError,)):
+            found: dict[str, float | None] = shaped(read_json(fetched(file), "IoU"), {"IoU": {str: (float, None)}})["IoU"]
+            return found
+        return {}
 
     def losses(self, method: str) -> list[tuple[float, float]]:
         """Step and loss of each logged step of a training; none where it trained nothing here."""
         folder = self.folder / "train" / method
         if "metrics.jsonl" not in names_in(folder):
             return []
-        lines = fetched(folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
-        steps = [json.loads(line) for line in lines]
-        return [(float(step["step"]), float(step["loss/total"])) for step in steps if "loss/total" in step]
+        steps = json_lines(fetched(folder / "metrics.jsonl").read_bytes())
+        return [(float(step["step"]), float(step["loss/total"])) for step in steps if fits(step, _STEP)]
 
     def pictures(self, method: str) -> list[Path]:
         """The pictures of a method's predictions, here."""
@@ -99,14 +116,11 @@ class FinishedRun:
 
     def same_images(self, other: "FinishedRun", dataset: str) -> bool:
         """Whether both were scored on the same data, as far as is known; images are compared by their names besides."""
-        mine, theirs = (run.evaluated.get("data", {}).get(dataset) for run in (self, other))
+        mine, theirs = (run.evaluated["data"].get(dataset) for run in (self, other))
         if mine and theirs:
             return bool(mine == theirs)
         roots = self.config.evaluate.root, other.config.evaluate.root
         return all(roots) or (not any(roots) and self.config.miniature == other.config.miniature)
-
-    def _file(self, method: str, name: str) -> Path:
-        return fetched(self.folder / "evaluate" / method / name)
 
 
 def read_runs(given: Sequence[str], storage: StorageConfig) -> list[FinishedRun]:
@@ -122,7 +136,9 @@ def _read(folder: Path, run: str, name: str) -> FinishedRun:
     marker = read_marker(folder, "evaluate")
     if marker is None or not marker.result.get("mIoU"):
         raise ConfigError(f"{run}: its evaluation is not complete; finish it with python pipelines/evaluate.py")
-    return FinishedRun(name, folder, config_of(folder), marker.result)
+    with understood(folder / "evaluate.done.json", "evaluate again, with python pipelines/evaluate.py"):
+        evaluated = shaped({"data": {}, "averages": {}, **marker.result}, _EVALUATED)
+    return FinishedRun(name, folder, config_of(folder), evaluated)
 
 
 def _names(folders: Sequence[Path]) -> Iterator[str]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 from owseg import InputError
 from owseg.evaluation.intervals import AVERAGE, Difference, ImageCounts, Row, difference_intervals
 from pipelines.comparisons.runs import FinishedRun
+from storage.understood import Noted
 
 DRAWS = 1000
 SHOWN_CLASSES = 6
@@ -70,11 +71,10 @@ def reference(first: FinishedRun, method: str) -> str:
 
 
 def _counts(run: FinishedRun, method: str) -> dict[str, ImageCounts] | None:
-    """The counts by image; None where they are not there, as in runs of older versions."""
-    try:
+    """The counts by image; None where they are not there, as in runs of older versions, or damaged."""
+    with Noted(run.folder / "evaluate" / method, run.notes, also=(FileNotFoundError,)):
         return run.counts(method)
-    except (InputError, FileNotFoundError):
-        return None
+    return None
 
 
 def _changes(

@@ -15,6 +15,7 @@ from owseg.methods import METHODS
 from pipelines.app.context import SUMMARY
 from pipelines.app.models import settings_of, short_name
 from pipelines.app.run_dir import CONFIG_FILE
+from storage.understood import UNUSABLE
 
 if TYPE_CHECKING:
     from owseg.checkpoint import Checkpoint
@@ -101,6 +102,8 @@ def _read(path: Path, parse: Any) -> dict[str, Any]:
     """What a file holds; empty where it is not there, or damaged: the card then says less."""
     try:
         found = parse(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+    except yaml.YAMLError:
+        return {}
+    except UNUSABLE:
         return {}
     return found if isinstance(found, dict) else {}

@@ -71,6 +71,8 @@ class TrainingSaw:
     partner: list[list[int]] = field(default_factory=list)
     """Where it was shown as another image's partner."""
     checkpoints: list[CheckpointSaw] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Lines on files of it that are damaged."""
 
     @property
     def times(self) -> int:

@@ -14,13 +14,35 @@ from pipelines.lineages.places import concerns, corpus_rows, downloaded, downloa
 from pipelines.lineages.trainings import Training, trainings_of
 from storage.copies import shown
 from storage.indexes import IndexFile, indexes_of
+from storage.understood import Noted, shaped, understood
 
 RECORD = "forgotten.jsonl"
 """In a run's folder: what was known of each image when it was forgotten."""
+_ROW, _STEPS = {"key": str, "url": str}, [[int, int]]
+_SAW = {
+    "training": str,
+    "fingerprint": str,
+    "steps": int,
+    "unknown": str,
+    "shown": _STEPS,
+    "partner": _STEPS,
+    "checkpoints": [{"path": str, "steps": int, "times": int}],
+}
+_LINE = {
+    "day": str,
+    "answer": {
+        "name": str,
+        "corpus": [_ROW],
+        "download": [{**_ROW, "keys": [str]}],
+        "places": [{"tar": str, "sample": int}],
+        "trainings": [_SAW],
+    },
+}
+"""Of the record."""
 
 
-def look_up(config: Config, names: Sequence[str]) -> list[Answer]:
-    """What the run in `config.run_dir` knows of some links and keys, in their order."""
+def look_up(config: Config, names: Sequence[str], notes: list[str]) -> list[Answer]:
+    """What the run in `config.run_dir` knows of some links and keys, in their order; `notes` gets lines on what is damaged."""
     folder, links = Path(config.run_dir), LinkSet().with_more(names)
     rows = corpus_rows(folder / "corpus", links)
     links = links.with_more([row.url for row in rows if row.url])
@@ -31,13 +53,13 @@ def look_up(config: Config, names: Sequence[str]) -> list[Answer]:
     indexes = _indexes(config, found)
     by_url = keys_by_url(indexes, links) if config.train.shards else {}
     keys = {row.key for row in found} | by_url.keys() | {*links.names}
-    return _answers(config, names, rows, found, places(indexes, keys), by_url)
+    return _answers(config, names, rows, found, places(indexes, keys), by_url, read_record(folder, notes))
 
 
-def look_up_image(config: Config, image: Path) -> list[Answer]:
+def look_up_image(config: Config, image: Path, notes: list[str]) -> list[Answer]:
     """What the run knows of an image file: an answer for each picture of the download that is or looks like it."""
     found = downloaded_like(Path(config.run_dir) / "shards", image, config.download.image)
-    answers = look_up(config, [row.key for row in found])
+    answers = look_up(config, [row.key for row in found], notes)
     like = {row.key: row.likeness for row in found}
     return [
         replace(answer, download=[replace(row, likeness=like.get(row.key, "")) for row in answer.download])
@@ -61,9 +83,10 @@ def _answers(
     found: Sequence[Downloaded],
     samples: Sequence[Place],
     by_url: Mapping[str, str],
+    record: Sequence[Mapping[str, Any]],
 ) -> list[Answer]:
     folder = Path(config.run_dir)
-    forgotten, record, trainings = forgotten_in(folder), read_record(folder), trainings_of(config)
+    forgotten, trainings = forgotten_in(folder), trainings_of(config)
     answers = []
     for name in names:
         download = [row for row in found if concerns(name, row.keys, [row.url])]
@@ -91,11 +114,20 @@ def seen_by(trainings: Iterable[Training], keys: frozenset[str]) -> list[Trainin
     return [saw for saw in found if saw is not None]
 
 
-def read_record(run_dir: Path) -> list[dict[str, Any]]:
-    """What was known when images were forgotten: lines of {"day", "answer"}."""
-    file = run_dir / RECORD
-    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
-    return [json.loads(line) for line in lines]
+def read_record(run_dir: Path, notes: list[str]) -> list[dict[str, Any]]:
+    """What was known when images were forgotten: lines of {"day", "answer"}; `notes` gets one on each that is damaged."""
+    file, found = run_dir / RECORD, []
+    for number, line in enumerate(content_of(file).split(b"\n"), start=1):
+        if line.strip():
+            with Noted(f"{file}: line {number}", notes):
+                found.append(shaped(json.loads(line), _LINE))
+    return found
+
+
+def content_of(record: Path) -> bytes:
+    """The bytes of the record; none where there is none. Raises InputError where it cannot be read."""
+    with understood(record, "move it away, and ask again", also=(OSError,)):
+        return record.read_bytes() if record.exists() else b""
 
 
 def _is_of(line: Mapping[str, Any], name: str, keys: set[str], urls: set[str]) -> bool:

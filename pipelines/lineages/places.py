@@ -20,6 +20,7 @@ from pipelines.lineages.answer import CorpusRow, Downloaded, Place
 from storage.copies import fetched, names_in, release, shown
 from storage.indexes import IndexFile, read
 from storage.tars import BLOCK
+from storage.understood import understood
 
 _STATUS = ("key", "url", "status", "error_message", "caption_keys", "sha256", "phash")
 NO_HASH = 0
@@ -138,19 +139,17 @@ def _tables(
     """
     for name in names_in(folder):
         if name.endswith(".parquet"):
-            try:
+            with understood(folder / name, "start the run again, it makes it anew", also=(pa.ArrowException, OSError)):
                 file = fetched(folder / name)
                 there = pq.read_schema(file).names
                 table = read_table(file, [column for column in columns if column in there]).combine_chunks()
-            except (pa.ArrowException, OSError) as error:
-                reason = " ".join(str(error).split())
-                raise InputError(f"{folder / name}: cannot be read ({reason}); start the run again, it makes it anew") from None
-            for column in columns:
-                if column not in table.column_names:
-                    kind = pa.list_(pa.string()) if column == "caption_keys" else pa.string()
-                    table = table.append_column(column, pa.nulls(len(table), kind))
-            table = table.select(columns)
-            if (rows := table.filter(wanted(table))).num_rows:
+                kinds = {column: pa.list_(pa.string()) if column == "caption_keys" else pa.string() for column in columns}
+                for column, kind in kinds.items():
+                    if column not in table.column_names:
+                        table = table.append_column(column, pa.nulls(len(table), kind))
+                table = table.select(columns).cast(pa.schema([*kinds.items()]))
+                rows = table.filter(wanted(table))
+            if rows.num_rows:
                 yield name, rows
 
 

@@ -74,15 +74,16 @@ def table(answers: Sequence[Answer]) -> Table:
 
 
 def _training(saw: Mapping[str, Any]) -> list[str]:
+    left_out = [line for told in saw.get("left_out", ()) for line in _line("", told)]
     if saw["unknown"]:
         told = f"after {saw['steps']} steps; which it was shown in cannot be told: {saw['unknown']}"
-        return _line(saw["training"], told)
+        return [*_line(saw["training"], told), *left_out]
     lines = _line(saw["training"], f"shown {_times(saw)} in {saw['steps']} steps: {_steps(saw['shown'])}")
     if saw["partner"]:
         lines += _line("", f"as the partner of another image: {_steps(saw['partner'])}")
     for one in saw["checkpoints"]:
         lines += _line("", f"{one['path']}: {one['steps']} steps, shown {one['times']}x")
-    return lines
+    return lines + left_out
 
 
 def _times(saw: Mapping[str, Any]) -> str:

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from owseg import InputError
 from owseg.encoders import PRETRAIN
 from owseg.exposure import Exposure, Shown
 from owseg.fit import WEIGHTS
+from owseg.ledger import SHAPE
 from owseg.snapshots import POSITION, step_of
 from owseg.training import BEFORE as BEFORE_LAST
 from owseg.training import CHECKPOINT
@@ -21,6 +22,7 @@ from pipelines.app.settings import Config
 from pipelines.lineages.answer import CheckpointSaw, TrainingSaw
 from pipelines.train import BEFORE, FINGERPRINT, job_of
 from storage.copies import fetched, folders_in, names_in
+from storage.understood import Noted, shaped, understood
 
 OTHER_DATA = "it was trained on other shards or with other settings than the run has now"
 
@@ -31,6 +33,8 @@ class Training:
 
     job: RayTrainJob
     run_dir: Path
+    left_out: list[str] = field(default_factory=list)
+    """Lines on checkpoints that are not told of, as they are damaged."""
 
     @property
     def path(self) -> str:
@@ -41,7 +45,7 @@ class Training:
     def fingerprint(self) -> str:
         """What tells it from others; "" where it was not written down."""
         file = self.job.out / FINGERPRINT
-        return file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+        return file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
 
     @cached_property
     def checkpoints(self) -> list[tuple[str, int]]:
@@ -50,25 +54,36 @@ class Training:
         folders = [f"{CHECKPOINTS}/{name}" for name in folders_in(out / CHECKPOINTS)]
         for name in (*folders, BEFORE_LAST, CHECKPOINT):
             if POSITION in names_in(out / name):
-                found.append((f"{self.path}/{name}", step_of(fetched(out / name / POSITION).parent)))
+                with Noted(out / name / POSITION, self.left_out):
+                    found.append((f"{self.path}/{name}", step_of(fetched(out / name / POSITION).parent)))
         if WEIGHTS in names_in(out):
-            found.append((f"{self.path}/{WEIGHTS}", int(self.ledger["step"])))
+            found.append((f"{self.path}/{WEIGHTS}", max([self._told_steps, *(steps for _, steps in found)])))
         return found
 
     @cached_property
-    def ledger(self) -> Mapping[str, Any]:
-        """What it wrote down of the samples that it showed."""
-        told: dict[str, Any] = json.loads(self.job.ledger.read_text(encoding="utf-8"))
+    def ledger(self) -> Mapping[str, Any] | str:
+        """What it wrote down of the samples that it showed; a line where that is damaged."""
+        try:
+            with understood(self.job.ledger, "the training's next step writes it anew"):
+                told: dict[str, Any] = shaped(json.loads(self.job.ledger.read_bytes()), SHAPE)
+        except InputError as error:
+            return str(error)
         return told
 
     @property
     def steps(self) -> int:
         """The steps that it is known to have taken."""
-        return max([int(self.ledger["step"]), *(steps for _, steps in self.checkpoints)])
+        return max([self._told_steps, *(steps for _, steps in self.checkpoints)])
+
+    @property
+    def _told_steps(self) -> int:
+        return 0 if isinstance(self.ledger, str) else int(self.ledger["step"])
 
     @cached_property
     def exposure(self) -> Exposure | str:
         """What it showed, or why that cannot be told."""
+        if isinstance(self.ledger, str):
+            return self.ledger
         try:
             found = Exposure(self.job)
         except InputError as error:
@@ -80,7 +95,7 @@ class Training:
         if isinstance(self.exposure, str):
             return self._told(self.exposure, ())
         shown = self.exposure.of(keys, self.steps)
-        return self._told("", shown) if shown else None
+        return self._told("", shown) if shown or self.left_out else None
 
     def _told(self, unknown: str, shown: Sequence[Shown]) -> TrainingSaw:
         checkpoints = [
@@ -96,6 +111,7 @@ class Training:
             shown=[[one.step, one.place] for one in shown if not one.partner_of],
             partner=[[one.step, one.place] for one in shown if one.partner_of],
             checkpoints=checkpoints,
+            left_out=[*self.left_out],
         )
 
 

@@ -122,6 +122,7 @@ def test_an_official_checkpoint_gives_the_same_masks(tiny_run: Path, model: Mode
     ("checkpoint", "method", "message"),
     [
         ("none", "", "none: no such checkpoint; give a folder with model.json, an official .pth, or one of"),
+        ("", "", "'': no such checkpoint; give a folder"),
         ("{run}", "ovsegmentor", "{run}: which method of this run? name one of tcl, chance"),
         ("{run}/train/tcl", "ovsegmentor", "ovsegmentor: {run}/train/tcl is a checkpoint of tcl"),
         ("{run}/train/clip", "", "{run}/train/clip: holds no model.json"),

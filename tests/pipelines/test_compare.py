@@ -4,7 +4,7 @@ import json
 import re
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -203,9 +203,79 @@ def test_mistakes_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -
         ([one, tmp_path], "holds no run"),
         ([one, tmp_path / "sweep"], "one of its runs, in cells/"),
         ([one, begun, "--out", tmp_path / "none" / "page.html"], "--out"),
+        ([one, begun, "--out", tmp_path / "sweep"], "is no name of a file"),
+        ([one, begun, "--out", ""], "is no name of a file"),
+        ([one, begun, "--out", "/proc/x.html"], "--out: '/proc/x.html' cannot be written"),
+        ([one, begun, "--out", tmp_path / ("x" * 300)], "cannot be written"),
+        ([one, ""], "names no folder"),
     ):
         assert compare.main([*map(str, words)]) == 2
-        assert wrong in capsys.readouterr().err
+        error = capsys.readouterr().err
+        assert wrong in error
+        assert error.count("\n") == 1
+    assert not [*tmp_path.glob(".*")], "nothing half written is left"
+
+
+def parts(run: Path) -> Iterator[tuple[Path, bytes]]:
+    """Files of a run that the page can do without, each with what this program does not write there."""
+    picture = run / "evaluate" / "pictures" / "tcl" / "voc21-best.png"
+    yield from ((picture, content) for content in (b"", b"x", picture.read_bytes()[:400]))
+    for costs in (b"5", b'{"tcl": {"pairs": "x"}}'):
+        yield run / "train.done.json", b'{"fingerprint": "", "digest": "", "seconds": 1, "result": {"costs": %s}}' % costs
+    for content in (b"[" * 100_000, b'{"IoU": {"cat": "x"}}'):
+        yield run / "evaluate" / "tcl" / "voc21.json", content
+    yield run / "evaluate" / "tcl" / "voc21.npz", b"no counts"
+    yield from ((run / "corpus" / "report.json", content) for content in (b"[]", b"[" * 100_000))
+    yield run / "corpus" / "kept" / "00000.parquet", b"PAR1 and no more"
+    yield from ((run / "mlflow.json", content) for content in (b'{"run_id": {}}', b"["))
+
+
+def test_a_damaged_part_is_left_out_and_named(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
+    for run in runs:
+        write_corpus(run, f"abc{run.name[:1]}", {"g": "markup"}, 3)
+    for file, content in [*parts(runs[1])]:
+        before = file.read_bytes() if file.exists() else None
+        file.write_bytes(content)
+        html, printed = page(*runs)
+        [line] = [line for line in printed.splitlines() if line.startswith(f"{file}: ")]
+        assert file.name == "mlflow.json" or line[:60] in Page(html).text, (file, content[:40])
+        assert "B tcl - A tcl: average" in printed
+        file.unlink() if before is None else file.write_bytes(before)
+
+
+def test_a_log_with_a_line_that_was_cut(runs: tuple[Path, Path], page: Callable[..., tuple[str, str]]) -> None:
+    """The other lines are drawn."""
+    log = runs[1] / "train" / "tcl" / "metrics.jsonl"
+    whole, lines = page(*runs)[0], log.read_bytes().splitlines(keepends=True)
+    for wrong in (
+        b'{"step": 3, "lo\n',
+        b"\xff\n",
+        b"[]\n",
+        b'{"step": null, "loss/total": 1}\n',
+        b'{"step": 1, "loss/total": NaN}\n',
+    ):
+        log.write_bytes(b"".join([*lines[:2], wrong, *lines[2:]]))
+        assert page(*runs)[0] == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"mIoU": {"tcl": {}}}, {"mIoU": [1]}, {"mIoU": {"tcl": {"average": None}}}, {"mIoU": {"tcl": {"average": "x"}}},
+        {"mIoU": {"tcl": {"average": 1.0, "voc21": "x"}}}, {"protocol": 5}, {"data": None}, {"averages": {"tcl": 5}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_scores_that_are_none(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str], change: dict[str, Any]) -> None:
+    """Without them there is nothing to compare."""
+    file = runs[1] / "evaluate.done.json"
+    marker = json.loads(file.read_text())
+    marker["result"] |= change
+    write_json(file, marker)
+    assert compare.main([*map(str, runs), "--out", str(runs[0] / "page.html")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {file}: is damaged (")
+    assert error.count("\n") == 1
 
 
 @pytest.mark.slow

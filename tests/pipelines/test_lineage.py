@@ -191,7 +191,7 @@ def test_tables_of_older_versions_and_damaged_ones(tmp_path: Path) -> None:
     [found] = downloaded(tmp_path, LinkSet(("http://a.test/b",)))
     assert (found.key, found.keys, found.status) == ("k", ["k"], "success")
     (tmp_path / "00001.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(InputError, match=r"00001\.parquet: cannot be read .* start the run again"):
+    with pytest.raises(InputError, match=r"00001\.parquet: is damaged .* start the run again"):
         downloaded(tmp_path, LinkSet(("k",)))
 
 

@@ -4,10 +4,13 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 
+from cluster.checkpoints import LIST, last, mend
 from helpers.chain import Chain
 from owseg.snapshots import write_part
 from pipelines.app.stage_marker import read_marker
@@ -76,6 +79,54 @@ def test_checkpoints_of_finished_trainings(
         assert [one["checkpoint_dir_name"] for one in listed["checkpoint_results"]] == stays
 
 
+def make_whole(run: Path, days: Sequence[int]) -> list[Path]:
+    """The checkpoints of `run`'s clip, those of some days whole."""
+    folders = sorted((run / "train" / "clip" / "checkpoints").glob("checkpoint_2*"))
+    for day in days:
+        (folders[day] / "model").unlink()
+        write_part(folders[day], 0, 1, lambda own: (own / "position.json").write_text('{"step": 1}') and None)
+    return folders
+
+
+@pytest.mark.parametrize("list_names", [(), (0, 1), (0, 1, 2), None])
+@pytest.mark.parametrize("keep", [1, 2])
+@pytest.mark.parametrize("whole", [(0, 1), (0,), (1,)])
+def test_checkpoints_that_are_damaged_do_not_count(
+    run: Path, capsys: pytest.CaptureFixture[str], whole: tuple[int, ...], keep: int, list_names: tuple[int, ...] | None
+) -> None:
+    """The newest is damaged: the newest whole ones stay, whatever Ray's list names; a training would go on from the last."""
+    folders = make_whole(run, whole)
+    names = [{"checkpoint_dir_name": folders[day].name} for day in list_names or ()]
+    listed = folders[0].parent / LIST
+    listed.write_text("{" if list_names is None else json.dumps({"checkpoint_results": names}))
+    stays = [folders[day] for day in whole[-keep:]]
+    assert main([str(run), "--keep-checkpoints", str(keep)]) == 0
+    out = capsys.readouterr().out
+    assert f"{folders[2]}: 1.0 kB, a damaged checkpoint" in out or list_names == (0, 1)
+    assert main([str(run), "--keep-checkpoints", str(keep), "--yes"]) == 0
+    assert [folder for folder in folders if folder.is_dir()] == stays
+    assert mend(folders[0].parent, version("ray")) == []
+    assert [folder for folder in folders if folder.is_dir()] == stays
+    assert last(folders[0].parent) == stays[-1]
+
+
+def test_where_no_checkpoint_is_whole_all_stay(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = left(run)
+    assert main([str(run), "--keep-checkpoints", "1", "--yes"]) == 0
+    assert "left alone, none of its checkpoints is whole (a damaged checkpoint" in capsys.readouterr().out
+    assert left(run) == before
+
+
+def test_a_file_in_the_place_of_a_folder_stays_and_keeps_nothing(run: Path) -> None:
+    (run / "features.done.json").write_text("{}")
+    before = left(run)
+    for name in ("corpus/_work", "features/tcl/_work", "corpus/_build/sign"):
+        write(run / name)
+    assert main([str(run), "--yes"]) == 0
+    assert before - left(run) == {"corpus/_build/read/0.parquet"}
+    assert (run / "corpus" / "_work").is_file()
+
+
 def test_runs_that_are_young_or_at_work_are_left_alone(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(run), "--older-than", "3"]) == 0
     assert "left alone, changed 0 days ago" in capsys.readouterr().out
@@ -109,6 +160,8 @@ def test_runs_that_are_young_or_at_work_are_left_alone(run: Path, capsys: pytest
         (["s3://bucket/run"], "lies in an object store"),
         (["RUN", "--keep-checkpoints", "two"], "--keep-checkpoints: takes a whole number"),
         (["RUN", "--older-than", "-1"], "--older-than"),
+        (["RUN", "--older-than", "9" * 5000], "--older-than: takes a whole number of 0 to 999999999, not '9999"),
+        ([""], "names no folder"),
     ],
 )
 def test_mistakes_are_one_line(run: Path, capsys: pytest.CaptureFixture[str], argv: list[str], line: str) -> None:

@@ -51,6 +51,7 @@ def test_mistakes_are_told_in_a_line(tmp_path: Path, run_dir: Path) -> None:
     calls = {
         "holds no finished evaluation": (str(tmp_path / "nothing"),),
         "nothing of it is recorded in MLflow": (str(tmp_path / "unrecorded"),),
+        "names no folder": ("",),
         "--method: ": (str(run_dir), "--method", "tlc"),
         "no weights of it are recorded": (str(run_dir), "--method", "maskclip"),
     }

@@ -3,10 +3,12 @@
 import fcntl
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,85 @@ def test_damaged_records_are_as_good_as_none(run: Path, capsys: pytest.CaptureFi
         (run / name).write_text("{[")
     state, _ = told(run, capsys)
     assert state["stages"]["download"]["counts"] == {"links": 1, "images": 0}
+
+
+DEEP = "[" * 100_000
+WRONG = ("null", "[]", "5", '"x"', "NaN", "{", DEEP, "")
+OF_RESULTS = {
+    "filter": ('{"links": 1}', '{"links": 1, "kept": 1, "entities": "x", "dropped": {}}', "5", '"x"', "[]", '{"a": 1}'),
+    "download": ('{"by_status": {"success": "x"}}', '{"by_status": [1]}', "7"),
+    "features": ('{"a": 1}',),
+    "evaluate": ('{"images": {}}', '{"images": {}, "mIoU": {"tcl": {}}}', '{"images": {}, "mIoU": {"tcl": {"average": null}}}'),
+}
+
+
+def damages() -> Iterator[tuple[str, str]]:
+    """Files of a run, each with what this program does not write there."""
+    for name in ("filter.done.json", "mlflow.json", "train/tcl/checkpoints/checkpoint_1/position.json"):
+        yield from ((name, text) for text in WRONG)
+    yield from (
+        (f"{stage}.done.json", f'{{"seconds": 1, "result": {text}}}') for stage in OF_RESULTS for text in OF_RESULTS[stage]
+    )
+    yield from (
+        ("filter.done.json", f'{{"seconds": {text}, "result": {{}}}}') for text in ("null", "NaN", "Infinity", '"x"', "[]")
+    )
+    yield from (("mlflow.json", f'{{"run_id": {text}}}') for text in ("{}", "5"))
+    yield from (("shards/_done/00000.done.json", f'{{"counts": {text}}}') for text in ("5", "[1]", '{"status/success": "x"}'))
+    yield from (("train/tcl/checkpoints/checkpoint_1/position.json", f'{{"step": {text}}}') for text in ('"x"', "NaN", "[]"))
+    yield from (("config.yaml", text) for text in ("[]", "x", "{[", "[" * 1100, ""))
+
+
+def test_files_of_wrong_kinds_are_named_and_take_no_more_with_them(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever a file holds, the state of the rest is told, as numbers that JSON has."""
+    write(run / "features" / "tcl" / "sizes.json", {})
+    for name, text in damages():
+        file = run / name
+        before = file.read_bytes() if file.is_file() else None
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        assert main([str(run), "--json"]) == 0, (name, text[:40], capsys.readouterr().err)
+        state = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+        assert [line for line in state["damaged"] if line.startswith(f"{file}: is damaged (")], (name, text[:40])
+        assert state["stages"]["train"]["status"] == ("interrupted" if "train/" in name else "not begun")
+        assert main([str(run)]) == 0, (name, text[:40])
+        assert f"{file}: is damaged (" in capsys.readouterr().out
+        file.unlink() if before is None else file.write_bytes(before)
+        if "train/" in name:
+            shutil.rmtree(run / "train")
+
+
+def test_what_a_killed_process_told_last(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """progress.json is read while somebody works on the run; of a log with lines that are none the others count."""
+    log = run / "train" / "tcl" / "metrics.jsonl"
+    log.parent.mkdir(parents=True)
+    log.write_bytes(b'{"step": 3, "loss/total": NaN}\n{"step": "x"}\n[]\n' + DEEP.encode() + b"\n\xff\n")
+    holder = subprocess.Popen([sys.executable, "-c", HOLD, str(run / ".lock")], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    try:
+        assert holder.stdout is not None
+        holder.stdout.readline()
+        good = json.loads((run / "logs" / "progress.json").read_text())
+        for key, value in (("rate", "x"), ("left", []), ("done", None), ("time", "x"), ("note", 5), ("label", {})):
+            write(run / "logs" / "progress.json", good | {key: value})
+            state, _ = told(run, capsys)
+            assert "progress" not in state["stages"]["download"]
+            [line] = state["damaged"]
+            assert line.startswith(f"{run / 'logs' / 'progress.json'}: is damaged ({key} is of another kind")
+            assert state["stages"]["train"]["trainings"]["tcl"] == {
+                "step": 3,
+                "steps": 40,
+                "loss": None,
+                "images_per_second": None,
+            }
+    finally:
+        holder.communicate()
+
+
+@pytest.mark.parametrize("name", ["", "file://", "~nobody-here/run", "x" * 5000])
+def test_what_can_be_no_folder(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([name]) == 2
+    error = capsys.readouterr().err
+    assert "no folder" in error
+    assert error.count("\n") == 1
 
 
 def test_of_a_run_in_an_object_store(run: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,10 +171,13 @@ def test_a_file_of_counts_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     other_kind = path.read_bytes()
     write_image_counts(path, counts._replace(ids=counts.ids[1:]))
     unmatched = path.read_bytes()
-    for content in (b"", b"text", whole[:200], whole[: len(whole) // 2], other_kind, unmatched):
+    np.savez(path, ids=np.array(counts.ids), intersection=np.array(5), union=np.array(["x"] * 5))
+    no_numbers = path.read_bytes()
+    for content in (b"", b"text", whole[:200], whole[: len(whole) // 2], other_kind, unmatched, no_numbers):
         path.write_bytes(content)
         with pytest.raises(InputError, match="run the evaluate stage again") as error:
             read_image_counts(path)
         assert str(path) in str(error.value)
+        assert "pickle" not in str(error.value)
     with pytest.raises(InputError, match=r"nowhere\.npz"):
         read_image_counts(tmp_path / "nowhere.npz")
