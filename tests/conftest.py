@@ -15,6 +15,13 @@ from helpers.download_web import Web
 TESTS = Path(__file__).parent
 
 
+@pytest.fixture(autouse=True)
+def _store_of_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow writes the store that it is told of into the environment: the next test has its own."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+
+
 LONG = (
     *("chain", "test_job_submit.py", "test_sweep.py", "test_engine.py", "test_equal_on_ranks.py", "test_tracking.py"),
     *("test_checkpoint.py", "cluster/test_evaluate.py", "test_corpus_resume.py"),

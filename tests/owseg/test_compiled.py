@@ -13,6 +13,8 @@ from owseg import training
 from owseg.compiled import compile_blocks
 from owseg.training import LoopConfig
 
+pytestmark = pytest.mark.filterwarnings("default:The .grad attribute:UserWarning")  # of the tracer, which looks at everything
+
 
 @pytest.fixture(autouse=True)
 def _forget() -> None:
