@@ -13,8 +13,8 @@ from helpers.ranks import start_ranks, wait_for_ranks
 STEPS = 20
 ENGINES = ("torch", "1", "2", "3")
 FLOAT32, FLIPS, BF16 = 1e-4, 2e-3, 0.05
-"""Largest relative difference that is rounding, of any step's total loss; over many steps of a method whose assignments are hard,
-so that rounding may flip one; in bfloat16, which has 3 digits and flips many, of the mean over the steps."""
+"""Largest relative difference that is rounding, of any step's total loss; over many steps of a method with hard assignments, of
+which rounding may flip one; in bfloat16, which has 3 digits and flips many, of the mean over the steps."""
 HARD = {"ovsegmentor"}
 
 
