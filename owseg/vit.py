@@ -11,9 +11,12 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.weights import differences, not_finite, read_weights
+from storage.understood import MISFITS
 
 LARGEST = {"image_size": 4096, "patch_size": 512, "width": 8192, "depth": 128, "heads": 128}
 """Sizes above which no image tower goes."""
+UNFIT = (*MISFITS, AssertionError, RuntimeError)
+"""What timm's and torch's parts raise where sizes or tensors do not go together; all else is a fault and stays one."""
 TRIAL = (2, 3)
 """Rows and columns of patches of the image that a tower is tried out on."""
 
@@ -107,7 +110,7 @@ def tried_patch(vit: Any, model: str, key: str) -> int:
             if shape == (1, vit.num_prefix_tokens + TRIAL[0] * TRIAL[1], vit.embed_dim):
                 return patch
             wrong = f"{TRIAL[0]} x {TRIAL[1]} patches become {shape}"
-        except Exception as error:  # what parts make of sizes that do not go together
+        except UNFIT as error:  # what parts make of sizes that do not go together
             wrong = _told(error)
     heads = getattr(getattr(vit.blocks[-1], "attn", None), "num_heads", 1)
     if vit.embed_dim % heads:
@@ -159,7 +162,7 @@ def fill_vit(vit: Any, model: str, weights: str, *, tower: str, file: str) -> No
         elif isinstance(vit, eva.Eva) and (state.keys() == own.keys() or "storage_tokens" in state):
             with redirect_stdout(None):  # it prints that there is no bias
                 state = eva.checkpoint_filter_fn(state, vit)
-    except Exception as error:  # what it makes of shapes that it does not know
+    except UNFIT as error:  # what it makes of shapes that it does not know
         raise InputError(f"{source} does not fit {model} ({_told(error)})") from error
     if wrong := differences(state, own):
         raise InputError(f"{source} does not fit {model}: {wrong}")

@@ -12,10 +12,9 @@ from helpers.ranks import start_ranks, wait_for_ranks
 
 STEPS = 20
 ENGINES = ("torch", "1", "2", "3")
-FLOAT32, FLIPS, BF16 = 1e-4, 2e-3, 0.05
-"""Largest relative difference that is rounding, of any step's total loss; over many steps of a method with hard assignments, of
-which rounding may flip one; in bfloat16, which has 3 digits and flips many, of the mean over the steps."""
-HARD = {"ovsegmentor"}
+FLOAT32, BF16 = 1e-4, 0.05
+"""Largest relative difference that is rounding, of any step's total loss; in bfloat16, which has 3 digits and flips hard
+assignments, of the mean over the steps."""
 
 
 def run(folder: Path, ranks: int, port: int, steps: int, *cells: str) -> None:
@@ -78,4 +77,4 @@ def test_the_table(tmp_path: Path, free_port: Callable[[], int]) -> None:
     print("\n".join(lines))
     for method, row in found.items():
         for title, value in row.items():
-            assert value < (BF16 if "bf16" in title else FLIPS if method in HARD else FLOAT32), (method, title)
+            assert value < (BF16 if "bf16" in title else FLOAT32), (method, title)
