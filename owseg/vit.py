@@ -11,11 +11,11 @@ from torch import Tensor
 
 from owseg import InputError
 from owseg.weights import differences, not_finite, read_weights
-from storage.understood import MISFITS
+from storage.understood import MISFITS, Errors
 
 LARGEST = {"image_size": 4096, "patch_size": 512, "width": 8192, "depth": 128, "heads": 128}
 """Sizes above which no image tower goes."""
-UNFIT = (*MISFITS, AssertionError, RuntimeError)
+UNFIT: Errors = (*MISFITS, AssertionError, RuntimeError)
 """What timm's and torch's parts raise where sizes or tensors do not go together; all else is a fault and stays one."""
 TRIAL = (2, 3)
 """Rows and columns of patches of the image that a tower is tried out on."""
